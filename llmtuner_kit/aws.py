@@ -1,0 +1,237 @@
+"""Targets, sessions and clients: the only importer of boto3.
+
+    aws = connect("local")
+    aws.client("sagemaker").list_training_jobs()
+
+A target is resolved here, once, to a boto3 session. `local` and `local-docker` are profiles that the local
+cloud writes: standard AWS configuration with endpoint URLs in it. Nothing above this module knows which it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+    TokenRetrievalError,
+)
+
+from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
+
+__all__ = ["Aws", "ClientError", "connect", "error_code", "error_message", "is_error"]
+
+# The local cloud's profiles by target; it writes them, this is the shared vocabulary.
+_LOCAL_PROFILES = {"local": "llmtuner-local", "local-docker": "llmtuner-local-docker"}
+_CONFIG = Config(
+    retries={"mode": "standard", "max_attempts": 6},
+    connect_timeout=10,
+    # A real-time endpoint may take 60 s; with a shorter read timeout a slow answer would be asked for twice.
+    read_timeout=70,
+    max_pool_connections=32,
+)
+_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden"}
+_BAD_CREDENTIALS = {
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+    "InvalidAccessKeyId",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+    "SignatureDoesNotMatch",
+}
+_THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "SlowDown", "RequestLimitExceeded"}
+
+
+@dataclass(frozen=True)
+class Aws:
+    """One connection: a session on a target."""
+
+    target: str
+    region: str
+    session: boto3.Session = field(repr=False)
+    _clients: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def charged(self) -> bool:
+        """Whether what runs here appears on a bill."""
+        return self.target == "aws"
+
+    @cached_property
+    def account_id(self) -> str:
+        return str(self.client("sts").get_caller_identity()["Account"])
+
+    @cached_property
+    def caller_arn(self) -> str:
+        return str(self.client("sts").get_caller_identity()["Arn"])
+
+    def client(self, service: str) -> Any:
+        """A boto3 client whose everyday failures (denied, quota, credentials, unreachable) are KitErrors."""
+        if service not in self._clients:
+            self._clients[service] = self.session.client(service, config=_CONFIG)
+        return self._clients[service]
+
+    def endpoint_url(self, service: str) -> str:
+        """The address a service answers at."""
+        return str(self.client(service).meta.endpoint_url)
+
+
+def connect(target: str = "local", region: str = "") -> Aws:
+    """Resolve a target; starts the local cloud when it is needed and not running."""
+    if target in _LOCAL_PROFILES:
+        return _connect_local(target, region, os.environ.get("LLMTUNER_HOME", ""))
+    if target != "aws":
+        raise SettingsError(f"{target!r} is not a target.", valid="local, local-docker, aws")
+    session = botocore.session.Session()
+    try:
+        chosen = region or boto3.Session(botocore_session=session).region_name
+    except ProfileNotFound as error:
+        raise _no_profile(error) from None
+    if not chosen:
+        raise SettingsError(
+            "No AWS region is set.",
+            fix="set region, or AWS_DEFAULT_REGION, or run `aws configure`",
+        )
+    return _open("aws", session, chosen)
+
+
+@lru_cache(maxsize=8)
+def _connect_local(target: str, region: str, home: str) -> Aws:  # noqa: ARG001
+    # `home` is part of the cache key only: each LLMTUNER_HOME is a cloud of its own.
+    cloud = start_local_cloud()
+    session = botocore.session.Session(profile=_LOCAL_PROFILES[target])
+    session.set_config_variable("config_file", cloud["config_file"])
+    session.set_config_variable("credentials_file", cloud["credentials_file"])
+    return _open(target, session, region or cloud["region"])
+
+
+def start_local_cloud() -> Mapping[str, Any]:
+    """Make sure that the local cloud runs; returns its addresses. A process of its own, never an import."""
+    up = subprocess.run(
+        [sys.executable, "-m", "llmtuner_local", "up", "--json"], capture_output=True, text=True, check=False
+    )
+    if up.returncode:
+        lines = [line for line in up.stderr.strip().splitlines() if line.strip()]
+        raise LocalCloudError(
+            "\n".join(lines[-6:]) or f"`llmtuner local up` ended with exit code {up.returncode}.",
+            fix="run `llmtuner local status`, put right what it names, then run this again",
+        )
+    answer: Mapping[str, Any] = json.loads(up.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def forget_connections() -> None:
+    """Look for the local cloud anew at the next `connect` (it was stopped or moved)."""
+    _connect_local.cache_clear()
+
+
+def _open(target: str, session: botocore.session.Session, region: str) -> Aws:
+    session.register("creating-client-class", _speak_plainly)
+    try:
+        return Aws(target, region, boto3.Session(botocore_session=session, region_name=region))
+    except ProfileNotFound as error:
+        raise _no_profile(error) from None
+
+
+def _speak_plainly(base_classes: list[type], **_: object) -> None:
+    base_classes.insert(0, _PlainErrors)
+
+
+class _PlainErrors:
+    """Mixed into every client: what the user can put right becomes a KitError, everything else passes."""
+
+    def _make_api_call(self, operation_name: str, api_params: Mapping[str, Any]) -> Any:
+        try:
+            return super()._make_api_call(operation_name, api_params)  # type: ignore[misc]
+        except (ClientError, BotoCoreError) as error:
+            plain = translate(error, operation_name)
+            if plain is None:
+                raise
+            raise plain from error
+
+
+def translate(error: Exception, operation: str = "") -> KitError | None:
+    """The KitError for a failure every user can meet at any call; None for all others."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | TokenRetrievalError):
+        return AccessError(
+            f"No AWS credentials: {error}", fix="run `aws configure` or `aws sso login`, or use target local"
+        )
+    if isinstance(error, NoRegionError):
+        return SettingsError("No AWS region is set.", fix="set region, or AWS_DEFAULT_REGION")
+    if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
+        return NotReadyError(
+            f"{operation}: nothing answers: {error}",
+            fix="check the network; for target local run `llmtuner local status` and `llmtuner local up`",
+        )
+    if isinstance(error, ReadTimeoutError):
+        return NotReadyError(
+            f"{operation}: no answer in time: {error}", fix="try again; ask for fewer tokens when a model was answering"
+        )
+    if not isinstance(error, ClientError):
+        return None
+    code, message = error_code(error), error_message(error)
+    if code in _DENIED:
+        if operation.startswith("Head"):
+            return None  # S3 answers HEAD with a bare 403 or 404; the caller knows what it was looking for
+        return AccessError(
+            f"{operation} was denied: {message}",
+            fix="ask the account's owner for this permission; `llmtuner access show` prints the policy a user needs",
+        )
+    if code in _BAD_CREDENTIALS:
+        return AccessError(
+            f"AWS does not accept the credentials ({code}): {message}", fix="sign in again, or check the profile"
+        )
+    if code in ("ResourceLimitExceeded", "ServiceQuotaExceededException"):
+        return QuotaError(message, fix=_quota_fix(message))
+    if code in _THROTTLED:
+        return NotReadyError(
+            f"{operation}: AWS asks to slow down ({code}): {message}", fix="wait a minute and run the cell again"
+        )
+    return None
+
+
+def _quota_fix(message: str) -> str:
+    limit = re.search(r"service limit '([^']+)'", message)
+    name = f"'{limit.group(1)}'" if limit else "this limit"
+    return f"ask for more of {name} in the Service Quotas console (Amazon SageMaker), or choose another instance_type"
+
+
+def _no_profile(error: Exception) -> SettingsError:
+    return SettingsError(
+        f"AWS configuration: {error}", fix="set AWS_PROFILE to a profile of `aws configure list-profiles`"
+    )
+
+
+def error_code(error: BaseException) -> str:
+    """AWS's error code of a ClientError (or of the one behind a KitError); empty for anything else."""
+    found = error if isinstance(error, ClientError) else error.__cause__
+    return str(found.response.get("Error", {}).get("Code", "")) if isinstance(found, ClientError) else ""
+
+
+def error_message(error: BaseException) -> str:
+    """AWS's message of a ClientError (or of the one behind a KitError), else the text of the error."""
+    found = error if isinstance(error, ClientError) else error.__cause__
+    return str(found.response.get("Error", {}).get("Message", "")) if isinstance(found, ClientError) else str(error)
+
+
+def is_error(error: BaseException, *codes: str) -> bool:
+    """Whether an error is AWS's answer with one of these codes."""
+    return error_code(error) in codes

@@ -1,0 +1,89 @@
+"""The bucket: found, or created closed.
+
+Encryption at rest on every object, all public access blocked, TLS only, ACLs off.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llmtuner_kit.aws import Aws, ClientError, is_error
+from llmtuner_kit.errors import AccessError, NotFoundError
+
+
+def tls_only_policy(bucket: str) -> dict[str, Any]:
+    """The bucket policy that refuses every request without TLS."""
+    arn = f"arn:aws:s3:::{bucket}"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Sid": "TlsOnly",
+                "Effect": "Deny",
+                "Principal": "*",
+                "Action": "s3:*",
+                "Resource": [arn, f"{arn}/*"],
+                "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+            }
+        ],
+    }
+
+
+def ensure_bucket(aws: Aws, bucket: str, *, may_create: bool) -> None:
+    """Make sure that the bucket is there, in this region and ours.
+
+    Raises NotFoundError when it is missing and may not be created, AccessError when it belongs to another account.
+    """
+    client = aws.client("s3")
+    try:
+        client.head_bucket(Bucket=bucket, ExpectedBucketOwner=aws.account_id)
+    except ClientError as error:
+        if is_error(error, "404", "NoSuchBucket"):
+            if not may_create:
+                raise NotFoundError(
+                    f"There is no bucket {bucket!r} in account {aws.account_id}.",
+                    fix="leave bucket empty to use the kit's own bucket, or create it first",
+                ) from None
+            _create(aws, bucket)
+            return
+        if is_error(error, "403"):
+            raise AccessError(
+                f"Bucket {bucket!r} belongs to another account, or you may not see it.",
+                valid=f"a bucket of account {aws.account_id}",
+                fix="leave bucket empty to use the kit's own bucket",
+            ) from None
+        raise
+
+
+def _create(aws: Aws, bucket: str) -> None:
+    client = aws.client("s3")
+    where = {} if aws.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": aws.region}}
+    try:
+        client.create_bucket(Bucket=bucket, ObjectOwnership="BucketOwnerEnforced", **where)
+    except ClientError as error:
+        # Two notebooks may start at the same time: the other one made it.
+        if not is_error(error, "BucketAlreadyOwnedByYou"):
+            raise
+    harden(aws, bucket)
+
+
+def harden(aws: Aws, bucket: str) -> None:
+    """Block public access, encrypt by default, allow TLS only. Running it twice changes nothing."""
+    client = aws.client("s3")
+    client.put_public_access_block(
+        Bucket=bucket,
+        PublicAccessBlockConfiguration={
+            "BlockPublicAcls": True,
+            "IgnorePublicAcls": True,
+            "BlockPublicPolicy": True,
+            "RestrictPublicBuckets": True,
+        },
+    )
+    client.put_bucket_encryption(
+        Bucket=bucket,
+        ServerSideEncryptionConfiguration={
+            "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}, "BucketKeyEnabled": True}]
+        },
+    )
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(tls_only_policy(bucket)))

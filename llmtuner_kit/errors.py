@@ -1,0 +1,113 @@
+"""Every error a user of the kit is meant to see.
+
+    KitError
+    ├── SettingsError         what was typed into a form or passed with -p does not hold
+    ├── DataError             a file or a row cannot be used
+    ├── NotFoundError         a run, job, model or endpoint of that name does not exist
+    ├── ConflictError         a name is taken, or a record changed under us
+    ├── AccessError           the identity in use may not do this
+    ├── QuotaError            the account's limit for this instance type is reached
+    ├── BudgetError           the quote is above what was allowed
+    ├── NotReadyError         the thing exists and cannot be used yet
+    ├── JobFailedError        a training job, processing job or deployment ended as failed
+    ├── IntegrityError        bytes are not what the record says they are
+    └── LocalCloudError       the local cloud could not be started or reached
+
+A message says what is wrong with the value, what would be valid and what to do next. Anything that is not
+a KitError is a bug of the kit and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KitError(Exception):
+    """Something the user can put right.
+
+    Args:
+        problem: what is wrong, with the value.
+        valid: what would have been accepted, when that can be said.
+        fix: the next step, for the form and for a headless run.
+    """
+
+    def __init__(self, problem: str, *, valid: str = "", fix: str = "") -> None:
+        self.problem, self.valid, self.fix = problem, valid, fix
+        super().__init__(self.text())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders (workers of the data preparation); keyword arguments would be lost.
+        return _rebuild, (type(self), self.problem, self.valid, self.fix)
+
+    def text(self) -> str:
+        """The whole message, one line a part."""
+        parts = [self.problem]
+        if self.valid:
+            parts.append(f"Valid: {self.valid}")
+        if self.fix:
+            parts.append(f"Next: {self.fix}")
+        return "\n".join(parts)
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks for this: one readable block in place of a traceback, in Jupyter and in papermill's output.
+        return [
+            f"{type(self).__name__}: {line}" if n == 0 else f"  {line}"
+            for n, line in enumerate(self.text().split("\n"))
+        ]
+
+
+def _rebuild(kind: type[KitError], problem: str, valid: str, fix: str) -> KitError:
+    return kind(problem, valid=valid, fix=fix)
+
+
+class SettingsError(KitError, ValueError):
+    """One or more settings do not hold; all of them are listed at once.
+
+    It is a ValueError too, so that pydantic collects it with the other problems of a form.
+    """
+
+    @classmethod
+    def of(cls, problems: Sequence[str], *, fix: str = "") -> SettingsError:
+        """Build one error from a list of lines `field: what is wrong`."""
+        head = "1 setting needs a change" if len(problems) == 1 else f"{len(problems)} settings need a change"
+        return cls("\n".join([head + ":", *(f"- {line}" for line in problems)]), fix=fix)
+
+
+class DataError(KitError):
+    """A file or a row cannot be used."""
+
+
+class NotFoundError(KitError):
+    """Nothing of that name exists."""
+
+
+class ConflictError(KitError):
+    """The name is taken, or somebody changed the record in the meantime."""
+
+
+class AccessError(KitError):
+    """The identity in use may not do this."""
+
+
+class QuotaError(KitError):
+    """The account's limit is reached."""
+
+
+class BudgetError(KitError):
+    """The quote is above what was allowed."""
+
+
+class NotReadyError(KitError):
+    """The thing exists and cannot be used yet."""
+
+
+class JobFailedError(KitError):
+    """A job or a deployment ended as failed."""
+
+
+class IntegrityError(KitError):
+    """Bytes differ from what the record says."""
+
+
+class LocalCloudError(KitError):
+    """The local cloud could not be started or reached."""

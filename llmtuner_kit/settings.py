@@ -1,0 +1,287 @@
+"""One pydantic model per notebook: the single source of fields, defaults, limits and help.
+
+The parameters cell of a notebook, its form, the headless runner, the REST API and the run record all take
+their fields from here. `load("train", {...})` checks everything at once and raises one SettingsError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from llmtuner_kit import catalog, paths
+from llmtuner_kit.errors import SettingsError
+
+Target = Literal["local", "local-docker", "aws"]
+
+
+class RunSettings(BaseModel):
+    """What all nine notebooks share: where to work, as whom, on which run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+    target: Target = Field("local", description="where jobs run: this machine, containers on this machine, or AWS")
+    region: str = Field("", description="AWS region; empty: the one your AWS configuration names")
+    user_id: str = Field("", description="whose prefix of the bucket to use; empty: your login name")
+    bucket: str = Field("", description="S3 bucket; empty: the kit's own bucket in this account and region")
+    run_name: str = Field("", description="name of this run; empty: the newest run")
+
+    @field_validator("run_name", "user_id")
+    @classmethod
+    def _label(cls, value: str, info: Any) -> str:
+        return paths.check_label(value, info.field_name) if value else value
+
+    @field_validator("bucket")
+    @classmethod
+    def _bucket(cls, value: str) -> str:
+        return paths.check_bucket(value) if value else value
+
+
+class StartSettings(RunSettings):
+    """00_start: check the environment, open or create a run."""
+
+    run_name: str = Field("", description="name of the run to create or resume; empty: a new name from today's date")
+    model_id: str = Field(
+        "smollm2-135m-instruct", description="base model to tune", json_schema_extra={"choices": "models"}
+    )
+
+    @field_validator("model_id")
+    @classmethod
+    def _model(cls, value: str) -> str:
+        return catalog.base_model(value).model_id
+
+
+class UploadSettings(RunSettings):
+    """01_upload: files into the user's own prefix."""
+
+    source: str = Field("", description="a file or a folder on this machine")
+    dataset: str = Field("", description="name of the dataset; empty: the name of the file or folder")
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset(cls, value: str) -> str:
+        return paths.check_label(value, "dataset") if value else value
+
+    @field_validator("source")
+    @classmethod
+    def _source(cls, value: str) -> str:
+        return str(Path(value).expanduser()) if value else value
+
+
+class PrepareSettings(RunSettings):
+    """02_prepare: files into instruction data, with a report on every row."""
+
+    dataset: str = Field("", description="name of the uploaded dataset; empty: the one this run uploaded")
+    shape: Literal[
+        "auto",
+        "instruction",
+        "prompt-completion",
+        "messages",
+        "conversations",
+        "question-answer",
+        "columns",
+        "text",
+        "documentation",
+    ] = Field("auto", description="how to read rows; auto: recognise it and say so")
+    instruction: str = Field("", description="one fixed instruction for every row; empty: taken from the data")
+    instruction_column: str = Field("", description="column or key with the instruction")
+    input_column: str = Field("", description="column or key with the customer's text")
+    output_column: str = Field("", description="column or key with the answer to learn")
+    max_length: int = Field(
+        0, ge=0, le=131072, description="longest row in tokens; 0: the model's own limit, at most 2048"
+    )
+    passage_tokens: int = Field(
+        256, ge=32, le=8192, description="length of the passages plain text is cut into, in tokens"
+    )
+    long_rows: Literal["split", "cut", "drop", "stop"] = Field("cut", description="what to do with rows over the limit")
+    validation_share: float = Field(0.1, ge=0, le=0.5, description="share of rows used to watch training")
+    test_share: float = Field(0.1, ge=0, le=0.5, description="share of rows kept back for base against tuned")
+    near_duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="what to do with rows that are almost the same"
+    )
+    mask_personal_data: bool = Field(
+        False, description="replace emails, phone and card numbers and keys by placeholders"
+    )
+
+
+class TrainSettings(RunSettings):
+    """03_train: quote, then a LoRA training job."""
+
+    model_id: str = Field(
+        "", description="base model to tune; empty: the one chosen in 00_start", json_schema_extra={"choices": "models"}
+    )
+    method: Literal["lora", "rslora", "dora", "qlora", "full"] = Field(
+        "lora", description="how to tune; qlora: 4-bit base, GPU only"
+    )
+    epochs: float = Field(1.0, gt=0, le=100, description="passes over the training rows")
+    max_steps: int = Field(0, ge=0, description="stop after this many optimizer steps; 0: by epochs")
+    learning_rate: float = Field(2e-4, gt=0, le=0.1, description="peak learning rate")
+    lora_r: int = Field(16, ge=1, le=512, description="rank of the LoRA matrices")
+    lora_alpha: int = Field(32, ge=1, le=2048, description="scale of the LoRA update")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the adapter")
+    max_length: int = Field(0, ge=0, le=131072, description="longest row in tokens; 0: as prepared")
+    batch_tokens: int = Field(4096, ge=64, le=4194304, description="tokens per optimizer step")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="seed of the data order and of the adapter")
+    evaluation_samples: int = Field(
+        3, ge=0, le=50, description="held-out prompts answered by base and tuned in the job"
+    )
+    instance_type: str = Field(
+        "ml.g5.xlarge", description="SageMaker instance type", json_schema_extra={"choices": "training_instances"}
+    )
+    instance_count: int = Field(1, ge=1, le=16, description="number of instances")
+    volume_gb: int = Field(0, ge=0, le=16384, description="disk of the instance in GB; 0: from the model's size")
+    spot: bool = Field(False, description="managed spot: cheaper, may be interrupted, resumes from its checkpoint")
+    max_runtime_minutes: int = Field(0, ge=0, le=40320, description="hard limit; 0: from the quote or the budget")
+    budget_usd: float = Field(
+        0.0, ge=0, description="most you will pay for this job in USD; needed where jobs are charged"
+    )
+    role_arn: str = Field("", description="execution role; empty: the account's role llmtuner-execution")
+    kms_key_id: str = Field("", description="KMS key for everything written; empty: the bucket's own encryption")
+
+    @field_validator("model_id")
+    @classmethod
+    def _model(cls, value: str) -> str:
+        return catalog.base_model(value).model_id if value else value
+
+    @field_validator("instance_type")
+    @classmethod
+    def _instance(cls, value: str) -> str:
+        return catalog.instance(value).instance_type
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.method == "full" and self.lora_dropout:
+            raise ValueError("lora_dropout belongs to an adapter; with method full set lora_dropout to 0")
+        return self
+
+
+class MonitorSettings(RunSettings):
+    """04_monitor: watch a training job."""
+
+    job_name: str = Field("", description="training job; empty: the one this run started")
+    poll_seconds: float = Field(2.0, ge=0.2, le=300, description="seconds between two looks at the job")
+    log_lines: int = Field(15, ge=0, le=200, description="log lines to show")
+    stop: bool = Field(False, description="stop the job; what it has saved is kept")
+
+
+class DownloadSettings(RunSettings):
+    """05_download: a presigned link and a verified local copy."""
+
+    job_name: str = Field("", description="training job; empty: the one this run started")
+    link_minutes: int = Field(60, ge=1, le=720, description="how long the presigned link works")
+    folder: str = Field("downloads", description="folder on this machine for the archive; empty: link only")
+    unpack: bool = Field(True, description="unpack the archive and check every file against its manifest")
+
+
+class DeploySettings(RunSettings):
+    """06_deploy: a real-time endpoint with autoscaling."""
+
+    job_name: str = Field("", description="training job whose model to deploy; empty: the one of this run")
+    endpoint_name: str = Field("", description="name of the endpoint; empty: from the job's name")
+    instance_type: str = Field(
+        "ml.g5.xlarge", description="SageMaker instance type", json_schema_extra={"choices": "hosting_instances"}
+    )
+    min_instances: int = Field(1, ge=1, le=64, description="fewest instances")
+    max_instances: int = Field(1, ge=1, le=64, description="most instances; above the fewest: autoscaling")
+    invocations_per_instance: int = Field(
+        60, ge=1, description="invocations a minute and instance that autoscaling aims at"
+    )
+    time_to_live_minutes: int = Field(120, ge=5, le=43200, description="the guard deletes the endpoint after this time")
+    budget_usd: float = Field(
+        0.0, ge=0, description="most you will pay for its time to live in USD; needed where endpoints are charged"
+    )
+    role_arn: str = Field("", description="execution role; empty: the account's role llmtuner-execution")
+    kms_key_id: str = Field("", description="KMS key of the endpoint's disks; empty: none of your own")
+
+    @field_validator("instance_type")
+    @classmethod
+    def _instance(cls, value: str) -> str:
+        return catalog.instance(value).instance_type
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.max_instances < self.min_instances:
+            raise ValueError(f"max_instances ({self.max_instances}) is below min_instances ({self.min_instances})")
+        return self
+
+
+class InvokeSettings(RunSettings):
+    """07_invoke: prompts to the endpoint, base against tuned."""
+
+    endpoint_name: str = Field("", description="endpoint; empty: the one this run deployed")
+    prompt: str = Field(
+        "", description="what to ask; empty: a held-out row of the dataset", json_schema_extra={"multiline": True}
+    )
+    compare: int = Field(3, ge=0, le=50, description="held-out prompts to answer with base and tuned side by side")
+    max_new_tokens: int = Field(160, ge=1, le=4096, description="longest answer in tokens")
+    temperature: float = Field(0.0, ge=0, le=2, description="0: always the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this share")
+    stream: bool = Field(True, description="show the answer while it is written")
+
+
+class CleanupSettings(RunSettings):
+    """08_cleanup: receipt, and delete what still costs money."""
+
+    delete_endpoint: bool = Field(
+        True, description="delete the endpoint of this run, its configuration and model entry"
+    )
+    stop_job: bool = Field(True, description="stop the training job of this run when it is still running")
+    delete_checkpoints: bool = Field(True, description="delete the checkpoints of a completed job")
+    delete_uploads: bool = Field(False, description="delete the uploaded files of this run")
+    delete_model: bool = Field(False, description="delete the tuned model archive of this run")
+
+
+STEPS: dict[str, type[RunSettings]] = {
+    "start": StartSettings,
+    "upload": UploadSettings,
+    "prepare": PrepareSettings,
+    "train": TrainSettings,
+    "monitor": MonitorSettings,
+    "download": DownloadSettings,
+    "deploy": DeploySettings,
+    "invoke": InvokeSettings,
+    "cleanup": CleanupSettings,
+}
+
+
+def load(step: str, values: Mapping[str, Any]) -> RunSettings:
+    """Check values against the settings of a step; raises one SettingsError that lists every problem."""
+    model = STEPS.get(step)
+    if model is None:
+        raise SettingsError(f"There is no step {step!r}.", valid=", ".join(STEPS))
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise SettingsError.of(
+            problems(error), fix="change the fields in the form, or pass them with -p NAME VALUE in a headless run"
+        ) from None
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Flatten pydantic's errors to `field: what is wrong (the value)`, one line each."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        cause = item.get("ctx", {}).get("error")
+        text = str(cause).replace("\n", " ") if isinstance(cause, ValueError) else item["msg"]
+        if item["type"] == "extra_forbidden":
+            text = "there is no such setting"
+        shown = (
+            f" (it is {item['input']!r})"
+            if where and item["type"] not in ("extra_forbidden", "missing", "value_error")
+            else ""
+        )
+        lines.append(f"{where}: {text}{shown}" if where else text)
+    return lines
+
+
+def choices(field_choices: str) -> list[str]:
+    """The values a form offers for a field whose schema names `choices`."""
+    return {
+        "models": [model.model_id for model in catalog.BASE_MODELS],
+        "training_instances": [item.instance_type for item in catalog.INSTANCES],
+        "hosting_instances": [item.instance_type for item in catalog.INSTANCES],
+    }[field_choices]
