@@ -108,7 +108,7 @@ BASE_MODELS: tuple[BaseModel, ...] = (
         "apache-2.0", 2_849_757_184, 24, 2048, 5120, 32, 32, 64, 32128, 512, instance="ml.g5.2xlarge",
     ),
     BaseModel(
-        "qwen3-8b", "Qwen3 8B", "causal", "Qwen/Qwen3-8B", "main", "apache-2.0",
+        "qwen3-8b", "Qwen3 8B", "causal", "Qwen/Qwen3-8B", "b968826d9c46dd6066d109eabc6255188de91218", "apache-2.0",
         8_190_735_360, 36, 4096, 12288, 32, 8, 128, 151936, 40960, instance="ml.g6e.2xlarge",
     ),
     BaseModel(

@@ -1,0 +1,77 @@
+"""Shared by all tests: a fresh home and AWS environment for each, and one local cloud for those that need one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmtuner_kit import aws as aws_module
+from llmtuner_kit.settings import StartSettings
+from llmtuner_kit.workspace import Workspace, open_workspace
+
+_KEEP = ("AWS_CA_BUNDLE",)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's AWS configuration, nor the state of another test."""
+    for name in list(os.environ):
+        if name.startswith("AWS_") and name not in _KEEP:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("LLMTUNER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("LLMTUNER_LOCALSTACK_PORT", "0")
+    monkeypatch.setenv("LLMTUNER_SAGEMAKER_PORT", "0")
+    aws_module.forget_connections()
+
+
+def run_local(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m llmtuner_local ...` on a home of its own and free ports."""
+    environment = os.environ | {
+        "LLMTUNER_HOME": str(home),
+        "LLMTUNER_LOCALSTACK_PORT": "0",
+        "LLMTUNER_SAGEMAKER_PORT": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "llmtuner_local", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="session")
+def cloud_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A running local cloud for the whole session (one per xdist worker); its LLMTUNER_HOME."""
+    home = tmp_path_factory.mktemp("cloud")
+    up = run_local("up", "--json", home=home)
+    assert up.returncode == 0, up.stderr
+    json.loads(up.stdout.strip().splitlines()[-1])
+    yield home
+    down = run_local("down", home=home)
+    assert down.returncode == 0, down.stderr
+
+
+@pytest.fixture
+def cloud(cloud_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The session's local cloud as this test's LLMTUNER_HOME."""
+    monkeypatch.setenv("LLMTUNER_HOME", str(cloud_home))
+    aws_module.forget_connections()
+    return cloud_home
+
+
+@pytest.fixture
+def workspace(cloud: Path) -> Workspace:
+    """A workspace of a user nobody else has, in the session's local cloud."""
+    return open_workspace(StartSettings(user_id=f"user-{uuid.uuid4().hex[:10]}"))

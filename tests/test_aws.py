@@ -1,0 +1,105 @@
+"""Targets resolve to sessions, and everyday failures of AWS are readable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError, NoCredentialsError
+
+from llmtuner_kit import aws
+from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
+from llmtuner_kit.workspace import Workspace
+
+
+def failure(code: str, message: str = "why", operation: str = "GetObject") -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("AccessDenied", AccessError),
+        ("AccessDeniedException", AccessError),
+        ("ExpiredToken", AccessError),
+        ("InvalidAccessKeyId", AccessError),
+        ("SignatureDoesNotMatch", AccessError),
+        ("ResourceLimitExceeded", QuotaError),
+        ("ThrottlingException", NotReadyError),
+        ("SlowDown", NotReadyError),
+    ],
+)
+def test_everyday_failures_become_kit_errors_that_keep_awss_words(code: str, kind: type[KitError]) -> None:
+    plain = aws.translate(failure(code), "GetObject")
+    assert type(plain) is kind
+    assert "why" in plain.problem
+    assert plain.fix
+
+
+@pytest.mark.parametrize("code", ["ValidationException", "NoSuchKey", "ResourceInUse", "404"])
+def test_failures_that_mean_something_to_the_caller_pass(code: str) -> None:
+    assert aws.translate(failure(code), "GetObject") is None
+
+
+def test_denied_names_the_operation_and_quota_names_the_limit() -> None:
+    denied = aws.translate(failure("AccessDenied"), "CreateEndpoint")
+    assert denied is not None
+    assert denied.problem.startswith("CreateEndpoint was denied")
+    text = "The account-level service limit 'ml.g5.xlarge for training job usage' is 0 Instances"
+    quota = aws.translate(failure("ResourceLimitExceeded", text), "CreateTrainingJob")
+    assert quota is not None
+    assert "'ml.g5.xlarge for training job usage'" in quota.fix
+
+
+def test_no_credentials_says_how_to_get_some() -> None:
+    plain = aws.translate(NoCredentialsError(), "PutObject")
+    assert isinstance(plain, AccessError)
+    assert "aws configure" in plain.fix
+
+
+def test_codes_are_found_behind_a_translated_error() -> None:
+    error = AccessError("denied")
+    error.__cause__ = failure("AccessDenied")
+    assert aws.is_error(error, "AccessDenied")
+    assert not aws.is_error(ValueError("x"), "AccessDenied")
+
+
+def test_unknown_target_lists_the_targets() -> None:
+    with pytest.raises(SettingsError, match="local, local-docker, aws"):
+        aws.connect("azure")
+
+
+def test_aws_without_a_region_asks_for_one() -> None:
+    with pytest.raises(SettingsError, match="region"):
+        aws.connect("aws")
+
+
+def test_aws_target_is_plain_boto3_and_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    connection = aws.connect("aws")
+    assert connection.region == "eu-west-1"
+    assert connection.charged
+    assert connection.endpoint_url("sagemaker") == "https://api.sagemaker.eu-west-1.amazonaws.com"
+
+
+def test_unknown_profile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(SettingsError, match="nobody"):
+        aws.connect("aws", "us-east-1")
+
+
+def test_local_target_differs_by_endpoint_urls_only(workspace: Workspace) -> None:
+    connection = workspace.aws
+    assert not connection.charged
+    assert connection.account_id == "000000000000"
+    for service in ("s3", "sts", "logs", "sagemaker", "sagemaker-runtime"):
+        assert "127.0.0.1" in connection.endpoint_url(service) or "localhost" in connection.endpoint_url(service)
+
+
+def test_local_cloud_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LLMTUNER_HOME", str(tmp_path / "file"))
+    with pytest.raises(LocalCloudError, match="llmtuner local status") as caught:
+        aws.connect("local")
+    assert "Traceback" not in caught.value.problem
+    assert str(tmp_path / "file") in caught.value.problem

@@ -1,0 +1,37 @@
+"""Buckets are created closed, and foreign or missing ones are refused."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+
+from llmtuner_kit import buckets
+from llmtuner_kit.errors import NotFoundError
+from llmtuner_kit.workspace import Workspace
+
+
+def test_created_bucket_is_encrypted_private_and_tls_only(workspace: Workspace) -> None:
+    name = f"closed-{uuid.uuid4().hex[:8]}"
+    buckets.ensure_bucket(workspace.aws, name, may_create=True)
+    client = workspace.aws.client("s3")
+    rule = client.get_bucket_encryption(Bucket=name)["ServerSideEncryptionConfiguration"]["Rules"][0]
+    assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    block = client.get_public_access_block(Bucket=name)["PublicAccessBlockConfiguration"]
+    assert all(block.values())
+    assert len(block) == 4
+    assert json.loads(client.get_bucket_policy(Bucket=name)["Policy"]) == buckets.tls_only_policy(name)
+
+
+def test_ensuring_twice_changes_nothing(workspace: Workspace) -> None:
+    buckets.ensure_bucket(workspace.aws, workspace.bucket, may_create=True)
+    buckets.ensure_bucket(workspace.aws, workspace.bucket, may_create=False)
+
+
+def test_named_bucket_that_is_missing_is_not_created(workspace: Workspace) -> None:
+    name = f"missing-{uuid.uuid4().hex[:8]}"
+    with pytest.raises(NotFoundError, match=name):
+        buckets.ensure_bucket(workspace.aws, name, may_create=False)
+    names = {item["Name"] for item in workspace.aws.client("s3").list_buckets()["Buckets"]}
+    assert name not in names

@@ -1,0 +1,66 @@
+"""Settings: one source of fields and limits, all problems at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmtuner_kit import settings
+from llmtuner_kit.errors import SettingsError
+
+
+def test_every_field_has_a_default_and_a_help_text() -> None:
+    for step, model in settings.STEPS.items():
+        model()
+        for name, field in model.model_fields.items():
+            assert field.description, f"{step}.{name} has no help"
+            assert not field.is_required(), f"{step}.{name} has no default"
+
+
+def test_defaults_are_json_so_that_papermill_can_write_them() -> None:
+    for model in settings.STEPS.values():
+        for value in model().model_dump().values():
+            assert isinstance(value, str | int | float | bool)
+
+
+def test_all_problems_are_reported_together() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load("train", {"epochs": -1, "model_id": "llama-9", "no_such": 1, "run_name": "Not Good"})
+    text = caught.value.problem
+    assert text.startswith("4 settings")
+    assert "epochs: Input should be greater than 0 (it is -1)" in text
+    assert "'llama-9' is not a base model" in text
+    assert "no_such: there is no such setting" in text
+    assert "run_name" in text
+
+
+def test_unknown_step_names_the_steps() -> None:
+    with pytest.raises(SettingsError, match="cleanup"):
+        settings.load("trian", {})
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "field"),
+    [
+        ("deploy", {"min_instances": 3, "max_instances": 2}, "max_instances"),
+        ("train", {"method": "full", "lora_dropout": 0.1}, "lora_dropout"),
+        ("train", {"instance_type": "ml.g5.huge"}, "ml.g5.xlarge"),
+        ("upload", {"dataset": "../other"}, "dataset"),
+        ("start", {"user_id": "me/you"}, "user_id"),
+        ("start", {"bucket": "Has.Dots"}, "bucket"),
+        ("start", {"target": "moon"}, "target"),
+    ],
+)
+def test_what_does_not_hold_is_named(step: str, values: dict[str, object], field: str) -> None:
+    with pytest.raises(SettingsError, match=field):
+        settings.load(step, values)
+
+
+def test_model_can_be_named_as_on_the_hub() -> None:
+    assert settings.load("train", {"model_id": "google/flan-t5-xl"}).model_id == "flan-t5-xl"  # type: ignore[attr-defined]
+
+
+def test_choices_of_the_forms_are_accepted_by_the_settings() -> None:
+    for model in settings.choices("models"):
+        settings.load("train", {"model_id": model})
+    for item in settings.choices("training_instances"):
+        settings.load("deploy", {"instance_type": item})
