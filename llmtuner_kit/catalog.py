@@ -113,12 +113,12 @@ BASE_MODELS: tuple[BaseModel, ...] = (
     ),
     BaseModel(
         "mistral-7b-instruct", "Mistral 7B Instruct v0.3", "causal",
-        "mistralai/Mistral-7B-Instruct-v0.3", "main", "apache-2.0",
+        "mistralai/Mistral-7B-Instruct-v0.3", "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db", "apache-2.0",
         7_248_023_552, 32, 4096, 14336, 32, 8, 128, 32768, 32768, instance="ml.g5.2xlarge",
     ),
     BaseModel(
         "smollm2-1.7b-instruct", "SmolLM2 1.7B Instruct", "causal",
-        "HuggingFaceTB/SmolLM2-1.7B-Instruct", "main", "apache-2.0",
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct", "31b70e2e869a7173562077fd711b654946d38674", "apache-2.0",
         1_711_376_384, 24, 2048, 8192, 32, 32, 64, 49152, 8192,
     ),
 )  # fmt: skip

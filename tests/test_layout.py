@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -76,19 +75,14 @@ def test_local_cloud_and_container_code_stand_alone(folder: str) -> None:
         assert folder == "local" or "llmtuner_local" not in tops, path
 
 
-def test_kit_imports_fast_and_without_heavy_packages() -> None:
+def test_importing_the_kit_loads_no_heavy_package() -> None:
+    heavy = ("torch", "transformers", "sagemaker", "IPython", "papermill", "matplotlib", "ipywidgets", "pandas")
     code = (
-        "import sys, llmtuner_kit, llmtuner_kit.runs, llmtuner_kit.training;"
-        "print([n for n in ('torch','transformers','sagemaker','IPython','papermill','matplotlib') if n in sys.modules])"
+        "import sys, llmtuner_kit, llmtuner_kit.runs, llmtuner_kit.training, llmtuner_kit.endpoints;"
+        f"print([name for name in {heavy} if name in sys.modules])"
     )
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-        assert done.stdout.strip() == "[]"
-    # The figure to reach is 0.3 s for `import llmtuner_kit`; a shared machine may be several times slower.
-    assert min(times) < 2.0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_package_folder_is_shipped() -> None:
