@@ -1,0 +1,76 @@
+"""The dataset card and the version: what went in, what came out, and the hashes that prove it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import llmtuner_kit
+from llmtuner_kit.dataset.drafts import Source
+from llmtuner_kit.dataset.report import Report
+from llmtuner_kit.dataset.tokens import Encoding
+from llmtuner_kit.settings import PrepareSettings, RunSettings
+
+# Counted up whenever the same files and settings would give other bytes than before.
+FORMAT = 1
+FILES = ("train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "report.json")
+
+
+def resolved(settings: PrepareSettings) -> dict[str, Any]:
+    """The settings that decide about the content: not where it runs, nor as whom."""
+    return settings.model_dump(exclude={*RunSettings.model_fields, "dataset"})
+
+
+def version(sources: Sequence[Source], settings: PrepareSettings, model_id: str, encoding: Encoding) -> str:
+    """Twelve hex digits of everything that decides about the content: files, settings, tokenizer, template."""
+    parts = {
+        "format": FORMAT,
+        "sources": sorted((source.name, source.size, source.checksum) for source in sources),
+        "settings": resolved(settings),
+        "model_id": model_id,
+        "max_length": encoding.max_length,
+        "tokenizer": encoding.fingerprint,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def card(
+    dataset: str, version: str, sources: Sequence[Source], settings: PrepareSettings, report: Report, folder: Path
+) -> dict[str, Any]:
+    """What card.json holds. No time and no place in it: the same input gives the same bytes."""
+    files = {name: _sha256(folder / name) for name in FILES if (folder / name).exists()}
+    return {
+        "dataset": dataset,
+        "version": version,
+        "sha256": hashlib.sha256(
+            "".join(files[f"{s}.jsonl"] for s in ("train", "validation", "test")).encode()
+        ).hexdigest(),
+        "kit_version": llmtuner_kit.__version__,
+        "model_id": report.model_id,
+        "max_length": report.lengths.max_length,
+        "settings": resolved(settings),
+        "sources": [
+            {"name": source.name, "bytes": source.size, "checksum": source.checksum}
+            for source in sorted(sources, key=lambda source: source.name)
+        ],
+        "counts": {
+            "rows_in": report.rows_in,
+            "accepted": report.accepted,
+            "rejected": report.rejected,
+            "duplicates": report.duplicates,
+            "rows_out": report.rows_out,
+        },
+        "splits": {
+            name: {"rows": split.rows, "tokens": split.tokens, "trained_tokens": split.trained_tokens}
+            for name, split in report.splits.items()
+        },
+        "files": files,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,150 @@
+"""Bytes -> text: which encoding a file has, and exactly where it breaks its own rule."""
+
+from __future__ import annotations
+
+import codecs
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+from charset_normalizer import from_bytes
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_BLOCK = 4 << 20
+_SAMPLE = 256 << 10
+_PROOF = 3
+_TELLING = 24
+_WESTERN_SIGNS = frozenset("–—‘’“”…€£§°•´·«»¿¡\xa0")
+_OLDER = (
+    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "iso8859_2", "koi8_r", "cp437", "cp850",
+    "mac_roman", "shift_jis", "cp932", "euc_jp", "gb18030", "big5", "euc_kr", "cp949",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """The encoding of a file. `certain` is False when it was told from the look of the text."""
+
+    name: str
+    certain: bool = True
+
+    @property
+    def is_utf8(self) -> bool:
+        return self.name in ("utf-8", "utf-8-sig")
+
+
+def detect(path: Path, *, json: bool = False) -> TextEncoding:
+    """The encoding of a file, from all of its bytes and in bounded memory.
+
+    A byte order mark decides. A file that is UTF-8 but for a minority of its lines is UTF-8 with broken lines (those
+    are reported one by one); a file most of whose accented lines are not UTF-8 was saved in an older encoding. JSON
+    is UTF-8 by its standard (RFC 8259), so there a line or two prove nothing.
+    """
+    if path.stat().st_size == 0:
+        return TextEncoding("utf-8")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for mark, name in _BOMS:
+            if data[: len(mark)] == mark:
+                return TextEncoding(name)
+        return _without_mark(data, json)
+
+
+def detect_bytes(data: bytes, *, json: bool = False) -> TextEncoding:
+    """The encoding of bytes in memory; the same rule as `detect`."""
+    for mark, name in _BOMS:
+        if data.startswith(mark):
+            return TextEncoding(name)
+    return _without_mark(data, json)
+
+
+def _without_mark(data: bytes | mmap.mmap, json: bool) -> TextEncoding:
+    if (wide := _wide(data[:4096])) is not None:
+        return wide
+    good = broken = 0
+    sample: list[bytes] = []
+    for block in _blocks(data):
+        if block.isascii():
+            continue
+        try:
+            block.decode("utf-8")
+            good += 1 + block.count(b"\n")
+            continue
+        except UnicodeDecodeError:
+            pass
+        for line in block.split(b"\n"):
+            if line.isascii():
+                continue
+            try:
+                line.decode("utf-8")
+                good += 1
+            except UnicodeDecodeError:
+                broken += 1
+                if sum(map(len, sample)) < _SAMPLE:
+                    sample.append(line[:_SAMPLE])
+    if broken <= good or (json and broken < _PROOF):
+        return TextEncoding("utf-8")
+    return TextEncoding(_likeliest(b"\n".join(sample)), certain=False)
+
+
+def _likeliest(sample: bytes) -> str:
+    """The older encoding of a sample. With little to go by, that of Windows in the west, by far the commonest."""
+    if sum(byte > 127 for byte in sample) < _TELLING:
+        try:
+            if all(c.isalpha() or c in _WESTERN_SIGNS for c in sample.decode("cp1252") if c > "\x7f"):
+                return "cp1252"
+        except UnicodeDecodeError:
+            pass
+    best = from_bytes(sample, cp_isolation=list(_OLDER)).best()
+    return best.encoding if best else "cp1252"
+
+
+def _wide(head: bytes) -> TextEncoding | None:
+    """UTF-16 without a mark: every second byte of Latin text is zero."""
+    if len(head) < 8:
+        return None
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if odd > len(head) // 2 * 0.4 and even < len(head) // 2 * 0.05:
+        return TextEncoding("utf-16-le", certain=False)
+    if even > len(head) // 2 * 0.4 and odd < len(head) // 2 * 0.05:
+        return TextEncoding("utf-16-be", certain=False)
+    return None
+
+
+def _blocks(data: bytes | mmap.mmap) -> list[bytes] | _Blocks:
+    return [data] if isinstance(data, bytes) else _Blocks(data)
+
+
+class _Blocks:
+    """The file in blocks that end at a line end, so that no character is cut."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        start, size = 0, len(self._data)
+        while start < size:
+            end = min(start + _BLOCK, size)
+            if end < size:
+                cut = self._data.find(b"\n", end)
+                end = size if cut < 0 else cut + 1
+            yield self._data[start:end]
+            start = end
+
+
+def decode(raw: bytes, encoding: str = "utf-8") -> tuple[str, tuple[str, str] | None]:
+    """(text, None), or (text with U+FFFD in place of what is broken, problem naming the byte)."""
+    try:
+        return raw.decode(encoding), None
+    except UnicodeDecodeError as error:
+        byte = raw[error.start : error.start + 1].hex()
+        return raw.decode(encoding, errors="replace"), (
+            "wrong_encoding",
+            f"byte 0x{byte} at position {error.start + 1} is not {encoding.removesuffix('-sig').upper()}"
+            f" (near {raw[max(0, error.start - 20) : error.start].decode(encoding, errors='replace')!r})",
+        )

@@ -1,0 +1,208 @@
+"""A record's value -> a dataset row: {"instruction", "input", "output"} or {"messages"}."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+from typing import Any
+
+from llmtuner_kit.dataset.defects import RowError
+from llmtuner_kit.dataset.shapes import ColumnMapping
+
+Row = dict[str, Any]
+CONTINUE = "Continue the following text:"
+OPENING = 100
+_ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user", "customer": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "agent": "assistant",
+}  # fmt: skip
+_FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+def convert(value: Any, mapping: ColumnMapping, instruction: str = "") -> Row:
+    """One row. Raises RowError with the kind of defect.
+
+    Args:
+        value: the parsed record, which must be a dict.
+        instruction: a fixed instruction for every row; `{column}` in it stands for that column of the row.
+    """
+    if not isinstance(value, dict):
+        raise RowError("not_an_object", f"the row is {_kind(value)}, not an object with named fields")
+    if mapping.messages:
+        return _conversation(value, mapping)
+    question = _field(value, mapping.instruction)
+    context = _field(value, mapping.input)
+    answer = _field(value, mapping.output, needed=True)
+    if instruction:
+        # The fixed instruction asks; what the row had is the material it works on.
+        used = {name for name in _FIELD.findall(instruction) if name in value}
+        context = "\n\n".join(text for text in (question if mapping.instruction not in used else "", context) if text)
+        context = "" if used and mapping.input in used else context
+        question = fill(instruction, value)
+    if not question.strip() and context.strip():
+        question, context = context, ""
+    system = _field(value, mapping.system)
+    history = value.get(mapping.history) if mapping.history else None
+    if system.strip() or history:
+        return _with_history(system, history, question, context, answer)
+    return checked_pair(question, context, answer)
+
+
+def checked_pair(question: str, context: str, answer: str) -> Row:
+    """An instruction row. Raises RowError when there is nothing to ask or nothing to learn."""
+    for text in (question, context, answer):
+        _whole(text)
+    if not question.strip() and not context.strip():
+        raise RowError("empty_prompt", "instruction and input are both empty")
+    if not answer.strip():
+        raise RowError("empty_answer", "the answer is empty")
+    return {"instruction": question.strip(), "input": context.strip(), "output": answer.strip()}
+
+
+def fill(template: str, value: Mapping[str, Any]) -> str:
+    """The template with `{column}` replaced by that column's text; unknown names in braces stay as they are."""
+    return _FIELD.sub(lambda m: _field(value, m.group(1)) if m.group(1) in value else m.group(0), template)
+
+
+def continuation(passage: str) -> Row:
+    """The plain-text rule: the first 100 characters are given, the rest is to be written."""
+    text = passage.strip()
+    _whole(text)
+    rest = text[OPENING:]
+    if not rest.strip():
+        raise RowError("too_short", f"{len(text)} characters; the first {OPENING} are the input, nothing is left")
+    return {"instruction": CONTINUE, "input": text[:OPENING], "output": rest}
+
+
+def explanation(headings: tuple[str, ...], text: str, part: int = 1) -> Row:
+    """A section of a documentation: its headings ask, its text answers."""
+    *path, heading = headings
+    if heading.rstrip().endswith("?"):
+        question = heading.strip()
+    else:
+        question = f"Explain: {heading.strip(string.whitespace + '.:')}"
+    where = " > ".join(part.strip() for part in path)
+    if where:
+        question += f" ({where})"
+    if part > 1:
+        question += f" Part {part}."
+    return checked_pair(question, "", text)
+
+
+def prompt_and_answer(row: Row) -> tuple[str, str]:
+    """What is asked and what is learned, as two texts: for comparing rows and looking for defects."""
+    if "messages" not in row:
+        context = row.get("input", "")
+        return (f"{row['instruction']}\n\n{context}" if context else row["instruction"]), row["output"]
+    asked = [message["content"] for message in row["messages"] if message["role"] != "assistant"]
+    answers = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+    return "\n\n".join(asked), "\n\n".join(answers)
+
+
+def _conversation(value: Mapping[str, Any], mapping: ColumnMapping) -> Row:
+    found = value.get(mapping.messages)
+    if found is None or found == []:
+        raise RowError("no_messages", f"{mapping.messages!r} is empty")
+    if not isinstance(found, list):
+        raise RowError("not_text", f"{mapping.messages!r} is {_kind(found)}, not a list of messages")
+    messages = [_message(message, number) for number, message in enumerate(found, 1)]
+    system = _field(value, mapping.system)
+    if system.strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system.strip()})
+    return checked_messages(messages)
+
+
+def checked_messages(messages: list[dict[str, Any]]) -> Row:
+    """A conversation row. Raises RowError when nobody asks or nobody answers."""
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise RowError("no_answer", f"roles are {', '.join(message['role'] for message in messages)}")
+    if not any(message["content"].strip() for message in answers):
+        raise RowError("empty_answer", "every answer of the conversation is empty")
+    spoken = [message for message in messages if message["role"] != "system"]
+    if spoken[0]["role"] == "assistant":
+        raise RowError("answer_first", "the first message is an answer")
+    if not any(message["content"].strip() for message in spoken if message["role"] == "user"):
+        raise RowError("empty_prompt", "every question of the conversation is empty")
+    return {"messages": messages}
+
+
+def _message(message: Any, number: int) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise RowError("bad_message", f"message {number} is {_kind(message)}, not an object")
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if role is None or (content is None and "content" not in message and "value" not in message):
+        keys = ", ".join(map(str, message)) or "no keys"
+        raise RowError("bad_message", f"message {number} has {keys}; it needs role and content")
+    if not isinstance(role, str) or role.strip().lower() not in _ROLES:
+        raise RowError("unknown_role", f"message {number} has role {role!r}; valid: system, user, assistant")
+    if isinstance(content, list):
+        content = _joined_parts(content, number)
+    if not isinstance(content, str):
+        raise RowError("not_text", f"content of message {number} is {_kind(content)}")
+    _whole(content)
+    kept: dict[str, Any] = {"role": _ROLES[role.strip().lower()], "content": content.strip()}
+    if message.get("weight") == 0:
+        kept["weight"] = 0
+    return kept
+
+
+def _joined_parts(parts: list[Any], number: int) -> str:
+    texts = []
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type", "unknown") if isinstance(part, dict) else _kind(part)
+            raise RowError("not_text", f"message {number} holds a part of type {kind!r}; only text can be trained")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _with_history(system: str, history: Any, question: str, context: str, answer: str) -> Row:
+    messages: list[dict[str, Any]] = []
+    if system.strip():
+        messages.append({"role": "system", "content": system.strip()})
+    for turn in history or ():
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise RowError("bad_message", "history must be a list of [question, answer] pairs")
+        messages += [{"role": "user", "content": turn[0].strip()}, {"role": "assistant", "content": turn[1].strip()}]
+    pair = checked_pair(question, context, answer)
+    messages.append({"role": "user", "content": "\n\n".join(t for t in (pair["instruction"], pair["input"]) if t)})
+    messages.append({"role": "assistant", "content": pair["output"]})
+    for message in messages:
+        _whole(message["content"])
+    return checked_messages(messages)
+
+
+def _field(value: Mapping[str, Any], name: str, *, needed: bool = False) -> str:
+    if not name:
+        return ""
+    if name not in value:
+        if needed:
+            raise RowError("missing_field", f"no {name!r}; the row has {', '.join(map(repr, value)) or 'no fields'}")
+        return ""
+    found = value[name]
+    if found is None:
+        return ""
+    if isinstance(found, bool) or not isinstance(found, str | int | float):
+        if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
+            return found[0]
+        raise RowError("not_text", f"{name!r} is {_kind(found)}")
+    return found if isinstance(found, str) else str(found)
+
+
+def _whole(text: str) -> None:
+    """JSON escapes can spell half of a surrogate pair, which no file and no tokenizer can hold."""
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError("half_character", f"half of a character at position {error.start + 1}") from None
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

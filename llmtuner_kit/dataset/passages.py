@@ -1,0 +1,144 @@
+"""Documents -> passages of a token budget, cut between paragraphs, then sentences, and only then anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from llmtuner_kit.dataset.records import Passage
+
+Measure = Callable[[list[str]], list[int]]
+"""Texts -> their lengths in tokens."""
+
+_PARAGRAPH = re.compile(r"\n[ \t]*\n+")
+# The end of a sentence: its mark, what closes it, then a blank before something that may begin a sentence.
+_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-ÞΑ-ΩА-Я])|(?<=[。！？])|\n")
+_HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t]*#*[ \t]*$")
+_FENCE = re.compile(r"^\s*(```|~~~)")
+_UNDERLINE = re.compile(r"^(=+|-+)[ \t]*$")
+_RST_UNDERLINE = re.compile(r"^([=\-`:'\"~^_*+#<>])\1{2,}[ \t]*$")
+
+
+def cut(text: str, budget: int, measure: Measure) -> list[str]:
+    """Cut a text into passages of at most `budget` tokens (a single long word may exceed it).
+
+    Passages are balanced: a text of 1.1 budgets gives two halves, not a full passage and a scrap.
+    """
+    pieces = [piece for piece in (part.strip("\n") for part in _PARAGRAPH.split(text)) if piece.strip()]
+    lengths = measure(pieces)
+    units: list[tuple[str, int, str]] = []
+    for piece, length in zip(pieces, lengths, strict=True):
+        if length <= budget:
+            units.append((piece, length, "\n\n"))
+        else:
+            units += _broken_down(piece, budget, measure)
+    return _packed(units, budget)
+
+
+def _broken_down(paragraph: str, budget: int, measure: Measure) -> list[tuple[str, int, str]]:
+    """A paragraph as sentences, and a sentence that is too long as runs of words."""
+    sentences = [sentence for sentence in _SENTENCE.split(paragraph) if sentence and sentence.strip()]
+    units: list[tuple[str, int, str]] = []
+    for sentence, length in zip(sentences, measure(sentences), strict=True):
+        if length <= budget:
+            units.append((sentence.strip(), length, " "))
+            continue
+        words = sentence.split()
+        if len(words) < 2:
+            size = max(1, len(sentence) * budget // length)
+            words = [sentence[start : start + size] for start in range(0, len(sentence), size)]
+        units += [(word, count, " ") for word, count in zip(words, measure(words), strict=True)]
+    if units:
+        units[-1] = (units[-1][0], units[-1][1], "\n\n")
+    return units
+
+
+def _packed(units: list[tuple[str, int, str]], budget: int) -> list[str]:
+    """Join units up to the budget; each unit carries the separator that follows it in its passage."""
+    total = sum(length for _, length, _ in units)
+    if not units:
+        return []
+    goal = min(budget, -(-total // -(-total // budget)) * 1.15) if total > budget else budget
+    passages, current, length = [], "", 0
+    separator = ""
+    for text, size, following in units:
+        if current and (length + size > budget or length >= goal):
+            passages.append(current)
+            current, length = "", 0
+        current = current + separator + text if current else text
+        length += size
+        separator = following
+    passages.append(current)
+    return passages
+
+
+def markdown_sections(text: str) -> Iterator[Passage]:
+    """The sections of a Markdown text, each with its headings; code blocks are not searched for headings."""
+    path: list[tuple[int, str]] = []
+    body: list[str] = []
+    fenced = False
+    lines = _without_front_matter(text).split("\n")
+    for number, line in enumerate(lines):
+        if _FENCE.match(line):
+            fenced = not fenced
+        heading = None if fenced else _heading(line, lines[number + 1] if number + 1 < len(lines) else "")
+        if heading:
+            yield from _section(path, body)
+            level, title = heading
+            path = [*(item for item in path if item[0] < level), (level, title)]
+            body = []
+        elif not (not fenced and _UNDERLINE.match(line) and not body and path and lines[number - 1].strip()):
+            body.append(line)
+    yield from _section(path, body)
+
+
+def rst_sections(text: str) -> Iterator[Passage]:
+    """The sections of a reStructuredText document, by its underlined titles in order of first use."""
+    styles: list[str] = []
+    path: list[tuple[int, str]] = []
+    body: list[str] = []
+    lines = text.split("\n")
+    skip = -1
+    for number, line in enumerate(lines):
+        if number <= skip:
+            continue
+        following = lines[number + 1] if number + 1 < len(lines) else ""
+        if line.strip() and _RST_UNDERLINE.match(following) and len(following.rstrip()) >= len(line.rstrip()):
+            if _RST_UNDERLINE.match(line):
+                continue
+            yield from _section(path, body)
+            style = following[0]
+            if style not in styles:
+                styles.append(style)
+            level = styles.index(style) + 1
+            path = [*(item for item in path if item[0] < level), (level, line.strip())]
+            body, skip = [], number + 1
+        elif not _RST_UNDERLINE.match(line):
+            body.append(line)
+    yield from _section(path, body)
+
+
+def _heading(line: str, following: str) -> tuple[int, str] | None:
+    if match := _HEADING.match(line):
+        return len(match.group(1)), match.group(2)
+    if (
+        line.strip()
+        and _UNDERLINE.match(following)
+        and len(following.strip()) >= 3
+        and not line.startswith((" ", "-", "|"))
+    ):
+        return (1 if following[0] == "=" else 2), line.strip()
+    return None
+
+
+def _section(path: list[tuple[int, str]], body: list[str]) -> Iterator[Passage]:
+    text = "\n".join(body).strip()
+    if text:
+        yield Passage(text, tuple(title for _, title in path))
+
+
+def _without_front_matter(text: str) -> str:
+    text = text.replace("\r\n", "\n")
+    if text.startswith("---\n") and (end := text.find("\n---\n", 4)) > 0:
+        return text[end + 5 :]
+    return text

@@ -1,0 +1,208 @@
+"""The report of a preparation: every row accounted for, every decision with examples. Plain data, JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmtuner_kit.dataset.defects import DEFECTS
+
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Example:
+    """Where a defect was seen: file, row (as the user counts), and what exactly."""
+
+    source: str
+    row: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class FindingCount:
+    """One kind of defect over the whole dataset. `rows` are the first row numbers (at most 1000, as file:row)."""
+
+    kind: str
+    title: str
+    effect: str
+    fix: str
+    count: int
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """One file: what it was read as, and what became of its rows."""
+
+    name: str
+    kind: str
+    bytes: int
+    encoding: str
+    encoding_certain: bool
+    mapping: str
+    rows: int
+    accepted: int
+    rejected: int
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of the length histogram: rows with `start` <= tokens < `end`."""
+
+    start: int
+    end: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Row lengths on the model's own tokenizer, before anything is cut."""
+
+    max_length: int
+    mean: float
+    median: int
+    p90: int
+    p99: int
+    longest: int
+    histogram: tuple[Bin, ...]
+    over_rows: int
+    over_answer_tokens: int
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split as written: rows, tokens the model reads, tokens it learns from."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the preparation saw and did. accepted + rejected + duplicates == rows_in, always.
+
+    Attributes:
+        rows_in: records found in all files.
+        rows_out: rows written; more than `accepted` when long rows were split into several.
+        languages: share of rows by language code, largest first.
+        samples: a few rows of the training split as written.
+    """
+
+    rows_in: int
+    accepted: int
+    rejected: int
+    duplicates: int
+    rows_out: int
+    model_id: str
+    sources: tuple[SourceReport, ...]
+    findings: tuple[FindingCount, ...]
+    lengths: Lengths
+    splits: Mapping[str, SplitReport]
+    languages: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[Mapping[str, Any], ...] = ()
+
+    def finding(self, kind: str) -> FindingCount | None:
+        """The count of one kind of defect, or None when it did not occur."""
+        return next((item for item in self.findings if item.kind == kind), None)
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def from_json(document: Mapping[str, Any]) -> Report:
+    """The report that `as_json` wrote."""
+    values = dict(document)
+    values["sources"] = tuple(SourceReport(**item) for item in values["sources"])
+    values["findings"] = tuple(
+        FindingCount(**(item | {"examples": tuple(Example(**example) for example in item["examples"])}))
+        for item in values["findings"]
+    )
+    lengths = values["lengths"]
+    values["lengths"] = Lengths(**(lengths | {"histogram": tuple(Bin(**item) for item in lengths["histogram"])}))
+    values["splits"] = {name: SplitReport(**item) for name, item in values["splits"].items()}
+    values["samples"] = tuple(values["samples"])
+    return Report(**values)
+
+
+@dataclass
+class Tally:
+    """Counts defects while rows go by and keeps the first examples of each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+
+    def add(self, kind: str, source: str, row: int, detail: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        seen = self.examples.setdefault(kind, [])
+        if len(seen) < EXAMPLES:
+            seen.append(Example(source, row, detail[:300]))
+
+    def merge(self, other: Tally) -> None:
+        """Add another tally; its examples come after those already seen."""
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            seen = self.examples.setdefault(kind, [])
+            seen += other.examples[kind][: EXAMPLES - len(seen)]
+
+    def findings(self) -> tuple[FindingCount, ...]:
+        """Rejections first, then what was left out or changed, then what is only worth a look; each by count."""
+        order = {"rejected": 0, "duplicate": 1, "changed": 2, "kept": 3}
+        kinds = sorted(self.counts, key=lambda kind: (order[DEFECTS[kind].effect], -self.counts[kind], kind))
+        return tuple(
+            FindingCount(
+                kind,
+                DEFECTS[kind].title,
+                DEFECTS[kind].effect,
+                DEFECTS[kind].fix,
+                self.counts[kind],
+                tuple(self.examples[kind]),
+            )
+            for kind in kinds
+        )
+
+
+def lengths(tokens: Sequence[int], max_length: int, over_answer_tokens: int) -> Lengths:
+    """Summary and histogram of row lengths in tokens."""
+    ordered = sorted(tokens)
+    if not ordered:
+        return Lengths(max_length, 0.0, 0, 0, 0, 0, (), 0, 0)
+
+    def at(share: float) -> int:
+        return int(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
+
+    return Lengths(
+        max_length,
+        round(sum(ordered) / len(ordered), 1),
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        int(ordered[-1]),
+        _bins(ordered),
+        sum(1 for count in ordered if count > max_length),
+        over_answer_tokens,
+    )
+
+
+def _bins(ordered: Sequence[int]) -> tuple[Bin, ...]:
+    """About twenty bars of a round width over the range that holds 99.5 % of the rows; the last takes the rest."""
+    high = ordered[min(len(ordered) - 1, int(0.995 * len(ordered)))]
+    width = next(step for step in _round_widths() if step * 20 > high)
+    count = int(high) // width + 1
+    rows = [0] * count
+    for value in ordered:
+        rows[min(int(value) // width, count - 1)] += 1
+    ends = [width * (number + 1) for number in range(count)]
+    ends[-1] = max(ends[-1], int(ordered[-1]) + 1)
+    return tuple(Bin(width * number, ends[number], rows[number]) for number in range(count))
+
+
+def _round_widths() -> Iterable[int]:
+    scale = 1
+    while True:
+        yield from (scale, 2 * scale, 5 * scale)
+        scale *= 10

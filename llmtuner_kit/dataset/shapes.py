@@ -1,0 +1,212 @@
+"""Which shape rows have: recognised by their keys, or told by the settings. Never guessed in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from llmtuner_kit.errors import DataError
+from llmtuner_kit.settings import PrepareSettings
+
+ANSWERS = ("output", "response", "answer", "completion", "answers", "target")
+# Pairs that name themselves: (what the customer or reader writes, what the model shall learn to write).
+_QUESTION_COLUMNS = (
+    "ticket", "customer_message", "customer", "customer_text", "message", "email", "request", "inquiry", "enquiry",
+    "issue", "complaint", "query", "question", "prompt", "user", "source", "text", "article", "document",
+)  # fmt: skip
+_ANSWER_COLUMNS = (
+    "reply", "agent_reply", "agent_response", "support_reply", "response", "answer", "resolution", "agent",
+    "completion", "output", "assistant", "target", "summary", "translation",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """How the keys of a row become instruction, input and output (or messages).
+
+    Attributes:
+        shape: instruction, prompt-completion, messages, conversations, question-answer, columns or text.
+        told: it came from the settings; otherwise the names were recognised.
+    """
+
+    shape: str
+    instruction: str = ""
+    input: str = ""
+    output: str = ""
+    messages: str = ""
+    system: str = ""
+    history: str = ""
+    told: bool = False
+
+    def describe(self) -> str:
+        """One line for the report: which key becomes what."""
+        if self.messages:
+            return f"{self.shape}: {self.messages} -> messages"
+        pairs = [(self.instruction, "instruction"), (self.input, "input"), (self.output, "output")]
+        return f"{self.shape}: " + ", ".join(f"{name} -> {part}" for name, part in pairs if name)
+
+
+def normal(name: str) -> str:
+    """A key as it is compared: lower case, words joined by underscores (`Customer Message` -> `customer_message`)."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[\W_]+", "_", spaced.lower()).strip("_")
+
+
+def told(settings: PrepareSettings) -> ColumnMapping | None:
+    """The mapping that the settings spell out, or None."""
+    if not settings.output_column:
+        return None
+    return ColumnMapping(
+        "columns", settings.instruction_column, settings.input_column, settings.output_column, told=True
+    )
+
+
+def recognise(keys: Sequence[str], shape: str = "auto") -> ColumnMapping | None:
+    """The mapping for rows with these keys, or None when they do not name themselves.
+
+    With a shape given, only that shape is looked for.
+    """
+    return _recognise(tuple(keys), shape)
+
+
+@lru_cache(maxsize=4096)
+def _recognise(keys: tuple[str, ...], shape: str) -> ColumnMapping | None:
+    names: dict[str, str] = {}
+    for key in keys:
+        names.setdefault(normal(key), key)
+    for wanted, find in _FINDERS.items():
+        if shape in ("auto", wanted) and (found := find(names)) is not None:
+            return found
+    return None
+
+
+def _messages(names: Mapping[str, str]) -> ColumnMapping | None:
+    key = names.get("messages")
+    return ColumnMapping("messages", messages=key, system=names.get("system", "")) if key else None
+
+
+def _conversations(names: Mapping[str, str]) -> ColumnMapping | None:
+    key = names.get("conversations") or names.get("conversation")
+    return ColumnMapping("conversations", messages=key, system=names.get("system", "")) if key else None
+
+
+def _instruction(names: Mapping[str, str]) -> ColumnMapping | None:
+    answer = _first(names, ANSWERS)
+    if "instruction" not in names or not answer:
+        return None
+    context = _first(names, ("input", "context", "query"))
+    return ColumnMapping(
+        "instruction",
+        names["instruction"],
+        context,
+        answer,
+        system=names.get("system", ""),
+        history=names.get("history", ""),
+    )
+
+
+def _prompt(names: Mapping[str, str]) -> ColumnMapping | None:
+    answer = _first(names, ("completion", "response", "output", "answer", "chosen"))
+    return ColumnMapping("prompt-completion", names["prompt"], "", answer) if "prompt" in names and answer else None
+
+
+def _question(names: Mapping[str, str]) -> ColumnMapping | None:
+    question = _first(names, ("question", "q"))
+    answer = _first(names, ("answer", "a", "answers", "response"))
+    if not question or not answer:
+        return None
+    return ColumnMapping("question-answer", question, names.get("context", ""), answer)
+
+
+def _columns(names: Mapping[str, str]) -> ColumnMapping | None:
+    left = [names[name] for name in _QUESTION_COLUMNS if name in names]
+    right = [names[name] for name in _ANSWER_COLUMNS if name in names]
+    # One candidate on each side, or the pair names itself no better than two others would.
+    return ColumnMapping("columns", left[0], "", right[0]) if len(left) == 1 and len(right) == 1 else None
+
+
+def _text(names: Mapping[str, str]) -> ColumnMapping | None:
+    key = _first(names, ("text", "content", "body", "passage"))
+    others = set(names) - {"text", "content", "body", "passage", "id", "title", "source", "url", "date", "meta"}
+    return ColumnMapping("text", input=key) if key and not others else None
+
+
+_FINDERS = {
+    "messages": _messages,
+    "conversations": _conversations,
+    "instruction": _instruction,
+    "prompt-completion": _prompt,
+    "question-answer": _question,
+    "columns": _columns,
+    "text": _text,
+}
+
+
+def _first(names: Mapping[str, str], wanted: Iterable[str]) -> str:
+    return next((names[name] for name in wanted if name in names), "")
+
+
+def propose(keys: Sequence[str]) -> ColumnMapping | None:
+    """The likeliest mapping for keys that do not name themselves: to be shown and confirmed, never used as it is."""
+    scores = {key: normal(key) for key in keys}
+    answer = _likeliest(scores, _ANSWER_COLUMNS, last=True)
+    question = _likeliest({key: name for key, name in scores.items() if key != answer}, _QUESTION_COLUMNS, last=False)
+    if not answer or not question or len(keys) < 2:
+        return None
+    return ColumnMapping("columns", question, "", answer)
+
+
+def _likeliest(names: Mapping[str, str], wanted: Sequence[str], *, last: bool) -> str:
+    exact = [key for word in wanted for key, name in names.items() if name == word]
+    partial = [key for word in wanted for key, name in names.items() if word in name.split("_")]
+    texts = [key for key, name in names.items() if not re.search(r"(^|_)(id|date|time|status|priority|nr|no)$", name)]
+    ordered = exact or partial
+    if ordered:
+        return ordered[0]
+    return (texts[-1] if last else texts[0]) if texts else ""
+
+
+def unknown(source: str, keys: Sequence[str], settings: PrepareSettings) -> DataError:
+    """The error for rows whose keys do not name themselves: the keys there are, and a mapping to confirm."""
+    known = "\n".join(
+        (
+            "instruction, input, output",
+            "prompt, completion",
+            "messages (role, content)",
+            "conversations (from, value)",
+            "question, answer",
+            "ticket, reply",
+            "text",
+        )
+    ).replace("\n", "; ")
+    proposal = propose(keys)
+    columns = ", ".join(map(repr, keys)) or "none"
+    asked = "" if settings.shape == "auto" else f" as shape {settings.shape!r}"
+    fix = "set output_column, and instruction_column or input_column, to the columns to use"
+    if proposal:
+        fix = f"if that is right, set instruction_column={proposal.instruction!r} and output_column={proposal.output!r}"
+    return DataError(
+        f"{source}: the columns do not say what is the question and what the answer{asked}. Columns: {columns}.",
+        valid=known + ", or a mapping in the settings",
+        fix=fix,
+    )
+
+
+def check_columns(source: str, keys: Sequence[str], mapping: ColumnMapping) -> ColumnMapping:
+    """The mapping with the keys spelled as the source spells them; raises DataError naming what is missing."""
+    spelled = {normal(key): key for key in keys}
+    found: dict[str, str] = {}
+    for part in ("instruction", "input", "output"):
+        name = found[part] = getattr(mapping, part)
+        if not name or name in keys:
+            continue
+        if normal(name) not in spelled:
+            raise DataError(
+                f"{source} has no column {name!r} (set as {part}_column).",
+                valid=", ".join(map(repr, keys)) or "the file has no columns",
+                fix=f"set {part}_column to one of these, or leave it empty",
+            )
+        found[part] = spelled[normal(name)]
+    return ColumnMapping(mapping.shape, **found, told=mapping.told)

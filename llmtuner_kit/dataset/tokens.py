@@ -1,0 +1,175 @@
+"""Tokens as the model will see them: counts and masks from the training code itself, run as a process.
+
+train_src/encoding.py decides what a row looks like to the model. It is run, never imported, so that preparation and
+training cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtuner_kit import catalog
+from llmtuner_kit.errors import KitError, NotFoundError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Tokens of one row: all, those trained on, and how many of each fall past the limit. Or the reason why not."""
+
+    tokens: int = 0
+    trained: int = 0
+    cut_tokens: int = 0
+    cut_trained: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """One row as the model sees it: pieces of text, and for each whether it is trained on.
+
+    For encoder-decoder models `source` is what the encoder reads; `pieces` is the answer.
+    """
+
+    pieces: tuple[str, ...]
+    trained: tuple[bool, ...]
+    source: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A base model's tokenizer and template, as a folder the training code can read."""
+
+    folder: Path
+    family: str
+    max_length: int
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of tokenizer and template: whatever decides about counts and masks."""
+        digest = hashlib.sha256(encoding_program().read_bytes())
+        for name in _FILES:
+            path = self.folder / name
+            digest.update(f"{name}:{path.stat().st_size if path.exists() else -1}\n".encode())
+            digest.update(path.read_bytes() if path.exists() else b"")
+        return digest.hexdigest()
+
+    def measure(self, texts: list[str]) -> list[int]:
+        """Tokens of plain texts, without any template."""
+        return [len(item.ids) for item in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def control_tokens(self) -> re.Pattern[str] | None:
+        """Matches the tokenizer's own special tokens, which must not stand in anybody's text."""
+        # A token like <unk> or </s> may be legal HTML or XML in data for some other model; here it is a control token.
+        names = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
+
+    def count(self, rows: Iterable[bytes]) -> list[Count]:
+        """Token counts of rows given as JSON lines, in order."""
+        return [Count(**answer) for answer in self._run("counts", rows)]
+
+    def masks(self, rows: Sequence[dict[str, Any]]) -> list[MaskedRow]:
+        """Rows as trained on, token by token, after cutting at the limit."""
+        lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+        return [
+            MaskedRow(
+                tuple(answer["pieces"]), tuple(map(bool, answer["trained"])), tuple(answer.get("source_pieces", ()))
+            )
+            for answer in self._run("masks", lines)
+            if "error" not in answer
+        ]
+
+    def command(self, output: str) -> list[str]:
+        """The training code's own program for `counts` or `masks`, reading rows from standard input."""
+        return [
+            sys.executable,
+            str(encoding_program()),
+            "--tokenizer",
+            str(self.folder),
+            "--family",
+            self.family,
+            "--max-length",
+            str(self.max_length),
+            "--output",
+            output,
+        ]
+
+    def _run(self, output: str, rows: Iterable[bytes]) -> list[dict[str, Any]]:
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as answers:
+            for row in rows:
+                given.write(row + b"\n")
+            given.seek(0)
+            done = subprocess.run(
+                self.command(output), stdin=given, stdout=answers, stderr=subprocess.PIPE, text=True, check=False
+            )
+            if done.returncode:
+                raise KitError(
+                    f"The rows could not be encoded for the model: {done.stderr.strip()[-500:]}",
+                    fix=f"check the tokenizer in {self.folder}",
+                )
+            answers.seek(0)
+            return [json.loads(line) for line in answers]
+
+
+def encoding_program() -> Path:
+    """train_src/encoding.py, found without importing it."""
+    spec = find_spec("train_src")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (program := Path(folder) / "encoding.py").exists():
+            return program
+    raise NotFoundError(
+        "The training code (train_src) is not installed beside the kit.", fix="install the kit again with pip"
+    )
+
+
+def open_encoding(model_id: str, max_length: int) -> Encoding:
+    """The encoding of a base model; `max_length` 0 means the model's own limit, at most 2048 tokens."""
+    model = catalog.base_model(model_id)
+    folder = catalog.base_model_folder(model_id) if model.embedded else _from_hub(model)
+    return Encoding(folder, model.family, min(max_length or 2048, model.context))
+
+
+def _from_hub(model: catalog.BaseModel) -> Path:
+    """The tokenizer files of a Hub model, fetched once into the cache."""
+    folder = catalog.cache_folder() / "models" / model.model_id
+    if (folder / "tokenizer.json").exists():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(model.hub_id, revision=model.revision, allow_patterns=list(_FILES), local_dir=folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise NotFoundError(
+            f"The tokenizer of {model.model_id} could not be fetched from the Hub: {str(error).splitlines()[0]}",
+            valid="without a network: smollm2-135m-instruct, tiny-llama, tiny-t5",
+            fix=f"accept the licence of {model.hub_id} and set HF_TOKEN"
+            if model.gated
+            else "connect to the network, or choose a model that ships offline",
+        ) from error
+    return folder
