@@ -1,0 +1,1 @@
+"""The local cloud: LocalStack and a SageMaker emulator on this machine."""

@@ -1,0 +1,55 @@
+"""Where the local cloud keeps its things, and what it remembers of its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ACCOUNT_ID = "000000000000"
+REGION = "us-east-1"
+ROLE_NAME = "llmtuner-execution"
+
+
+class LocalError(Exception):
+    """Something the user can put right; the command line prints it without a traceback."""
+
+
+def home_folder() -> Path:
+    """The state of the local cloud: `LLMTUNER_HOME`, else ~/.llmtuner. Created when missing."""
+    folder = Path(os.environ.get("LLMTUNER_HOME") or Path.home() / ".llmtuner").absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise LocalError(
+            f"The local cloud's folder {folder} cannot be used ({error.strerror}). Set LLMTUNER_HOME to a folder you may write."
+        ) from None
+    return folder
+
+
+def cache_folder() -> Path:
+    """Things that can be rebuilt: `LLMTUNER_CACHE`, else `llmtuner` in the user's cache folder."""
+    if named := os.environ.get("LLMTUNER_CACHE"):
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "llmtuner"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is none yet."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def write_atomic(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file so that a reader sees the old or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    Path(name).chmod(mode)
+    Path(name).replace(path)

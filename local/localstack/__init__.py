@@ -1,0 +1,1 @@
+"""LocalStack in host mode, in an environment of its own."""

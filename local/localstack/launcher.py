@@ -1,0 +1,41 @@
+"""Starts LocalStack with what the kit needs changed. Run by the Python of LocalStack's own environment.
+
+Changed at its seams, before LocalStack imports them:
+- the server listens on 127.0.0.1 only (its Twisted server takes every interface whatever it is told);
+- objects are kept in files below the state folder and survive kill -9 (`persistence.py` beside this file);
+- nothing is written outside of the state folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def listen_on_loopback_only() -> None:
+    """Make every IPv4 server endpoint of Twisted bind 127.0.0.1."""
+    from twisted.internet import endpoints
+
+    plain = endpoints.TCP4ServerEndpoint.__init__
+
+    def bound(self, reactor, port, backlog=50, interface="127.0.0.1"):  # type: ignore[no-untyped-def]
+        plain(self, reactor, port, backlog, interface or "127.0.0.1")
+
+    endpoints.TCP4ServerEndpoint.__init__ = bound
+
+
+def main() -> None:
+    """Patch, then hand over to LocalStack's own main."""
+    listen_on_loopback_only()
+    import persistence
+
+    persistence.install()
+    from localstack.runtime.main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Placeholder of the file store; see launcher."""
+
+
+def install() -> None:
+    """Nothing yet."""
