@@ -102,7 +102,7 @@ def connect(target: str = "local", region: str = "") -> Aws:
         raise SettingsError(f"{target!r} is not a target.", valid="local, local-docker, aws")
     session = botocore.session.Session()
     try:
-        chosen = region or boto3.Session(botocore_session=session).region_name
+        chosen = region or session.get_config_variable("region")
     except ProfileNotFound as error:
         raise _no_profile(error) from None
     if not chosen:

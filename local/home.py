@@ -24,7 +24,7 @@ def home_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise LocalError(
-            f"The local cloud's folder {folder} cannot be used ({error.strerror}). Set LLMTUNER_HOME to a folder you may write."
+            f"The folder {folder} cannot be used ({error.strerror}). Set LLMTUNER_HOME to a folder you may write."
         ) from None
     return folder
 

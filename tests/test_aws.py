@@ -76,10 +76,13 @@ def test_aws_without_a_region_asks_for_one() -> None:
 
 def test_aws_target_is_plain_boto3_and_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     connection = aws.connect("aws")
     assert connection.region == "eu-west-1"
     assert connection.charged
     assert connection.endpoint_url("sagemaker") == "https://api.sagemaker.eu-west-1.amazonaws.com"
+    assert connection.client("s3").meta.region_name == "eu-west-1"
 
 
 def test_unknown_profile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ It does not batch, pad or know about tensors; data.py does.
 import argparse
 import itertools
 import json
-import os
 import secrets
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -150,7 +149,7 @@ class Encoder:
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens such as the end of a turn."""
-        return frozenset(id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special)
+        return frozenset(number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
     def _template(self) -> "_Template":
@@ -177,7 +176,9 @@ class Encoder:
         drafts: list[tuple[str, list[tuple[int, int]]] | RowError] = []
         for row in rows:
             try:
-                drafts.append(self._template.answer_spans(row_messages(row)))
+                messages = row_messages(row)
+                wanted = _weights(row["messages"]) if "messages" in row else [True]
+                drafts.append(self._template.answer_spans(messages, wanted))
             except RowError as error:
                 drafts.append(error)
         texts = [draft[0] for draft in drafts if not isinstance(draft, RowError)]
@@ -219,6 +220,8 @@ class Encoder:
                 messages = row_messages(row)
                 while messages[-1]["role"] != "assistant":
                     messages.pop()
+                if "messages" in row and not _weights(row["messages"])[-1]:
+                    raise RowError("the last answer has weight 0, and an encoder-decoder model learns only that one")
                 if len(messages) == 1:
                     raise RowError("the answer has no question before it")
                 drafts.append((seq2seq_source(messages[:-1]), messages[-1]["content"]))
@@ -272,8 +275,10 @@ class _Template:
         except jinja2.TemplateError as error:
             raise RowError(f"the model's chat template refuses this conversation: {error}") from error
 
-    def answer_spans(self, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered conversation, and where in it (from, to) each answer stands. Raises RowError if none is found.
+    def answer_spans(self, messages: list[dict[str, str]], wanted: Sequence[bool]) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered conversation, and where in it (from, to) the wanted answers stand.
+
+        `wanted` says for each answer whether it is trained on. Raises RowError when no such answer is found.
 
         A template that marks its answers (`{% generation %}`) is believed. For any other, the text rendered up to an
         answer must begin the whole text. Some templates rewrite earlier answers (they take the reasoning out): such
@@ -284,13 +289,13 @@ class _Template:
         text = "".join(parts)
         if len(parts) > 1:
             ends = list(itertools.accumulate(map(len, parts)))
-            return text, list(zip(ends[0::2], ends[1::2], strict=False))
-        spans = []
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant":
-                span = self._span_of(index, messages, text)
-                if span:
-                    spans.append(span)
+            marked_spans = list(zip(ends[0::2], ends[1::2], strict=False))
+            if len(marked_spans) != len(wanted):
+                raise RowError(f"the chat template marks {len(marked_spans)} answers, the row has {len(wanted)}")
+            return text, [span for span, is_wanted in zip(marked_spans, wanted, strict=True) if is_wanted]
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        found = [self._span_of(i, messages, text) for i, is_wanted in zip(answers, wanted, strict=True) if is_wanted]
+        spans = [span for span in found if span]
         if not spans:
             raise RowError("the model's chat template does not show where the answer begins in this conversation")
         return text, spans
@@ -344,7 +349,14 @@ def _checked_messages(messages: Any) -> list[dict[str, str]]:
         raise RowError("no message has role 'assistant': there is nothing to learn from this row")
     if not any(answer.strip() for answer in answers):
         raise RowError("every answer is empty: there is nothing to learn from this row")
+    if not any(_weights(messages)):
+        raise RowError("every answer has weight 0: there is nothing to learn from this row")
     return checked
+
+
+def _weights(messages: list[dict[str, Any]]) -> list[bool]:
+    """For each answer whether it is trained on: OpenAI's `"weight": 0` on a message says no."""
+    return [message.get("weight", 1) != 0 for message in messages if message["role"] == "assistant"]
 
 
 def _text(value: Any, name: str) -> str:
@@ -369,7 +381,10 @@ def _pieces(text: str, encoding: Encoding) -> list[str]:
 
 
 def _common_length(one: str, other: str) -> int:
-    return len(one) if other.startswith(one) else len(os.path.commonprefix([one, other]))
+    if other.startswith(one):
+        return len(one)
+    pairs = zip(one, other, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _kind(value: Any) -> str:
