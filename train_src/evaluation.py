@@ -1,0 +1,78 @@
+"""How good the model is on rows it does not train on: losses row by row, and a few answers to look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data import Row, split_micro
+from encoding import Encoder
+from metrics import perplexity
+from model import TunedModel
+
+ANSWER_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over the trained tokens of each row, in the order of the rows."""
+
+    losses: list[float]
+    correct: list[int]
+    labels: list[int]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per trained token."""
+        return sum(self.losses) / max(sum(self.labels), 1)
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of trained tokens that were the model's first choice."""
+        return sum(self.correct) / max(sum(self.labels), 1)
+
+    def summary(self) -> dict[str, float]:
+        """The three figures of evaluation.json."""
+        return {"loss": self.loss, "perplexity": perplexity(self.loss), "token_accuracy": self.token_accuracy}
+
+
+def score(model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int) -> Score:
+    """Evaluate the model as it is now. Rows of like length go together; the result keeps the order of `rows`."""
+    losses, correct, labels = [0.0] * len(rows), [0] * len(rows), [row.labels for row in rows]
+    order = sorted(range(len(rows)), key=lambda number: (len(rows[number]), number))
+    model.network.eval()
+    with torch.no_grad():
+        for numbers in split_micro(rows, order, micro_batch_tokens):
+            batch = model.batch([rows[number] for number in numbers])
+            per_label, right = model.losses(batch)
+            owners = batch.owners.to(per_label.device)
+            sums = torch.zeros(len(numbers), dtype=torch.float64, device=per_label.device)
+            hits = torch.zeros(len(numbers), dtype=torch.int64, device=per_label.device)
+            sums.index_add_(0, owners, per_label.double())
+            hits.index_add_(0, owners, right.long())
+            for number, loss, hit in zip(numbers, sums.tolist(), hits.tolist(), strict=True):
+                losses[number], correct[number] = loss, hit
+    model.network.train()
+    return Score(losses, correct, labels)
+
+
+def answers(
+    model: TunedModel, tokenizer: Any, encoder: Encoder, prompts: Sequence[list[dict[str, str]]], stop_ids: set[int]
+) -> list[str]:
+    """The greedy answer to each prompt (a conversation without its answer), all in one batch."""
+    if not prompts:
+        return []
+    ids = [encoder.prompt_ids(messages) for messages in prompts]
+    side = "right" if model.family == "seq2seq" else "left"
+    batch = tokenizer.pad({"input_ids": ids}, padding=True, padding_side=side, return_tensors="pt").to(model.device)
+    with model.generating() as network:
+        output = network.generate(
+            **batch,
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            eos_token_id=sorted(stop_ids) or None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    start = 0 if model.family == "seq2seq" else batch["input_ids"].shape[1]
+    return [text.strip() for text in tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)]

@@ -1,0 +1,16 @@
+"""The error a user of the job is meant to read, and the file SageMaker reads it from."""
+
+from pathlib import Path
+
+SHOWN_CHARACTERS = 1024  # SageMaker shows this much of the file as the job's FailureReason
+
+
+class TrainingError(Exception):
+    """The job cannot go on; the text says why, with the value at fault, and what to change."""
+
+
+def write_failure(path: Path, reason: str, details: str = "") -> None:
+    """Write the reason first, so that it survives SageMaker's cut, and the details (a traceback) after it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = reason.strip()
+    path.write_text(f"{text}\n\n{details.strip()}\n" if details else f"{text}\n", encoding="utf-8")

@@ -1,0 +1,178 @@
+"""One training job from a checked data set to a finished archive."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from base import Base
+from data import Channel, read_rows
+from encoding import Encoder, row_messages
+from evaluation import Score, answers, score
+from failures import TrainingError
+from folders import Folders
+from hyperparameters import Hyperparameters
+from metrics import perplexity, report
+from model import TunedModel, load_model, load_tokenizer
+from trainer import Trainer
+
+COMPARED_ROWS = 16  # rows whose ids are compared with transformers' own
+BASE_RESULT = "base-evaluation.json"
+
+
+@dataclass
+class Job:
+    """Everything a job needs, checked and encoded."""
+
+    folders: Folders
+    settings: Hyperparameters
+    base: Base
+    encoder: Encoder
+    channels: dict[str, Channel]
+
+    def run(self) -> None:
+        """Load, evaluate the base, train, evaluate, write the archive."""
+        transformers.utils.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
+        tokenizer = load_tokenizer(self.base)
+        self._check_tokenizer(tokenizer)
+        model = load_model(self.base, self.settings)
+        print(f"loaded: {_description(model)}", flush=True)
+        test = self.channels.get("test")
+        trainer = Trainer(model, self.channels["train"], self.channels.get("validation"), self.settings, self.folders)
+        base_result = self._base_result(model, tokenizer, test, trainer.micro_batch_tokens) if test else None
+        finished = trainer.run()
+        metrics: dict[str, Any] = {
+            "train_loss": trainer.progress.last_loss,
+            "steps": trainer.progress.step,
+            "tokens": trainer.progress.tokens,
+            "training_seconds": round(trainer.progress.seconds, 1),
+            "finished": finished,
+        }
+        evaluation = None
+        if test and base_result and finished:
+            evaluation = self._evaluation(model, tokenizer, test, base_result, trainer.micro_batch_tokens)
+            metrics |= {"base": evaluation["base"], "tuned": evaluation["tuned"], "test_rows": evaluation["rows"]}
+        self._write_archive(model, tokenizer, metrics, evaluation)
+
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        """The archive ships transformers' tokenizer: it must give the ids that were trained on."""
+        if self.base.family == "seq2seq":
+            return
+        for row in read_rows(self.folders.channel("train"))[0][:COMPARED_ROWS]:
+            messages = row_messages(row)
+            ours = next(self.encoder.encode([row]))
+            template = self.encoder.chat_template
+            theirs = tokenizer.apply_chat_template(messages, chat_template=template, return_dict=True)["input_ids"]
+            if getattr(ours, "ids", None) != theirs:
+                raise TrainingError(
+                    f"the tokenizer files of {self.base.model_id} contradict each other: tokenizer.json gives other "
+                    "ids than transformers; save the tokenizer again with save_pretrained"
+                )
+
+    def _base_result(self, model: TunedModel, tokenizer: Any, test: Channel, micro: int) -> dict[str, Any]:
+        """The base model on the test rows. Kept beside the checkpoints: a resumed full fine-tune has no base left."""
+        path = self.folders.checkpoints / BASE_RESULT
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        started = time.monotonic()
+        with model.base():
+            result = score(model, test.rows, micro)
+            texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
+        found = {"losses": result.losses, "correct": result.correct, "labels": result.labels, "answers": texts}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(found), encoding="utf-8")
+        temporary.rename(path)
+        report(base_loss=result.loss, base_perplexity=perplexity(result.loss))
+        print(f"base model evaluated in {time.monotonic() - started:.1f} s", flush=True)
+        return found
+
+    def _evaluation(
+        self, model: TunedModel, tokenizer: Any, test: Channel, base_result: dict[str, Any], micro: int
+    ) -> dict[str, Any]:
+        """Base against tuned on the test rows; written to the job's output folder."""
+        tuned = score(model, test.rows, micro)
+        texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
+        base = Score(base_result["losses"], base_result["correct"], base_result["labels"])
+        rows = read_rows(self.folders.channel("test"))[0]
+        found = {
+            "rows": len(test.rows),
+            "tokens": sum(tuned.labels),
+            "base": base.summary(),
+            "tuned": tuned.summary(),
+            "per_row": [
+                {"tokens": labels, "base_loss": before / max(labels, 1), "tuned_loss": after / max(labels, 1)}
+                for labels, before, after in zip(tuned.labels, base.losses, tuned.losses, strict=True)
+            ],
+            "samples": [
+                {
+                    "prompt": "\n\n".join(message["content"] for message in prompt),
+                    "reference": row_messages(row)[-1]["content"],
+                    "base": before,
+                    "tuned": after,
+                }
+                for prompt, row, before, after in zip(
+                    self._prompts(), rows, base_result["answers"], texts, strict=False
+                )
+            ],
+        }
+        report(
+            base_loss=base.loss,
+            base_perplexity=perplexity(base.loss),
+            test_loss=tuned.loss,
+            perplexity=perplexity(tuned.loss),
+            test_token_accuracy=tuned.token_accuracy,
+        )
+        self.folders.output.mkdir(parents=True, exist_ok=True)
+        path = self.folders.output / "evaluation.json"
+        path.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+        return found
+
+    def _prompts(self) -> list[list[dict[str, str]]]:
+        """The first test rows without their answers."""
+        rows = read_rows(self.folders.channel("test"))[0][: self.settings.evaluation_samples]
+        return [row_messages(row)[:-1] for row in rows]
+
+    def _stop_ids(self, tokenizer: Any) -> set[int]:
+        """Every token that ends an answer: the tokenizer's own, and what the template puts after one."""
+        return {*self.channels["train"].stop_ids, tokenizer.eos_token_id} - {None}
+
+    def _write_archive(
+        self, model: TunedModel, tokenizer: Any, metrics: dict[str, Any], evaluation: dict[str, Any] | None
+    ) -> None:
+        from archive import write_archive
+
+        started = time.monotonic()
+        tokenizer.chat_template = self.encoder.chat_template if self.base.family == "causal" else None
+        write_archive(
+            self.folders.model,
+            model=model.module,
+            tokenizer=tokenizer,
+            base_info={
+                "model_id": self.base.model_id,
+                "revision": self.base.revision,
+                "family": self.base.family,
+                "path": str(self.base.folder),
+            },
+            hyperparameters=self.settings.as_dict(),
+            metrics=metrics,
+            dataset_sha256=self.settings.dataset_sha256,
+            stop_ids=sorted(self._stop_ids(tokenizer)),
+            evaluation=evaluation,
+        )
+        print(f"archive written in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _description(model: TunedModel) -> str:
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in model.network.parameters())
+    threads = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else torch.cuda.get_device_name()
+    return (
+        f"{total / 1e6:.1f} M weights, {trained / 1e6:.2f} M of them trained, "
+        f"{str(model.dtype).removeprefix('torch.')} on {model.device.type} ({threads}), process {os.getpid()}"
+    )

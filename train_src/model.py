@@ -1,0 +1,220 @@
+"""The model that is trained: base weights, adapter, precision, and the loss of a batch.
+
+The head is applied only where there is a label: a replaced `forward` of the output layer picks those positions, so it
+works for every model transformers loads, whatever the model does before its head (T5 scales) or after it (Gemma caps).
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor, nn
+
+import attention
+from base import Base
+from batches import Batch, causal_batch, seq2seq_batch
+from data import Row
+from failures import TrainingError
+from hyperparameters import Hyperparameters
+from label_loss import label_losses, logit_losses
+from lora_linear import speed_up
+
+# Settings by which a model changes its logits after the head; then the loss must be taken from the model's own output.
+CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+@dataclass
+class TunedModel:
+    """A model with its adapter. `module` is what is saved: the PEFT model, or the plain one for full fine-tuning."""
+
+    module: Any
+    network: Any
+    family: str
+    device: torch.device
+    dtype: torch.dtype
+    autocast: bool
+    trained_names: list[str]
+
+    def __post_init__(self) -> None:
+        self._head = self.network.get_output_embeddings()
+        self._plain_head = self._head.forward
+        self._labels: tuple[Tensor, Tensor] | None = None
+        self._result: tuple[Tensor, Tensor] | None = None
+        config = self.network.config.get_text_config()
+        self._keeps_logits = not any(getattr(config, name, None) not in (None, 0, 1.0) for name in CHANGED_LOGITS)
+        self._head.forward = self._head_forward
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer changes, in a fixed order."""
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """What the optimizer changes, by name."""
+        parameters = dict(self.module.named_parameters())
+        return {name: parameters[name] for name in self.trained_names}
+
+    def batch(self, rows: list[Row]) -> Batch:
+        """The rows as one forward pass of this model."""
+        if self.family == "causal":
+            return causal_batch(rows)
+        config = self.network.config
+        return seq2seq_batch(rows, pad_id=config.pad_token_id or 0, start_id=config.decoder_start_token_id)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(loss in fp32, whether the label was the likeliest token) for each label of the batch."""
+        attention.set_documents(batch.lengths)
+        self._labels = batch.positions.to(self.device), batch.labels.to(self.device)
+        try:
+            with self._precision():
+                output = self.network(**batch.model_inputs(self.device), use_cache=False)
+            if self._result is not None:
+                return self._result
+            return logit_losses(output.logits[0], self._labels[1])
+        finally:
+            self._labels = self._result = None
+
+    @contextlib.contextmanager
+    def base(self) -> Any:
+        """Inside, the model answers as the base model does (adapter off)."""
+        if isinstance(self.module, peft.PeftModel):
+            with self.module.disable_adapter():
+                yield
+        else:
+            yield
+
+    @contextlib.contextmanager
+    def generating(self) -> Any:
+        """Inside, `network.generate` works on ordinary padded batches."""
+        attention.set_documents(())
+        trained_with = self.network.config._attn_implementation
+        self.network.eval()
+        self.network.set_attn_implementation("sdpa")
+        try:
+            with torch.inference_mode(), self._precision():
+                yield self.network
+        finally:
+            self.network.set_attn_implementation(trained_with)
+            self.network.train()
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def _head_forward(self, hidden: Tensor) -> Tensor:
+        if self._labels is None:
+            return self._plain_head(hidden)
+        positions, labels = self._labels
+        picked = hidden.reshape(-1, hidden.shape[-1])[positions]
+        if not self._keeps_logits:
+            return self._plain_head(picked)[None]
+        self._result = label_losses(picked.to(self._head.weight.dtype), self._head.weight, labels, self._head.bias)
+        return picked[None]
+
+
+def choose_device() -> torch.device:
+    """The GPU of this process where there is one, the CPU otherwise."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.distributed.get_node_local_rank(0))
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it natively, fp32 otherwise; fp16 never (T5 overflows in it)."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+def load_tokenizer(base: Base) -> Any:
+    """transformers' tokenizer of the base model, with a pad token."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base.folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(base: Base, settings: Hyperparameters) -> TunedModel:
+    """Load the base, add what is trained. The same seed gives the same first weights."""
+    device = choose_device()
+    dtype = choose_dtype(settings.precision, device)
+    network = _load_network(base, settings, device, dtype)
+    torch.manual_seed(settings.seed)
+    if settings.method == "full":
+        module, plain = network.requires_grad_(True), 0
+    else:
+        network.requires_grad_(False)
+        module = peft.get_peft_model(network, _lora_config(network, base.family, settings))
+        plain = speed_up(module)
+    network.to(device)
+    if settings.gradient_checkpointing == "on":
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    network.train()
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    # fp32 weights, or layers whose arithmetic is PEFT's own, are multiplied in bf16 through autocast.
+    layers = sum(isinstance(layer, peft.tuners.lora.LoraLayer) for layer in module.modules())
+    autocast = dtype == torch.bfloat16 and (settings.method == "full" or plain < layers)
+    return TunedModel(module, network, base.family, device, dtype, autocast, trained)
+
+
+def _load_network(base: Base, settings: Hyperparameters, device: torch.device, dtype: torch.dtype) -> Any:
+    loader = transformers.AutoModelForSeq2SeqLM if base.family == "seq2seq" else transformers.AutoModelForCausalLM
+    options: dict[str, Any] = {"dtype": torch.float32 if settings.method == "full" else dtype}
+    if settings.method == "qlora":
+        if device.type != "cuda":
+            raise TrainingError("method qlora needs an NVIDIA GPU, this machine has none: use lora, or a GPU instance")
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if base.family == "causal":
+        attention.register()
+        options["attn_implementation"] = attention.NAME if _can_pack(base.config) else "sdpa"
+    try:
+        return loader.from_pretrained(base.folder, **options)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"the base model {base.model_id} does not load: {error}") from error
+
+
+def _can_pack(config: dict[str, Any]) -> bool:
+    """Whether each layer's attention is plain causal attention; other models get transformers' own block masks."""
+    text = config.get("text_config") or config
+    has_window = text.get("sliding_window") is not None and text.get("use_sliding_window", True)
+    plain_layers = set(text.get("layer_types") or ["full_attention"]) == {"full_attention"}
+    return plain_layers and not has_window and not text.get("attn_logit_softcapping")
+
+
+def _lora_config(network: Any, family: str, settings: Hyperparameters) -> peft.LoraConfig:
+    return peft.LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.lora_dropout,
+        use_rslora=settings.method == "rslora",
+        use_dora=settings.method == "dora",
+        target_modules=_target_modules(network, settings.target_modules),
+        task_type="SEQ_2_SEQ_LM" if family == "seq2seq" else "CAUSAL_LM",
+    )
+
+
+def _target_modules(network: Any, asked: str) -> list[str]:
+    """The names of the layers that get an adapter: all linear ones but the head and the routers of expert models."""
+    head = network.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    if asked == "auto":
+        return sorted(linear - {"router", "gate", "lm_head"})
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    unknown = [name for name in names if name not in linear]
+    if unknown:
+        raise TrainingError(f"target_modules has {', '.join(unknown)}; the model has {', '.join(sorted(linear))}")
+    return names

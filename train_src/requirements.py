@@ -1,0 +1,46 @@
+"""Installs what the container lacks, and calls pip only then: looking takes milliseconds, pip takes seconds."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from failures import TrainingError
+
+LINE = re.compile(r"^([A-Za-z0-9._-]+)\s*(?:>=\s*([0-9.]+))?$")
+
+
+def install_missing(path: Path) -> list[str]:
+    """Install the lines of a requirements file that are not met. Returns them; raises TrainingError when pip fails."""
+    missing = [line for line in _lines(path) if not _is_met(line)]
+    if missing:
+        print(f"installing {', '.join(missing)}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-input", *missing], check=False)
+        if done.returncode:
+            raise TrainingError(
+                f"the container lacks {', '.join(missing)} and pip cannot install it: use an image that has it, or "
+                "give the job a network"
+            )
+    return missing
+
+
+def _lines(path: Path) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def _is_met(line: str) -> bool:
+    match = LINE.match(line)
+    if match is None:
+        raise TrainingError(f"requirements.txt: {line!r} must be a name, or a name and its least version (>=)")
+    name, least = match.groups()
+    try:
+        present = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return least is None or _numbers(present) >= _numbers(least)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])

@@ -1,0 +1,67 @@
+"""Entry point of a training job: `python3 train.py` in a SageMaker container, or anywhere with its folder layout.
+
+Reads hyperparameters and channels, trains, evaluates the base and the tuned model on the test channel, and leaves the
+archive in /opt/ml/model. What can be known to fail is found before torch is loaded. The reason of a failure is written
+where SageMaker reads it, and the exit code is 1.
+"""
+
+import os
+import sys
+import time
+
+STARTED = time.monotonic()
+print(f"llmtuner training on {os.uname().nodename}, python {sys.version.split()[0]}", flush=True)
+
+import traceback  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import requirements  # noqa: E402
+from failures import TrainingError, write_failure  # noqa: E402
+from folders import Folders  # noqa: E402
+
+
+def main() -> int:
+    """Run the job; the exit code says whether it succeeded."""
+    folders = Folders.from_environment()
+    try:
+        requirements.install_missing(Path(__file__).with_name("requirements.txt"))
+        _run(folders)
+    except TrainingError as error:
+        write_failure(folders.failure, str(error))
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        return 1
+    except Exception as error:
+        write_failure(folders.failure, f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise
+    return 0
+
+
+def _run(folders: Folders) -> None:
+    from base import locate_base
+    from data import load_channel
+    from encoding import Encoder
+    from hyperparameters import Hyperparameters
+
+    settings = Hyperparameters.from_strings(folders.hyperparameters())
+    base = locate_base(folders, settings)
+    max_length = base.max_length(settings.max_length)
+    encoder = Encoder(base.folder, base.family)
+    channels = {}
+    for name in ("train", "validation", "test"):
+        if name == "train" or any(folders.channel(name).rglob("*.jsonl")):
+            channel = load_channel(folders.channel(name), encoder, max_length=max_length, long_rows=settings.long_rows)
+            channels[name] = channel
+            print(
+                f"channel {name}: {len(channel.rows)} rows, {channel.tokens} tokens, {channel.labels} trained on, "
+                f"{channel.cut} rows cut and {channel.dropped} left out at max_length {max_length}",
+                flush=True,
+            )
+    print(f"data checked after {time.monotonic() - STARTED:.1f} s; loading {base.model_id}", flush=True)
+
+    from job import Job
+
+    Job(folders, settings, base, encoder, channels).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
