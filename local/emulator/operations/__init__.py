@@ -1,0 +1,34 @@
+"""The operation table: AWS's operation names and the functions that answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.operations import endpoint_configs, endpoints, models, tags, training_jobs
+
+Operation = Callable[[Context, dict[str, Any]], dict[str, Any] | None]
+
+SAGEMAKER: dict[str, Operation] = {
+    "CreateTrainingJob": training_jobs.create,
+    "DescribeTrainingJob": training_jobs.describe,
+    "ListTrainingJobs": training_jobs.list_jobs,
+    "StopTrainingJob": training_jobs.stop,
+    "DeleteTrainingJob": training_jobs.delete,
+    "CreateModel": models.create,
+    "DescribeModel": models.describe,
+    "ListModels": models.list_models,
+    "DeleteModel": models.delete,
+    "CreateEndpointConfig": endpoint_configs.create,
+    "DescribeEndpointConfig": endpoint_configs.describe,
+    "ListEndpointConfigs": endpoint_configs.list_configs,
+    "DeleteEndpointConfig": endpoint_configs.delete,
+    "CreateEndpoint": endpoints.create,
+    "DescribeEndpoint": endpoints.describe,
+    "ListEndpoints": endpoints.list_endpoints,
+    "DeleteEndpoint": endpoints.delete,
+    "AddTags": tags.add,
+    "ListTags": tags.list_tags,
+    "DeleteTags": tags.delete,
+}

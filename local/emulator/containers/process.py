@@ -1,0 +1,152 @@
+"""A container as a plain process that sees a private /opt/ml.
+
+Three ways, best first: bubblewrap (mount and pid namespaces), plain mount namespaces (`unshare`), and path
+mapping (no namespaces, as on macOS: `/opt/ml` in the command and the environment becomes the real folder, and
+SAGEMAKER_BASE_DIR names it). With namespaces the state of the local cloud is hidden from the job.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Literal
+
+import psutil
+
+Mode = Literal["bwrap", "unshare", "mapped"]
+
+
+@dataclass
+class Container:
+    """A started container: its outer process, and the pipe with stdout and stderr merged."""
+
+    process: subprocess.Popen[bytes]
+    mode: Mode
+
+    @property
+    def output(self) -> IO[bytes]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def terminate(self) -> None:
+        """SIGTERM to the main process only, as SageMaker does: bubblewrap itself would take the job down at once."""
+        for pid in self._main_pids():
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+
+    def kill(self) -> None:
+        """SIGKILL to everything of the container."""
+        try:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            family = []
+        for item in family:
+            try:
+                item.kill()
+            except psutil.NoSuchProcess:
+                continue
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def _main_pids(self) -> list[int]:
+        try:
+            current = [psutil.Process(self.process.pid)]
+            while current and current[0].name() == "bwrap":
+                current = current[0].children()
+            return [item.pid for item in current]
+        except psutil.NoSuchProcess:
+            return []
+
+
+@lru_cache(maxsize=1)
+def best_mode() -> Mode:
+    """The best way that works here; LLMTUNER_CONTAINERS=bwrap|unshare|mapped forces one."""
+    forced = os.environ.get("LLMTUNER_CONTAINERS")
+    if forced in ("bwrap", "unshare", "mapped"):
+        return forced  # type: ignore[return-value]
+    for mode in ("bwrap", "unshare"):
+        command = wrap(["true"], Path("/tmp"), mode=mode, hide=None, hosts=None)  # noqa: S108 - only bound, not used
+        if shutil.which(command[0]) and not subprocess.run(command, capture_output=True, check=False, timeout=20).returncode:
+            return mode  # type: ignore[return-value]
+    return "mapped"
+
+
+def wrap(command: list[str], base: Path, *, mode: str, hide: Path | None, hosts: Path | None) -> list[str]:
+    """The command line that runs `command` with `base` at /opt/ml.
+
+    Args:
+        hide: a folder the container must not see (the state of the local cloud).
+        hosts: a file to show as /etc/hosts.
+    """
+    if mode == "bwrap":
+        line = ["bwrap", "--dev-bind", "/", "/", "--tmpfs", "/opt"]
+        for item in _siblings():
+            line += ["--bind", item, item]
+        line += ["--bind", str(base), "/opt/ml"]
+        if hide:
+            line += ["--tmpfs", str(hide)]
+        if hosts:
+            line += ["--ro-bind", str(hosts), "/etc/hosts"]
+        return [*line, "--unshare-pid", "--proc", "/proc", "--die-with-parent", "--chdir", "/opt/ml", "--", *command]
+    if mode == "unshare":
+        user = [] if os.geteuid() == 0 else ["-Ur"]
+        script = (
+            'base=$1; hide=$2; hosts=$3; shift 3; set -e; keep=$(mktemp -d); mount -t tmpfs none "$keep"; '
+            'mkdir "$keep/ml"; mount --bind "$base" "$keep/ml"; '
+            'for item in /opt/*; do [ -e "$item" ] || continue; [ "$item" = /opt/ml ] && continue; '
+            'name=${item##*/}; if [ -d "$item" ]; then mkdir "$keep/$name"; else : >"$keep/$name"; fi; '
+            'mount --rbind "$item" "$keep/$name"; done; '
+            'if [ -n "$hosts" ]; then mount --bind "$hosts" /etc/hosts; fi; '
+            'mount --rbind "$keep" /opt; if [ -n "$hide" ]; then mount -t tmpfs none "$hide"; fi; '
+            'cd /opt/ml; exec "$@"'
+        )
+        extra = [str(base), str(hide or ""), str(hosts or "")]
+        return ["unshare", *user, "-m", "--propagation", "private", "sh", "-c", script, "sh", *extra, *command]
+    return command
+
+
+def _siblings() -> list[str]:
+    opt = Path("/opt")
+    return [str(item) for item in sorted(opt.iterdir()) if item.name != "ml"] if opt.is_dir() else []
+
+
+def start(
+    command: list[str],
+    base: Path,
+    environment: Mapping[str, str],
+    *,
+    mode: Mode,
+    hide: Path | None = None,
+    hosts: Path | None = None,
+) -> Container:
+    """Start a container; its output is a pipe of merged lines."""
+    values = dict(environment)
+    values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), values.get("PATH", os.defpath)])
+    values.setdefault("PYTHONUNBUFFERED", "1")
+    folder = base
+    if mode == "mapped":
+        command = [part.replace("/opt/ml", str(base)) for part in command]
+        values = {name: value.replace("/opt/ml", str(base)) for name, value in values.items()}
+        values["SAGEMAKER_BASE_DIR"] = str(base)
+    line = wrap(command, base, mode=mode, hide=hide, hosts=hosts)
+    process = subprocess.Popen(
+        line,
+        cwd=folder,
+        env=values,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    return Container(process, mode)

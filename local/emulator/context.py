@@ -1,0 +1,52 @@
+"""What every operation gets: the store, the account, the addresses of the local cloud, the clock."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmtuner_local.emulator.store import Store
+from llmtuner_local.home import ACCOUNT_ID, REGION
+
+
+@dataclass
+class Context:
+    """One running emulator."""
+
+    home: Path
+    store: Store
+    localstack_url: str
+    own_url: str
+    account_id: str = ACCOUNT_ID
+    region: str = REGION
+    invocations: dict[str, list[float]] = field(default_factory=dict)
+
+    def now(self) -> float:
+        """Epoch seconds with milliseconds, as on the wire."""
+        return round(time.time(), 3)
+
+    def arn(self, kind: str, name: str) -> str:
+        """AWS lower-cases the name inside SageMaker's ARNs."""
+        return f"arn:aws:sagemaker:{self.region}:{self.account_id}:{kind}/{name.lower()}"
+
+    @cached_property
+    def s3(self) -> Any:
+        return self._client("s3")
+
+    @cached_property
+    def cloudwatch(self) -> Any:
+        return self._client("cloudwatch")
+
+    def _client(self, service: str) -> Any:
+        from llmtuner_local.emulator.shim.cloud import client
+
+        return client(service, self.localstack_url)
+
+    def job_folder(self, name: str) -> Path:
+        return self.home / "jobs" / name
+
+    def endpoint_folder(self, name: str) -> Path:
+        return self.home / "endpoints" / name
