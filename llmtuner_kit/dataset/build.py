@@ -1,42 +1,35 @@
-"""Files on this machine -> train.jsonl, validation.jsonl, test.jsonl, rejected.jsonl, duplicates.jsonl, report.json."""
+"""Files on this machine -> train.jsonl, validation.jsonl, test.jsonl, rejected.jsonl, duplicates.jsonl and a report.
+
+Chunks go through worker processes; what spans chunks (duplicates, splits) is decided on columns of numbers. Memory
+is bounded by the chunk size and by about a hundred bytes a row. An interrupted build goes on in the same work folder.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from llmtuner_kit.dataset import conversion, report, splits
-from llmtuner_kit.dataset.drafts import Draft, Source, SourceFacts, drafts_of
-from llmtuner_kit.dataset.records import Record
+import numpy as np
+from numpy.typing import NDArray
+
+from llmtuner_kit.dataset import duplicates, pool, report, splits
+from llmtuner_kit.dataset.chunks import Plan, Source
+from llmtuner_kit.dataset.duplicates import EXACT, Duplicates
 from llmtuner_kit.dataset.report import Report, SourceReport, SplitReport, Tally
-from llmtuner_kit.dataset.tokens import Count, Encoding
+from llmtuner_kit.dataset.store import Store
+from llmtuner_kit.dataset.tokens import Encoding
+from llmtuner_kit.dataset.worker import Context, Summary
 from llmtuner_kit.errors import DataError
 from llmtuner_kit.settings import PrepareSettings
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-_NOT_WORD = re.compile(r"[\W_]+")
 SAMPLES = 5
-
-
-@dataclass
-class _Kept:
-    """An accepted row on its way to its split."""
-
-    record: Record
-    line: bytes
-    key: bytes
-    loose: bytes
-    prompt: bytes
-    tokens: int
-    trained: int
-    over_answer: int
 
 
 def build(
@@ -45,156 +38,232 @@ def build(
     encoding: Encoding,
     model_id: str,
     folder: Path,
+    work: Path,
     progress: Progress,
+    workers: int = 0,
 ) -> Report:
     """Prepare files; writes the dataset's files into `folder` and returns the report.
 
-    Raises DataError when nothing can be learned from the files, or when long_rows is stop and a row is too long.
+    Raises DataError when the files do not say what they are, when nothing can be learned from them, or when
+    long_rows is stop and a row is too long.
     """
+    plan = Plan(sources, settings)
+    total = sum(source.size for source in sources)
+    found: dict[int, Summary] = {}
+    for number, summary in pool.run(plan, Context(settings, encoding, work), workers):
+        found[number] = summary
+        progress("reading and checking rows", min(plan.bytes_planned, total), total)
+    summaries = [found[number] for number in range(len(found))]
     tally = Tally()
-    kept: list[_Kept] = []
-    source_reports = []
-    done, total = 0, sum(source.size for source in sources)
-    with (folder / "rejected.jsonl").open("wb") as rejected, (folder / "duplicates.jsonl").open("wb") as duplicates:
-        first: dict[bytes, _Kept] = {}
-        for source in sources:
-            progress("reading rows", done, total)
-            facts = SourceFacts()
-            drafts = list(drafts_of(source, settings, encoding, facts))
-            accepted, refused = _measured(drafts, encoding, settings, tally)
-            for record, kind, reason in refused:
-                tally.add(kind, record.source, record.row, reason)
-                rejected.write(_rejected_line(record, kind, reason))
-            unique = _without_duplicates(accepted, first, settings, tally, duplicates)
-            kept += unique
-            source_reports.append(
-                SourceReport(
-                    source.name, source.kind, source.size, facts.encoding, facts.encoding_certain, facts.mapping,
-                    len(drafts), len(unique), len(refused), len(accepted) - len(unique),
-                )
-            )  # fmt: skip
-            done += source.size
-    _refuse_nothing(kept, source_reports, tally)
-    shares = {"validation": settings.validation_share, "test": settings.test_share}
-    assigned = splits.assign([row.prompt for row in kept], shares)
-    progress("writing splits", 0, 1)
-    written = {}
-    for split in splits.SPLITS:
-        rows = [row for row, where in zip(kept, assigned, strict=True) if where == split]
-        (folder / f"{split}.jsonl").write_bytes(b"".join(row.line + b"\n" for row in rows))
-        written[split] = SplitReport(len(rows), sum(row.tokens for row in rows), sum(row.trained for row in rows))
-    samples = [row for row, where in zip(kept, assigned, strict=True) if where == "train"][:SAMPLES]
-    progress("writing splits", 1, 1)
-    return Report(
-        rows_in=sum(item.rows for item in source_reports),
-        accepted=len(kept),
-        rejected=sum(item.rejected for item in source_reports),
-        duplicates=sum(item.duplicates for item in source_reports),
-        rows_out=len(kept),
-        model_id=model_id,
-        sources=tuple(source_reports),
-        findings=tally.findings(),
-        lengths=report.lengths([row.tokens for row in kept], encoding.max_length, sum(row.over_answer for row in kept)),
-        splits=written,
-        samples=tuple(json.loads(row.line) for row in samples),
-    )
+    for summary in summaries:
+        tally.merge(summary.tally)
+    _refuse(summaries, tally, settings)
+    store = Store(work, summaries)
+    drop_near = settings.near_duplicates == "drop"
+    twins = duplicates.find(store, drop_near=drop_near, progress=lambda n, of: progress("comparing rows", n, of))
+    _tell_duplicates(store, twins, tally)
+    kept = twins.kind == 0
+    groups = _groups(store, twins)
+    where = _split(store, groups, kept, settings, summaries)
+    _tell_conflicts(store, kept, tally)
+    progress("writing splits", 0, store.rows)
+    samples = _write(store, twins, where, folder, progress)
+    return _report(store, twins, where, samples, plan, summaries, tally, encoding, model_id)
 
 
-def _measured(
-    drafts: list[Draft], encoding: Encoding, settings: PrepareSettings, tally: Tally
-) -> tuple[list[_Kept], list[tuple[Record, str, str]]]:
-    refused = [(draft.record, *draft.problem) for draft in drafts if draft.problem]
-    readable = [draft for draft in drafts if not draft.problem]
-    kept = []
-    for draft, count in zip(readable, encoding.count(draft.line for draft in readable), strict=True):
-        if reason := _refusal(count, encoding.max_length, settings):
-            refused.append((draft.record, *reason))
-            continue
-        for finding in draft.findings:
-            tally.add(finding.kind, draft.record.source, draft.record.row, finding.detail)
-        if count.cut_tokens:
-            lost = f"{count.tokens} tokens, {count.cut_trained} of {count.trained} answer tokens are lost"
-            tally.add("cut", draft.record.source, draft.record.row, lost)
-        kept.append(_keep(draft, count))
-    refused.sort(key=lambda item: item[0].row)
-    return kept, refused
-
-
-def _refusal(count: Count, max_length: int, settings: PrepareSettings) -> tuple[str, str] | None:
-    if count.error:
-        return "template_refused", count.error
-    if count.cut_tokens and settings.long_rows == "drop":
-        return "over_length", f"{count.tokens} tokens, max_length is {max_length}"
-    if count.trained - count.cut_trained <= 0:
-        return "nothing_trained", f"none of {count.trained} answer tokens is within {max_length} tokens"
-    return None
-
-
-def _keep(draft: Draft, count: Count) -> _Kept:
-    assert draft.row is not None
-    line = draft.line
-    prompt, answer = conversion.prompt_and_answer(draft.row)
-    loose = _NOT_WORD.sub(" ", f"{prompt}\n{answer}".lower()).strip()
-    return _Kept(
-        draft.record,
-        line,
-        _digest(line),
-        _digest(loose.encode()),
-        _digest(_NOT_WORD.sub(" ", prompt.lower()).strip().encode()),
-        count.tokens - count.cut_tokens,
-        count.trained - count.cut_trained,
-        count.cut_trained,
-    )
-
-
-def _without_duplicates(
-    rows: list[_Kept], first: dict[bytes, _Kept], settings: PrepareSettings, tally: Tally, file: object
-) -> list[_Kept]:
-    unique = []
-    for row in rows:
-        twin = first.get(row.key)
-        kind = "exact_duplicate"
-        if twin is None and settings.near_duplicates == "drop":
-            twin, kind = first.get(row.loose), "near_duplicate"
-        if twin is None:
-            first[row.key] = row
-            first.setdefault(row.loose, row)
-            unique.append(row)
-            continue
-        tally.add(kind, row.record.source, row.record.row, f"as {twin.record.source} row {twin.record.row}")
-        entry = {"source": row.record.source, "row": row.record.row, "kind": kind}
-        entry |= {"of_source": twin.record.source, "of_row": twin.record.row}
-        file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")  # type: ignore[attr-defined]
-    return unique
-
-
-def _rejected_line(record: Record, kind: str, reason: str) -> bytes:
-    entry: dict[str, object] = {"source": record.source, "row": record.row, "kind": kind, "reason": reason}
-    try:
-        entry["original"] = record.raw.decode("utf-8")
-    except UnicodeDecodeError:
-        entry["original_base64"] = base64.b64encode(record.raw).decode()
-    return json.dumps(entry).encode() + b"\n"
-
-
-def _refuse_nothing(kept: list[_Kept], sources: list[SourceReport], tally: Tally) -> None:
-    if kept:
-        return
-    rows = sum(item.rows for item in sources)
+def _refuse(summaries: Sequence[Summary], tally: Tally, settings: PrepareSettings) -> None:
+    rows, kept = sum(item.rows for item in summaries), sum(item.kept for item in summaries)
     if not rows:
-        names = ", ".join(item.name for item in sources)
-        raise DataError(f"There are no rows in {names}.", fix="upload a file that has rows")
-    shown = []
-    for finding in tally.findings()[:3]:
-        example = finding.examples[0]
-        shown.append(
-            f"- {finding.title}: {finding.count} rows, first {example.source} row {example.row}: {example.detail}"
+        raise DataError("There are no rows in the uploaded files.", fix="upload a file that has rows")
+    findings = tally.findings()
+    if not kept:
+        shown = [
+            f"- {item.title}: {item.count} rows, first {item.examples[0].source} row {item.examples[0].row}: "
+            f"{item.examples[0].detail}"
+            for item in findings[:3]
+        ]
+        raise DataError(
+            "\n".join([f"None of the {rows} rows can be used:", *shown]),
+            fix=f"{findings[0].fix}; then upload the files again",
         )
-    raise DataError(
-        "\n".join([f"None of the {rows} rows can be used:", *shown]),
-        fix=tally.findings()[0].fix + ", then upload the files again",
+    over = sum(item.over_rows for item in summaries)
+    if over and settings.long_rows == "stop":
+        kinds = [item for item in findings if item.kind in ("cut", "nothing_trained")]
+        example = kinds[0].examples[0]
+        lost = sum(item.over_answer_tokens for item in summaries)
+        raise DataError(
+            f"{over} of {rows} rows are longer than max_length; cutting them would lose {lost} answer tokens. "
+            f"First: {example.source} row {example.row}: {example.detail}",
+            valid="long_rows: split, cut or drop; or a larger max_length",
+            fix="set long_rows to split to keep every answer",
+        )
+
+
+def _tell_duplicates(store: Store, twins: Duplicates, tally: Tally) -> None:
+    for kind, name in ((EXACT, "exact_duplicate"), (duplicates.NEAR, "near_duplicate")):
+        rows = np.flatnonzero(twins.kind == kind)
+        for row in rows[: report.EXAMPLES]:
+            source, number = store.place(int(row))
+            first_source, first_number = store.place(int(twins.twin[row]))
+            tally.add(name, source, number, f"as {first_source} row {first_number}")
+        if len(rows):
+            tally.counts[name] = len(rows)
+
+
+def _tell_conflicts(store: Store, kept: NDArray[np.bool_], tally: Tally) -> None:
+    """The same question with different answers: every such row is counted, the first ones are shown."""
+    rows = np.flatnonzero(kept)
+    prompts = store.column("prompt")[rows]
+    _, inverse, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+    several = rows[counts[inverse] > 1]
+    for row in several[: report.EXAMPLES]:
+        source, number = store.place(int(row))
+        tally.add("conflicting_answers", source, number, f"asked {counts[inverse[np.searchsorted(rows, row)]]} times")
+    if len(several):
+        tally.counts["conflicting_answers"] = len(several)
+
+
+def _groups(store: Store, twins: Duplicates) -> NDArray[np.uint64]:
+    """One number a row, equal for rows that must stay together: same prompt or one cluster of near duplicates.
+
+    It is the smallest prompt hash among them, so that it depends on content only.
+    """
+    prompts = store.column("prompt").copy()
+    cluster = twins.cluster
+    while True:
+        before = prompts.copy()
+        smallest = np.full(len(prompts), np.iinfo(np.uint64).max, np.uint64)
+        np.minimum.at(smallest, cluster, prompts)
+        prompts = smallest[cluster]
+        _, inverse = np.unique(store.column("prompt"), return_inverse=True)
+        smallest[:] = np.iinfo(np.uint64).max
+        np.minimum.at(smallest, inverse, prompts)
+        prompts = smallest[inverse]
+        if np.array_equal(before, prompts):
+            return prompts
+
+
+def _split(
+    store: Store,
+    groups: NDArray[np.uint64],
+    kept: NDArray[np.bool_],
+    settings: PrepareSettings,
+    summaries: Sequence[Summary],
+) -> NDArray[np.uint8]:
+    shares = {"validation": settings.validation_share, "test": settings.test_share}
+    strata = None
+    if getattr(settings, "stratify", False):
+        names = np.unique([summary.name for summary in summaries], return_inverse=True)[1]
+        strata = names[store.chunk_numbers()][kept]
+    where = np.zeros(store.rows, np.uint8)
+    where[kept] = splits.assign(groups[kept], shares, strata)
+    return where
+
+
+def _write(
+    store: Store, twins: Duplicates, where: NDArray[np.uint8], folder: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Write all files; returns the first rows of the training split."""
+    samples: list[dict[str, Any]] = []
+    with ExitStack() as files:
+        split_files = [files.enter_context((folder / f"{name}.jsonl").open("wb")) for name in splits.SPLITS]
+        repeated = files.enter_context((folder / "duplicates.jsonl").open("wb"))
+        for first, data, offsets, entries in store.chunks():
+            count = len(entries)
+            kind, split = twins.kind[first : first + count], where[first : first + count]
+            for number, name in enumerate(splits.SPLITS):
+                wanted = np.flatnonzero((kind == 0) & (split == number))
+                lines = [data[offsets[row] : offsets[row + 1]] for row in wanted]
+                split_files[number].write(b"".join(lines))
+                if name == "train" and len(samples) < SAMPLES:
+                    samples += [json.loads(line.split(b"\n")[0]) for line in lines[: SAMPLES - len(samples)]]
+            for row in np.flatnonzero(kind):
+                repeated.write(_duplicate_line(store, twins, first + int(row)))
+            progress("writing splits", first + count, store.rows)
+        rejected = files.enter_context((folder / "rejected.jsonl").open("wb"))
+        for data in store.rejected():
+            rejected.write(data)
+    return samples
+
+
+def _duplicate_line(store: Store, twins: Duplicates, row: int) -> bytes:
+    source, number = store.place(row)
+    of_source, of_row = store.place(int(twins.twin[row]))
+    kind = "exact_duplicate" if twins.kind[row] == EXACT else "near_duplicate"
+    entry = {"source": source, "row": number, "kind": kind, "of_source": of_source, "of_row": of_row}
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
+
+def _report(
+    store: Store,
+    twins: Duplicates,
+    where: NDArray[np.uint8],
+    samples: list[dict[str, Any]],
+    plan: Plan,
+    summaries: Sequence[Summary],
+    tally: Tally,
+    encoding: Encoding,
+    model_id: str,
+) -> Report:
+    kept = twins.kind == 0
+    lines, used, trained = (store.column(name).astype(np.int64) for name in ("lines", "used", "trained"))
+    written = {}
+    for number, name in enumerate(splits.SPLITS):
+        rows = kept & (where == number)
+        written[name] = SplitReport(int(lines[rows].sum()), int(used[rows].sum()), int(trained[rows].sum()))
+    languages: Counter[str] = Counter()
+    for summary in summaries:
+        languages.update(summary.languages)
+    return Report(
+        rows_in=sum(item.rows for item in summaries),
+        accepted=int(kept.sum()),
+        rejected=sum(item.rejected for item in summaries),
+        duplicates=int((~kept).sum()),
+        rows_out=int(lines[kept].sum()),
+        model_id=model_id,
+        sources=_source_reports(store, twins, plan, summaries),
+        findings=tally.findings(),
+        lengths=report.lengths(
+            store.column("tokens")[kept].astype(np.int64),
+            encoding.max_length,
+            sum(item.over_rows for item in summaries),
+            sum(item.over_answer_tokens for item in summaries),
+        ),
+        splits=written,
+        leaks=_leaks(store, kept, where),
+        languages={code: round(count / languages.total(), 4) for code, count in languages.most_common()},
+        samples=tuple(samples),
     )
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()[:16]
+def _leaks(store: Store, kept: NDArray[np.bool_], where: NDArray[np.uint8]) -> int:
+    """Rows of validation or test whose question stands in the training split too: counted, not assumed to be none."""
+    prompts = store.column("prompt")
+    held = kept & (where != 0)
+    return int(np.isin(prompts[held], prompts[kept & (where == 0)]).sum())
+
+
+def _source_reports(
+    store: Store, twins: Duplicates, plan: Plan, summaries: Sequence[Summary]
+) -> tuple[SourceReport, ...]:
+    repeated = np.bincount(store.chunk_numbers()[twins.kind != 0], minlength=len(summaries))
+    reports = []
+    for index, source in enumerate(plan.sources):
+        mine = [number for number, summary in enumerate(summaries) if summary.source == index]
+        encoding = plan.encodings.get(index)
+        again = int(repeated[mine].sum())
+        reports.append(
+            SourceReport(
+                name=source.name,
+                kind=source.kind,
+                bytes=source.size,
+                encoding=encoding.name if encoding else "",
+                encoding_certain=encoding.certain if encoding else True,
+                mapping="; ".join(dict.fromkeys(text for n in mine for text in summaries[n].mappings)),
+                rows=sum(summaries[n].rows for n in mine),
+                accepted=sum(summaries[n].kept for n in mine) - again,
+                rejected=sum(summaries[n].rejected for n in mine),
+                duplicates=again,
+            )
+        )
+    return tuple(reports)

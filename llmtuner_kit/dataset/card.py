@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit.dataset.drafts import Source
+from llmtuner_kit.dataset.chunks import Source
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.tokens import Encoding
 from llmtuner_kit.settings import PrepareSettings, RunSettings

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from llmtuner_kit.dataset import characters, checks, conversion, kinds, passages, readers, shapes
+from llmtuner_kit.dataset import checks, conversion, documents, kinds, passages, readers, shapes
 from llmtuner_kit.dataset.checks import Finding
+from llmtuner_kit.dataset.chunks import Chunk
 from llmtuner_kit.dataset.conversion import Row
 from llmtuner_kit.dataset.defects import RowError
 from llmtuner_kit.dataset.passages import Measure
@@ -16,31 +19,6 @@ from llmtuner_kit.dataset.records import Passage, Record
 from llmtuner_kit.dataset.shapes import ColumnMapping
 from llmtuner_kit.dataset.tokens import Encoding
 from llmtuner_kit.settings import PrepareSettings
-
-_PROBE = 200
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file to prepare, on this machine."""
-
-    name: str
-    path: Path
-    size: int
-    checksum: str
-
-    @property
-    def kind(self) -> str:
-        return kinds.kind_of(self.name)
-
-
-@dataclass
-class SourceFacts:
-    """What was found out about a file while reading it."""
-
-    encoding: str = "utf-8"
-    encoding_certain: bool = True
-    mapping: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +36,11 @@ class Draft:
         return json.dumps(self.row, ensure_ascii=False).encode()
 
 
-def drafts_of(source: Source, settings: PrepareSettings, encoding: Encoding, facts: SourceFacts) -> Iterator[Draft]:
-    """Everything in a file as drafts, in order. Raises DataError when its columns do not say what they are."""
-    for record, row in _converted(source, settings, encoding.measure, facts):
+def drafts_of(
+    chunk: Chunk, settings: PrepareSettings, encoding: Encoding, mappings: dict[str, None]
+) -> Iterator[Draft]:
+    """Everything in a chunk as drafts, in order; how fields were mapped is noted in `mappings`."""
+    for record, row in _converted(chunk, settings, encoding.measure, mappings):
         if isinstance(row, RowError):
             yield Draft(record, problem=(row.kind, row.reason))
             continue
@@ -69,78 +49,50 @@ def drafts_of(source: Source, settings: PrepareSettings, encoding: Encoding, fac
 
 
 def _converted(
-    source: Source, settings: PrepareSettings, measure: Measure, facts: SourceFacts
+    chunk: Chunk, settings: PrepareSettings, measure: Measure, mappings: dict[str, None]
 ) -> Iterator[tuple[Record, Row | RowError]]:
-    if source.kind in kinds.DOCUMENTS:
-        yield from _document(source, settings, measure, facts)
+    if chunk.kind in kinds.DOCUMENTS:
+        yield from _document(chunk, settings, measure, mappings)
         return
-    mapping_of = _Mappings(source.name, settings)
-    records = mapping_of.probe(_records(source, facts))
-    for record in records:
+    for record in _records(chunk):
         if record.problem:
             yield record, RowError(*record.problem)
             continue
-        mapping = mapping_of(record)
+        mapping = _mapping(record.value, chunk.told, settings.shape)
         if mapping is None:
             yield record, _unknown(record)
-        elif mapping.shape == "text":
+            continue
+        mappings.setdefault(mapping.describe())
+        if mapping.shape == "text":
             yield from _plain_text(record, mapping, settings, measure)
-        else:
-            try:
-                yield record, conversion.convert(record.value, mapping, settings.instruction)
-            except RowError as problem:
-                yield record, problem
-    facts.mapping = mapping_of.describe()
+            continue
+        try:
+            yield record, conversion.convert(record.value, mapping, settings.instruction)
+        except RowError as problem:
+            yield record, problem
 
 
-def _records(source: Source, facts: SourceFacts) -> Iterator[Record]:
-    found = characters.detect(source.path, json=source.kind in ("jsonl", "json"))
-    facts.encoding, facts.encoding_certain = found.name, found.certain
-    if source.kind == "jsonl":
-        with source.path.open("rb") as file:
-            yield from readers.read_jsonl(file, source.name, found.name)
-    elif source.kind == "json":
-        yield from readers.read_json(source.path.read_bytes(), source.name, found.name)
-    else:
-        yield from readers.open_table(source.path, source.name, source.kind, found.name)
+def _records(chunk: Chunk) -> Iterator[Record]:
+    if not chunk.path:
+        yield from chunk.records
+        return
+    with Path(chunk.path).open("rb") as file:
+        file.seek(chunk.start)
+        stretch = io.BytesIO(file.read(chunk.end - chunk.start))
+    yield from readers.read_jsonl(stretch, chunk.name, chunk.encoding, first_row=chunk.first_row)
 
 
-class _Mappings:
-    """The mapping of each record of a source, by its keys; remembers what was recognised for the report."""
-
-    def __init__(self, source: str, settings: PrepareSettings) -> None:
-        self._source, self._settings = source, settings
-        self._told = shapes.told(settings)
-        self._seen: dict[tuple[str, ...], ColumnMapping | None] = {}
-
-    def __call__(self, record: Record) -> ColumnMapping | None:
-        if isinstance(record.value, str):
-            return ColumnMapping("text") if self._settings.shape in ("auto", "text") else None
-        if not isinstance(record.value, dict):
-            return ColumnMapping("columns")  # convert() names what it is instead
-        keys = tuple(record.value)
-        if keys not in self._seen:
-            self._seen[keys] = self._told or shapes.recognise(keys, self._settings.shape)
-        return self._seen[keys]
-
-    def probe(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Pass the records on, after looking at the first of them: can they be mapped at all?"""
-        records = iter(records)
-        head = [record for record, _ in zip(records, range(_PROBE), strict=False)]
-        rows = [record for record in head if isinstance(record.value, dict)]
-        if rows and self._told:
-            self._told = shapes.check_columns(self._source, _all_keys(rows), self._told)
-        elif rows and not any(self(record) for record in rows):
-            raise shapes.unknown(self._source, list(rows[0].value), self._settings)
-        yield from head
-        yield from records
-
-    def describe(self) -> str:
-        return "; ".join(dict.fromkeys(mapping.describe() for mapping in self._seen.values() if mapping))
+def _mapping(value: Any, told: ColumnMapping | None, shape: str) -> ColumnMapping | None:
+    if isinstance(value, str):
+        return _TEXT if shape in ("auto", "text") else None
+    if not isinstance(value, dict):
+        return _NO_OBJECT
+    return told or shapes.recognise(tuple(value), shape)
 
 
-def _all_keys(rows: list[Record]) -> list[str]:
-    return list(dict.fromkeys(key for record in rows for key in record.value))
+_TEXT = ColumnMapping("text")
+# Conversion says what the value is instead of an object.
+_NO_OBJECT = ColumnMapping("columns")
 
 
 def _unknown(record: Record) -> RowError:
@@ -164,41 +116,28 @@ def _plain_text(
 
 
 def _document(
-    source: Source, settings: PrepareSettings, measure: Measure, facts: SourceFacts
+    chunk: Chunk, settings: PrepareSettings, measure: Measure, mappings: dict[str, None]
 ) -> Iterator[tuple[Record, Row | RowError]]:
-    raw = source.path.read_bytes()
-    found = characters.detect_bytes(raw)
-    facts.encoding, facts.encoding_certain = found.name, found.certain
-    text, problem = characters.decode(raw, found.name)
-    if problem:
-        yield Record(source.name, 1, raw), RowError(*problem)
+    try:
+        sections = documents.sections_of(Path(chunk.path), chunk.kind, chunk.encoding, chunk.start, chunk.end)
+        if not sections:
+            raise RowError("no_text", "there is no text in this file")
+    except RowError as problem:
+        yield Record(chunk.name, chunk.first_row, Path(chunk.path).read_bytes()), problem
         return
-    sections = list(_sections(source.kind, text))
-    as_documentation = settings.shape == "documentation" or (
-        settings.shape == "auto" and sum(bool(section.headings) for section in sections) >= 2
-    )
-    facts.mapping = "documentation: headings -> instruction, text -> output" if as_documentation else _TEXT_RULE
-    if not as_documentation:
-        sections = [Passage(text)]
-    number = 0
+    under_headings = sum(bool(section.headings) for section in sections)
+    as_documentation = settings.shape == "documentation" or (settings.shape == "auto" and under_headings >= 2)
+    mappings.setdefault(_HEADINGS_RULE if as_documentation and under_headings else _TEXT_RULE)
+    number = chunk.first_row
     for section in sections:
         for part, piece in enumerate(passages.cut(section.text, settings.passage_tokens, measure), 1):
-            number += 1
             passage = Passage(piece, section.headings, part)
-            yield _passage_row(source.name, number, passage, documentation=as_documentation and bool(section.headings))
-    if not number:
-        yield Record(source.name, 1, raw), RowError("no_text", "there is no text in this file")
+            yield _passage_row(chunk.name, number, passage, documentation=as_documentation and bool(section.headings))
+            number += 1
 
 
 _TEXT_RULE = f"text: first {conversion.OPENING} characters -> input, the rest -> output"
-
-
-def _sections(kind: str, text: str) -> Iterator[Passage]:
-    if kind == "markdown":
-        return passages.markdown_sections(text)
-    if kind == "rst":
-        return passages.rst_sections(text)
-    return iter([Passage(text)] if text.strip() else [])
+_HEADINGS_RULE = "documentation: headings -> instruction, text -> output"
 
 
 def _passage_row(source: str, number: int, passage: Passage, *, documentation: bool) -> tuple[Record, Row | RowError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from llmtuner_kit.aws import is_error
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import kinds, report
 from llmtuner_kit.dataset.build import build
-from llmtuner_kit.dataset.drafts import Source
+from llmtuner_kit.dataset.chunks import Source
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.tokens import MaskedRow, open_encoding
 from llmtuner_kit.errors import NotFoundError
@@ -68,10 +69,14 @@ def prepare(workspace: Workspace, settings: PrepareSettings, progress: Progress 
         if found is None:
             written = folder / "dataset"
             written.mkdir()
-            made = build(sources, settings, encoding, model_id, written, watch)
+            work = catalog.cache_folder() / "prepare" / f"{workspace.user_id}-{dataset}-{version}"
+            work.mkdir(parents=True, exist_ok=True)
+            made = build(sources, settings, encoding, model_id, written, work, watch)
             (written / "report.json").write_text(json.dumps(made.as_json(), ensure_ascii=False, indent=1))
             document = cards.card(dataset, version, sources, settings, made, written)
             _store(workspace, prefix, written, document, watch)
+            # Kept until here: a preparation that is interrupted goes on behind the chunks that are done.
+            shutil.rmtree(work)
         else:
             made, document = found
     prepared = Prepared(
@@ -148,7 +153,8 @@ def _fetch(workspace: Workspace, run: runs.Run, dataset: str, folder: Path, prog
         progress(f"fetching {name}", done, total)
         client.download_file(workspace.bucket, item["Key"], str(path))
         done += item["Size"]
-        sources.append(Source(name, path, item["Size"], item["ETag"].strip('"')))
+        with path.open("rb") as file:
+            sources.append(Source(name, path, item["Size"], hashlib.file_digest(file, "sha256").hexdigest()))
     progress("fetched", total, total)
     return sources
 

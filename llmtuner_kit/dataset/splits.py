@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
 
 
-def assign(groups: Sequence[bytes], shares: Mapping[str, float], strata: Sequence[str] | None = None) -> list[str]:
-    """The split of each row.
+def assign(
+    groups: NDArray[np.uint64], shares: Mapping[str, float], strata: NDArray[np.int64] | None = None
+) -> NDArray[np.uint8]:
+    """The split of each row, as a position in SPLITS.
 
     Args:
-        groups: one content hash a row; rows of one group (same prompt, near duplicates) never part.
+        groups: a content hash a row; rows of one group (same prompt, near duplicates) never part.
         shares: share of rows for `validation` and `test`; a share above zero gets at least one group when
             there are three or more.
-        strata: a label a row (its source file), each of which is divided on its own.
+        strata: a number a row (its source file); each stratum is divided on its own, whole groups by their first row.
 
     Groups are ordered by their hash and dealt until a split has its share: sizes are exact to one group, and neither
     the order of the rows nor the order of the files matters.
     """
-    rows_of: dict[str, dict[bytes, int]] = {}
-    for number, group in enumerate(groups):
-        stratum = strata[number] if strata is not None else ""
-        counts = rows_of.setdefault(stratum, {})
-        counts[group] = counts.get(group, 0) + 1
-    split_of: dict[tuple[str, bytes], str] = {}
-    for stratum, counts in rows_of.items():
-        for group, split in _deal(counts, shares).items():
-            split_of[stratum, group] = split
-    return [split_of[strata[n] if strata is not None else "", group] for n, group in enumerate(groups)]
+    unique, first, inverse, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    split_of_group = np.zeros(len(unique), np.uint8)
+    stratum_of_group = strata[first] if strata is not None else np.zeros(len(unique), np.int64)
+    for stratum in np.unique(stratum_of_group):
+        # np.unique sorts, so positions are in the order of the hashes.
+        members = np.flatnonzero(stratum_of_group == stratum)
+        split_of_group[members] = _deal(counts[members], shares)
+    return split_of_group[inverse]
 
 
-def _deal(counts: Mapping[bytes, int], shares: Mapping[str, float]) -> dict[bytes, str]:
-    order = sorted(counts)
-    total = sum(counts.values())
-    dealt: dict[bytes, str] = {}
-    position = 0
+def _deal(counts: NDArray[np.int64], shares: Mapping[str, float]) -> NDArray[np.uint8]:
+    """Splits of groups in their order, given how many rows each has."""
+    dealt = np.zeros(len(counts), np.uint8)
+    total, position = int(counts.sum()), 0
     for split in ("test", "validation"):
         wanted = round(total * shares.get(split, 0.0))
-        if shares.get(split, 0.0) and len(order) >= 3:
+        if shares.get(split, 0.0) and len(counts) >= 3:
             wanted = max(wanted, 1)
-        taken = 0
+        if not wanted:
+            continue
+        taken = np.cumsum(counts[position:])
         # One group at least stays for training, whatever the shares.
-        while taken < wanted and position < len(order) - 1:
-            dealt[order[position]] = split
-            taken += counts[order[position]]
-            position += 1
-    return dealt | dict.fromkeys(order[position:], "train")
+        end = min(position + int(np.searchsorted(taken, wanted)) + 1, len(counts) - 1)
+        dealt[position:end] = SPLITS.index(split)
+        position = max(position, end)
+    return dealt

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,7 +71,7 @@ class Encoding:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of tokenizer and template: whatever decides about counts and masks."""
-        digest = hashlib.sha256(encoding_program().read_bytes())
+        digest = hashlib.sha256((training_code() / "encoding.py").read_bytes())
         for name in _FILES:
             path = self.folder / name
             digest.update(f"{name}:{path.stat().st_size if path.exists() else -1}\n".encode())
@@ -89,10 +89,6 @@ class Encoding:
         names = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
-    def count(self, rows: Iterable[bytes]) -> list[Count]:
-        """Token counts of rows given as JSON lines, in order."""
-        return [Count(**answer) for answer in self._run("counts", rows)]
-
     def masks(self, rows: Sequence[dict[str, Any]]) -> list[MaskedRow]:
         """Rows as trained on, token by token, after cutting at the limit."""
         lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
@@ -100,48 +96,38 @@ class Encoding:
             MaskedRow(
                 tuple(answer["pieces"]), tuple(map(bool, answer["trained"])), tuple(answer.get("source_pieces", ()))
             )
-            for answer in self._run("masks", lines)
+            for answer in self._masks(lines)
             if "error" not in answer
         ]
 
-    def command(self, output: str) -> list[str]:
-        """The training code's own program for `counts` or `masks`, reading rows from standard input."""
-        return [
-            sys.executable,
-            str(encoding_program()),
-            "--tokenizer",
-            str(self.folder),
-            "--family",
-            self.family,
-            "--max-length",
-            str(self.max_length),
-            "--output",
-            output,
-        ]
+    def counting_command(self) -> list[str]:
+        """The training code's own counting program, reading rows from standard input."""
+        return self._command("counting.py")
 
-    def _run(self, output: str, rows: Iterable[bytes]) -> list[dict[str, Any]]:
-        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as answers:
-            for row in rows:
-                given.write(row + b"\n")
-            given.seek(0)
-            done = subprocess.run(
-                self.command(output), stdin=given, stdout=answers, stderr=subprocess.PIPE, text=True, check=False
+    def _command(self, program: str) -> list[str]:
+        options = ["--tokenizer", str(self.folder), "--family", self.family, "--max-length", str(self.max_length)]
+        return [sys.executable, str(training_code() / program), *options]
+
+    def _masks(self, rows: Iterable[bytes]) -> list[dict[str, Any]]:
+        command = [*self._command("encoding.py"), "--output", "masks"]
+        given = b"".join(row + b"\n" for row in rows)
+        done = subprocess.run(
+            command, input=given, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "utf-8"}
+        )
+        if done.returncode:
+            raise KitError(
+                f"The rows could not be encoded for the model: {done.stderr.decode(errors='replace').strip()[-500:]}",
+                fix=f"check the tokenizer in {self.folder}",
             )
-            if done.returncode:
-                raise KitError(
-                    f"The rows could not be encoded for the model: {done.stderr.strip()[-500:]}",
-                    fix=f"check the tokenizer in {self.folder}",
-                )
-            answers.seek(0)
-            return [json.loads(line) for line in answers]
+        return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
 
-def encoding_program() -> Path:
-    """train_src/encoding.py, found without importing it."""
+def training_code() -> Path:
+    """The folder of the training code, found without importing it."""
     spec = find_spec("train_src")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (program := Path(folder) / "encoding.py").exists():
-            return program
+        if (Path(folder) / "counting.py").exists():
+            return Path(folder)
     raise NotFoundError(
         "The training code (train_src) is not installed beside the kit.", fix="install the kit again with pip"
     )

@@ -1,0 +1,140 @@
+"""Files -> chunks of a few megabytes that workers take one by one. The same files always give the same chunks."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmtuner_kit.dataset import characters, kinds, readers, shapes, tables
+from llmtuner_kit.dataset.records import Record
+from llmtuner_kit.dataset.shapes import ColumnMapping
+from llmtuner_kit.settings import PrepareSettings
+
+CHUNK_BYTES = 4 << 20
+CHUNK_RECORDS = 4000
+_PROBE = 200
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to prepare, on this machine. `checksum` is the SHA-256 of its bytes."""
+
+    name: str
+    path: Path
+    size: int
+    checksum: str
+
+    @property
+    def kind(self) -> str:
+        return kinds.kind_of(self.name)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Work for one worker: a stretch of a line-based file, some records, or a whole document.
+
+    Attributes:
+        number: position among all chunks, from 0.
+        source: position of its file among the sources.
+        told: the mapping from the settings, spelled as this file spells it.
+    """
+
+    number: int
+    source: int
+    name: str
+    kind: str
+    encoding: str = "utf-8"
+    path: str = ""
+    start: int = 0
+    end: int = 0
+    first_row: int = 1
+    records: tuple[Record, ...] = ()
+    told: ColumnMapping | None = None
+
+
+@dataclass
+class Plan:
+    """The chunks of all sources, made on demand; `encodings` fills as files are reached."""
+
+    sources: Sequence[Source]
+    settings: PrepareSettings
+    encodings: dict[int, characters.TextEncoding] = field(default_factory=dict)
+    bytes_planned: int = 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        number = itertools.count()
+        for index, source in enumerate(self.sources):
+            before = self.bytes_planned
+            for chunk in self._of(index, source):
+                # Chunks know their size only when they are byte ranges; the rest counts at the end of its file.
+                self.bytes_planned += chunk.end - chunk.start
+                yield _numbered(chunk, next(number))
+            self.bytes_planned = before + source.size
+
+    def _of(self, index: int, source: Source) -> Iterator[Chunk]:
+        if source.kind in ("jsonl", "json", "csv", "tsv", "text", "markdown", "rst", "html"):
+            self.encodings[index] = characters.detect(source.path, json=source.kind in ("jsonl", "json"))
+        encoding = self.encodings.get(index, characters.TextEncoding("")).name
+        if source.kind in kinds.DOCUMENTS:
+            if source.kind == "text" and encoding == "utf-8" and source.size > CHUNK_BYTES:
+                yield from _ranges(index, source, encoding, None, b"\n\n")
+            else:
+                yield Chunk(0, index, source.name, source.kind, encoding, str(source.path))
+            return
+        records, told = self._probed(source, encoding)
+        if source.kind == "jsonl" and encoding in ("utf-8", "utf-8-sig"):
+            yield from _ranges(index, source, "utf-8", told, b"\n")
+            return
+        for batch in _batches(records):
+            yield Chunk(0, index, source.name, source.kind, encoding, records=batch, told=told)
+
+    def _probed(self, source: Source, encoding: str) -> tuple[Iterator[Record], ColumnMapping | None]:
+        """The records of a file, and the mapping the settings tell, after a look at the first rows.
+
+        Raises DataError when not one of them says what is the question and what the answer.
+        """
+        records = tables.open_records(source.path, source.name, source.kind, encoding)
+        head = list(itertools.islice(records, _PROBE))
+        rows = [record.value for record in head if isinstance(record.value, dict)]
+        told = shapes.told(self.settings)
+        if rows and told:
+            keys = list(dict.fromkeys(key for row in rows for key in row))
+            told = shapes.check_columns(source.name, keys, told)
+        elif rows and not any(shapes.recognise(tuple(row), self.settings.shape) for row in rows):
+            raise shapes.unknown(source.name, list(rows[0]), self.settings)
+        return itertools.chain(head, records), told
+
+
+def _numbered(chunk: Chunk, number: int) -> Chunk:
+    return Chunk(**(chunk.__dict__ | {"number": number}))
+
+
+def _batches(records: Iterator[Record]) -> Iterator[tuple[Record, ...]]:
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += len(record.raw)
+        if len(batch) >= CHUNK_RECORDS or size >= CHUNK_BYTES:
+            yield tuple(batch)
+            batch, size = [], 0
+    if batch:
+        yield tuple(batch)
+
+
+def _ranges(index: int, source: Source, encoding: str, told: ColumnMapping | None, boundary: bytes) -> Iterator[Chunk]:
+    """Byte ranges that end at a boundary, with the number of their first line."""
+    row = 1
+    with source.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start, size = 0, len(data)
+        while start < size:
+            end = min(start + CHUNK_BYTES, size)
+            if end < size:
+                cut = data.find(boundary, end)
+                end = size if cut < 0 else cut + len(boundary)
+            yield Chunk(0, index, source.name, source.kind, encoding, str(source.path), start, end, row, told=told)
+            row += readers.count_lines(data, start, end)
+            start = end

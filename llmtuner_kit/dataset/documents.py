@@ -1,0 +1,131 @@
+"""Documents -> passages: plain text, Markdown, reStructuredText, HTML, PDF and Word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmtuner_kit.dataset import characters, passages
+from llmtuner_kit.dataset.defects import RowError
+from llmtuner_kit.dataset.records import Passage
+
+if TYPE_CHECKING:
+    from bs4 import Tag
+
+
+def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int = 0) -> list[Passage]:
+    """The sections of a document with their headings. Raises RowError when it cannot be read."""
+    if kind in ("text", "markdown", "rst", "html"):
+        with path.open("rb") as file:
+            file.seek(start)
+            raw = file.read(end - start) if end else file.read()
+        text, problem = characters.decode(raw, encoding)
+        if problem:
+            raise RowError(*problem)
+        return list(_OF_TEXT[kind](text.replace("\r\n", "\n").lstrip("\ufeff")))
+    return list(_pdf(path) if kind == "pdf" else _word(path))
+
+
+def _plain(text: str) -> Iterator[Passage]:
+    if text.strip():
+        yield Passage(text)
+
+
+def _html(text: str) -> Iterator[Passage]:
+    """Headings and running text of a page; scripts, navigation and forms are left out."""
+    from bs4 import BeautifulSoup
+
+    try:
+        page = BeautifulSoup(text, "lxml")
+    except (RecursionError, ValueError, AssertionError) as error:
+        raise RowError("unreadable_file", f"not a web page: {error}") from error
+    for useless in page(["script", "style", "nav", "header", "footer", "form", "noscript", "svg", "template"]):
+        useless.decompose()
+    path: list[tuple[int, str]] = []
+    body: list[str] = []
+    for block in page.find_all(_BLOCKS):
+        if block.find_parent(_LEAVES):
+            continue
+        words = _visible(block)
+        if not words:
+            continue
+        if re.fullmatch("h[1-6]", block.name):
+            yield from _closed(path, body)
+            level = int(block.name[1])
+            path, body = [*(item for item in path if item[0] < level), (level, words)], []
+        elif block.name in _LEAVES or not block.find(_BLOCKS):
+            body.append(f"- {words}" if block.name == "li" else words)
+    yield from _closed(path, body)
+
+
+_LEAVES = ["p", "li", "pre", "blockquote", "td", "th", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "h6"]
+_BLOCKS = [*_LEAVES, "div", "section", "article", "main", "body"]
+
+
+def _visible(block: Tag) -> str:
+    text = block.get_text("" if block.name == "pre" else " ")
+    return text.strip() if block.name == "pre" else re.sub(r"\s+([.,;:!?])", r"\1", " ".join(text.split()))
+
+
+def _closed(path: list[tuple[int, str]], body: list[str]) -> Iterator[Passage]:
+    text = "\n\n".join(body).strip()
+    if text:
+        yield Passage(text, tuple(title for _, title in path))
+
+
+def _pdf(path: Path) -> Iterator[Passage]:
+    """The text of all pages. Lines that a page breaks are joined, hyphens at line ends too."""
+    from pypdf import PdfReader
+
+    pages = []
+    try:
+        reader = PdfReader(path)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise RowError("unreadable_file", "the PDF is protected by a password")
+        pages = [page.extract_text() for page in reader.pages]
+    except RowError:
+        raise
+    except Exception as error:
+        raise RowError("unreadable_file", f"not a PDF, or broken: {type(error).__name__}: {error}") from error
+    text = "\n".join(pages).encode("utf-8", "replace").decode()
+    text = re.sub(r"(?<=\w)-\n(?=[a-z])", "", text)
+    text = re.sub(r"(?<=[a-z,;]) ?\n(?=[a-z(])", " ", text)
+    yield from _plain(text)
+
+
+def _word(path: Path) -> Iterator[Passage]:
+    """Paragraphs under their heading styles; tables row by row."""
+    import docx
+    from docx.table import Table
+
+    top: list[tuple[int, str]] = []
+    body: list[str] = []
+    try:
+        document = docx.Document(str(path))
+        blocks = list(document.iter_inner_content())
+    except Exception as error:
+        raise RowError("unreadable_file", f"not a Word document: {type(error).__name__}: {error}") from error
+    for block in blocks:
+        if isinstance(block, Table):
+            body += [" | ".join(cell.text.strip() for cell in row.cells) for row in block.rows]
+            continue
+        text = block.text.strip()
+        style = (block.style.name or "") if block.style is not None else ""
+        heading = re.fullmatch(r"(?:Heading|Überschrift|Titre) (\d)|(Title)", style)
+        if heading and text:
+            yield from _closed(top, body)
+            level = int(heading.group(1) or 0)
+            top, body = [*(item for item in top if item[0] < level), (level, text)], []
+        elif text:
+            body.append(text)
+    yield from _closed(top, body)
+
+
+_OF_TEXT = {
+    "text": _plain,
+    "markdown": passages.markdown_sections,
+    "rst": passages.rst_sections,
+    "html": _html,
+}

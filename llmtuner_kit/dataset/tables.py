@@ -1,0 +1,102 @@
+"""Records of every row-based kind of file: JSON lines, JSON, CSV, TSV, spreadsheets and Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from llmtuner_kit.dataset import readers
+from llmtuner_kit.dataset.records import Record
+
+_PARQUET_ROWS = 2000
+
+
+def open_records(path: Path, source: str, kind: str, encoding: str) -> Iterator[Record]:
+    """The records of a file of rows. A file that cannot be read at all gives one record with the reason."""
+    try:
+        if kind == "jsonl":
+            with path.open("rb") as file:
+                yield from readers.read_jsonl(file, source, encoding)
+        elif kind == "json":
+            yield from readers.read_json(path.read_bytes(), source, encoding)
+        elif kind == "xlsx":
+            yield from _spreadsheet(path, source)
+        elif kind == "parquet":
+            yield from _parquet(path, source)
+        else:
+            yield from readers.open_table(path, source, kind, encoding)
+    except _Unreadable as error:
+        yield Record(source, 1, b"", problem=("unreadable_file", str(error)))
+
+
+class _Unreadable(Exception):  # noqa: N818 (it is a message on its way to a record)
+    """A file whose container is broken."""
+
+
+def _spreadsheet(path: Path, source: str) -> Iterator[Record]:
+    """The first sheet with a header and rows; formulas give their stored values."""
+    from openpyxl import load_workbook
+
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+    except Exception as error:
+        raise _Unreadable(f"not a spreadsheet: {error}") from error
+    try:
+        for sheet in book.worksheets:
+            header: list[str] | None = None
+            for number, cells in enumerate(_rows(sheet), 1):
+                fields = ["" if cell is None else _cell(cell) for cell in cells]
+                if not any(fields):
+                    continue
+                if header is None:
+                    header = [name.strip() for name in fields]
+                    while header and not header[-1]:
+                        header.pop()
+                    continue
+                raw = "\t".join(fields).encode("utf-8", "replace")
+                fields = fields[: len(header)] if not any(fields[len(header) :]) else fields
+                fields += [""] * (len(header) - len(fields))
+                yield readers.table_record(header, fields, raw, source, number)
+            if header is not None:
+                return
+    finally:
+        book.close()
+
+
+def _rows(sheet: Any) -> Iterator[tuple[Any, ...]]:
+    rows = sheet.iter_rows(values_only=True)
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise _Unreadable(f"the sheet {sheet.title!r} is broken: {error}") from error
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _parquet(path: Path, source: str) -> Iterator[Record]:
+    """Rows in batches, so that a file larger than memory can be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                for value in batch.to_pylist():
+                    number += 1
+                    raw = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")
+                    yield Record(source, number, raw, value)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _Unreadable(f"not a Parquet file, or broken after row {number}: {error}") from error
