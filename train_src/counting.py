@@ -30,7 +30,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 try:
     import regex  # reads \p{L}; comes with transformers
 except ImportError:  # rows with other than ASCII characters then take the slow way
-    regex = None  # type: ignore[assignment]
+    regex = None
 
 Counts = tuple[int, int, int, int]
 ROWS_PER_BATCH = 2048

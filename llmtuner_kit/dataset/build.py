@@ -152,7 +152,7 @@ def _split(
 ) -> NDArray[np.uint8]:
     shares = {"validation": settings.validation_share, "test": settings.test_share}
     strata = None
-    if getattr(settings, "stratify", False):
+    if settings.stratify:
         names = np.unique([summary.name for summary in summaries], return_inverse=True)[1]
         strata = names[store.chunk_numbers()][kept]
     where = np.zeros(store.rows, np.uint8)
