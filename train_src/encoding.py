@@ -108,6 +108,13 @@ def row_messages(row: Any) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": output}]
 
 
+def prompt_messages(row: Any) -> list[dict[str, str]]:
+    """The conversation of a row up to its last answer."""
+    messages = row_messages(row)
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:last]
+
+
 def seq2seq_source(messages: Sequence[dict[str, str]]) -> str:
     """What an encoder-decoder model reads: the one question as it stands, a longer conversation with its speakers."""
     if len(messages) == 1:

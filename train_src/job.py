@@ -11,7 +11,7 @@ import transformers
 
 from base import Base
 from data import Channel, read_rows
-from encoding import Encoder, row_messages
+from encoding import Encoder, prompt_messages, row_messages
 from evaluation import Score, answers, score
 from failures import TrainingError
 from folders import Folders
@@ -21,6 +21,7 @@ from model import TunedModel, load_model, load_tokenizer
 from trainer import Trainer
 
 COMPARED_ROWS = 16  # rows whose ids are compared with transformers' own
+PROBES = 4
 BASE_RESULT = "base-evaluation.json"
 
 
@@ -112,7 +113,7 @@ class Job:
             "samples": [
                 {
                     "prompt": "\n\n".join(message["content"] for message in prompt),
-                    "reference": row_messages(row)[-1]["content"],
+                    "reference": row_messages(row)[len(prompt)]["content"],
                     "base": before,
                     "tuned": after,
                 }
@@ -136,7 +137,12 @@ class Job:
     def _prompts(self) -> list[list[dict[str, str]]]:
         """The first test rows without their answers."""
         rows = read_rows(self.folders.channel("test"))[0][: self.settings.evaluation_samples]
-        return [row_messages(row)[:-1] for row in rows]
+        return [prompt_messages(row) for row in rows]
+
+    def _probes(self) -> list[list[dict[str, str]]]:
+        """Prompts whose answers must be the same after the archive is loaded again."""
+        rows = read_rows(self.folders.channel("test" if "test" in self.channels else "train"))[0][:PROBES]
+        return [prompt_messages(row) for row in rows]
 
     def _stop_ids(self, tokenizer: Any) -> set[int]:
         """Every token that ends an answer: the tokenizer's own, and what the template puts after one."""
@@ -163,6 +169,7 @@ class Job:
             metrics=metrics,
             dataset_sha256=self.settings.dataset_sha256,
             stop_ids=sorted(self._stop_ids(tokenizer)),
+            probes=self._probes(),
             evaluation=evaluation,
         )
         print(f"archive written in {time.monotonic() - started:.1f} s", flush=True)

@@ -19,6 +19,7 @@ from data import Channel, Row, iterate_steps, plan_epoch, share_of, split_micro
 from failures import TrainingError
 from folders import Folders
 from hyperparameters import Hyperparameters
+from memory import CPU_MICRO_TOKENS
 from metrics import Window, peak_memory_gb, report
 from model import TunedModel
 
@@ -59,7 +60,7 @@ class Trainer:
         self.model, self.train_rows, self.settings, self.folders = model, train.rows, settings, folders
         self.validation_rows = validation.rows if validation else []
         self.rank, self.world = rank, world
-        self.micro_batch_tokens = settings.micro_batch_tokens or 2048
+        self.micro_batch_tokens = settings.micro_batch_tokens or CPU_MICRO_TOKENS
         self.total_steps = count_steps(train.rows, settings)
         self.progress = Progress()
         self.stop_signal: int | None = None

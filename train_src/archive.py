@@ -1,0 +1,191 @@
+"""The model archive: what a training job leaves in /opt/ml/model, and the check that it is what was trained.
+
+At the root a Hugging Face model with the adapter merged in (bf16 safetensors), tokenizer, chat template and generation
+settings; `adapter/` as PEFT saves it; `code/` with the server; evaluation.json, parity.json, README.md; manifest.json
+last, with the SHA-256 of every file. Nothing in it is a pickle.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+import parity
+from encoding import Encoder
+from failures import TrainingError
+
+CODE = (
+    "serve.py",
+    "inference.py",
+    "protocol.py",
+    "generation.py",
+    "parity.py",
+    "encoding.py",
+    "requirements.txt",
+)
+FORMAT = 1
+
+
+def write_archive(
+    model_dir: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    base_info: dict[str, str],
+    hyperparameters: dict[str, Any],
+    metrics: dict[str, Any],
+    dataset_sha256: str,
+    stop_ids: Sequence[int],
+    probes: Sequence[list[dict[str, str]]],
+    evaluation: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the archive of a trained PEFT model (or plain one) and check it. Returns the manifest.
+
+    The model in memory is merged by it and must not be trained afterwards. Raises TrainingError when the archive, loaded
+    as a server loads it, answers differently.
+    """
+    model_dir.mkdir(parents=True, exist_ok=True)
+    work = model_dir / ".writing"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    network = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    network.eval()
+    tokenizer.save_pretrained(work)
+    encoder = Encoder(work, base_info["family"])
+    prompts = [(messages, encoder.prompt_ids(messages)) for messages in probes]
+    recorded = parity.record(network, base_info["family"], prompts, stop_ids)
+    if isinstance(model, peft.PeftModel):
+        model.save_pretrained(str(work / "adapter"))
+        _name_base(work / "adapter", base_info)
+        network = _merge(model, base_info)
+    network.generation_config = _generation_config(network, tokenizer, stop_ids)
+    network.to(torch.bfloat16)
+    network.config._attn_implementation_internal = None
+    network.save_pretrained(work, max_shard_size="4GB")
+    _write_json(work / "parity.json", {"dtype": "bfloat16", "stop_ids": sorted(stop_ids), "probes": recorded})
+    if evaluation is not None:
+        _write_json(work / "evaluation.json", evaluation)
+    (work / "code").mkdir()
+    for name in CODE:
+        shutil.copyfile(Path(__file__).with_name(name), work / "code" / name)
+    (work / "README.md").write_text(_card(base_info, hyperparameters, metrics, dataset_sha256), encoding="utf-8")
+    try:
+        difference = parity.check(work)
+    except parity.ParityError as error:
+        raise TrainingError(str(error)) from error
+    manifest = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base": {name: base_info[name] for name in ("model_id", "revision", "family")},
+        "dataset_sha256": dataset_sha256,
+        "hyperparameters": hyperparameters,
+        "metrics": metrics,
+        "parity": difference,
+        "kit_version": hyperparameters.get("kit_version", ""),
+        "files": {
+            path.relative_to(work).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in sorted(work.rglob("*"))
+            if path.is_file()
+        },
+    }
+    _publish(work, model_dir)
+    _write_json(model_dir / "manifest.json", manifest)
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@torch.no_grad()
+def _merge(model: peft.PeftModel, base_info: dict[str, str]) -> Any:
+    """The base model with the adapter in its weights. Plain adapters are added in fp32 and rounded once."""
+    if getattr(model.get_base_model(), "is_quantized", False):
+        return _merge_into_unquantised(model, base_info)
+    layers = [module for module in model.modules() if isinstance(module, peft.tuners.lora.Linear)]
+    if any(layer.lora_variant for layer in layers):
+        return model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    for layer in layers:
+        weight = layer.get_base_layer().weight
+        weight.copy_(weight.float() + layer.get_delta_weight("default").float())
+    return model.unload()  # type: ignore[operator]
+
+
+def _merge_into_unquantised(model: peft.PeftModel, base_info: dict[str, str]) -> Any:
+    loader = transformers.AutoModelForCausalLM
+    if base_info["family"] == "seq2seq":
+        loader = transformers.AutoModelForSeq2SeqLM
+    plain = loader.from_pretrained(base_info["path"], dtype=torch.bfloat16)
+    fresh = peft.get_peft_model(plain, model.peft_config["default"])
+    peft.set_peft_model_state_dict(fresh, peft.get_peft_model_state_dict(model))
+    return _merge(fresh, base_info)
+
+
+def _generation_config(network: Any, tokenizer: Any, stop_ids: Sequence[int]) -> transformers.GenerationConfig:
+    """Greedy, and stopping where training stopped; a base model's sampling habits are not carried along."""
+    return transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=getattr(network.config, "decoder_start_token_id", None),
+    )
+
+
+def _name_base(folder: Path, base_info: dict[str, str]) -> None:
+    """The adapter names its base model, not the folder of the container it was trained in."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_info["model_id"]
+    config["revision"] = base_info["revision"]
+    _write_json(path, config)
+
+
+def _publish(work: Path, model_dir: Path) -> None:
+    """Move the finished files to the archive's root, over those of an earlier attempt."""
+    for old in model_dir.iterdir():
+        if old != work:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for path in work.iterdir():
+        path.rename(model_dir / path.name)
+    work.rmdir()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _card(
+    base_info: dict[str, str], hyperparameters: dict[str, Any], metrics: dict[str, Any], dataset_sha256: str
+) -> str:
+    lines = [
+        f"# {base_info['model_id']}, fine-tuned",
+        "",
+        f"- base model: {base_info['model_id']}, revision {base_info['revision']} ({base_info['family']})",
+        f"- data set: sha256 {dataset_sha256 or 'not recorded'}",
+        f"- method: {hyperparameters['method']}, learning rate {hyperparameters['learning_rate']:g}, "
+        f"{metrics['steps']} steps, {metrics['tokens']} tokens, seed {hyperparameters['seed']}",
+    ]
+    if "tuned" in metrics:
+        lines += [
+            "",
+            "| on rows it never saw | base | tuned |",
+            "|---|---|---|",
+            f"| perplexity | {metrics['base']['perplexity']:.2f} | {metrics['tuned']['perplexity']:.2f} |",
+            f"| token accuracy | {metrics['base']['token_accuracy']:.1%} | {metrics['tuned']['token_accuracy']:.1%} |",
+        ]
+    lines += [
+        "",
+        "Load it with `transformers.AutoModelForCausalLM.from_pretrained` (T5-like: `AutoModelForSeq2SeqLM`), or start "
+        "`python3 code/serve.py` in this folder's environment. `adapter/` is the same fine-tune for PEFT.",
+        "",
+    ]
+    return "\n".join(lines)
