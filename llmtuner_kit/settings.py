@@ -99,6 +99,7 @@ class PrepareSettings(RunSettings):
     long_rows: Literal["split", "cut", "drop", "stop"] = Field("cut", description="what to do with rows over the limit")
     validation_share: float = Field(0.1, ge=0, le=0.5, description="share of rows used to watch training")
     test_share: float = Field(0.1, ge=0, le=0.5, description="share of rows kept back for base against tuned")
+    stratify: bool = Field(False, description="divide each file on its own, so that every split has rows of all")
     near_duplicates: Literal["drop", "keep"] = Field(
         "drop", description="what to do with rows that are almost the same"
     )

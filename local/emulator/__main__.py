@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 
 import uvicorn
-
 from llmtuner_local.emulator import wire
 from llmtuner_local.emulator.app import App
 from llmtuner_local.emulator.context import Context

@@ -15,7 +15,7 @@ from llmtuner_local.emulator import wire
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, not_emulated, unknown_operation
 from llmtuner_local.emulator.operations import SAGEMAKER, endpoints, training_jobs
-from llmtuner_local.emulator.runtime import BODY_LIMIT, Refusal, Runtime
+from llmtuner_local.emulator.runtime import BODY_LIMIT, RefusalError, Runtime
 
 log = logging.getLogger("llmtuner_local.emulator")
 Scope = MutableMapping[str, Any]
@@ -75,9 +75,7 @@ class App:
             text = {"__type": "InternalFailure", "message": f"{target} failed inside the emulator; see its log."}
             await _answer(send, 500, headers, json.dumps(text).encode())
 
-    async def _invocation(
-        self, name: str, kind: str, headers: dict[str, str], receive: Receive, send: Send
-    ) -> None:
+    async def _invocation(self, name: str, kind: str, headers: dict[str, str], receive: Receive, send: Send) -> None:
         try:
             body = await _body(receive, BODY_LIMIT)
             if kind == "invocations":
@@ -89,7 +87,7 @@ class App:
             async for part in frames:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-        except Refusal as error:
+        except RefusalError as error:
             sent = {"content-type": "application/json", "x-amzn-errortype": error.code}
             await _answer(send, error.status, sent, json.dumps(error.body).encode())
         except ServiceError as error:

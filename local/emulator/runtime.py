@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import struct
 import time
@@ -11,7 +10,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.operations import endpoints
 
@@ -25,7 +23,7 @@ _TIMED_OUT = (
 )
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """A refusal of the runtime: code, status and body members."""
 
     def __init__(self, code: str, status: int, message: str, **members: Any) -> None:
@@ -54,26 +52,26 @@ class Runtime:
             await self._session.close()
 
     def target(self, name: str, headers: dict[str, str]) -> tuple[str, int]:
-        """(variant, port) for an invocation; raises Refusal as AWS answers."""
+        """(variant, port) for an invocation; raises RefusalError as AWS answers."""
         document = self.context.store.get(endpoints.KIND, name)
         if document and document["EndpointStatus"] == "Creating":
             document = endpoints.refresh(self.context, document)
         if document is None or document["EndpointStatus"] not in ("InService", "Updating", "RollingBack"):
             message = f"Endpoint {name} of account {self.context.account_id} not found."
-            raise Refusal("ValidationError", 400, message, ErrorCode="NO_SUCH_ENDPOINT")
+            raise RefusalError("ValidationError", 400, message, ErrorCode="NO_SUCH_ENDPOINT")
         if "x-amzn-sagemaker-inference-component" in headers:
             message = (
                 "Inference Component Name header is not allowed for endpoints to which you dont plan to deploy inference "
                 "components. Please remove the Inference Component Name header and try again."
             )
-            raise Refusal("ValidationError", 400, message, ErrorCode="INFERENCE_COMPONENT_NAME_NOT_ALLOWED")
+            raise RefusalError("ValidationError", 400, message, ErrorCode="INFERENCE_COMPONENT_NAME_NOT_ALLOWED")
         wanted = headers.get("x-amzn-sagemaker-target-variant")
         if wanted and wanted not in {item["VariantName"] for item in document["_variants"]}:
-            raise Refusal("ValidationError", 400, f"Variant {wanted} of endpoint {name} not found.")
+            raise RefusalError("ValidationError", 400, f"Variant {wanted} of endpoint {name} not found.")
         chosen = self.router.choose(document, wanted)
         if chosen is None:
             endpoints.refresh(self.context, document)
-            raise Refusal("ServiceUnavailable", 503, "The endpoint has no healthy instance at the moment.")
+            raise RefusalError("ServiceUnavailable", 503, "The endpoint has no healthy instance at the moment.")
         return chosen
 
     async def post(self, port: int, headers: dict[str, str], body: bytes, timeout: float) -> aiohttp.ClientResponse:
@@ -85,14 +83,14 @@ class Runtime:
         url = f"http://127.0.0.1:{port}/invocations"
         return await self.session.post(url, data=body, headers=sent, timeout=limits)
 
-    def model_error(self, name: str, status: int, text: str) -> Refusal:
+    def model_error(self, name: str, status: int, text: str) -> RefusalError:
         """The container's own words inside AWS's sentence."""
         region, account = self.context.region, self.context.account_id
         group = f"/aws/sagemaker/Endpoints/{name}"
         who = "client" if 400 <= status < 500 else "server"
         see = f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}#logEventViewer:group={group}"
         message = f'Received {who} error ({status}) from primary with message "{text}". See {see} in account {account} for more information.'
-        return Refusal(
+        return RefusalError(
             "ModelError",
             424,
             message,
@@ -109,11 +107,13 @@ class Runtime:
         try:
             async with await self.post(port, headers, body, TIMEOUT_SECONDS) as answer:
                 content = await answer.read()
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise self.model_error(name, 0, _TIMED_OUT) from None
         except aiohttp.ClientError:
             self._look_again(name)
-            raise Refusal("ServiceUnavailable", 503, "The instance that had the request is gone; try again.") from None
+            raise RefusalError(
+                "ServiceUnavailable", 503, "The instance that had the request is gone; try again."
+            ) from None
         self.context.invocations.setdefault(name, []).append(time.time())
         if answer.status >= 400:
             raise self.model_error(name, answer.status, content.decode("utf-8", "replace"))
@@ -137,7 +137,9 @@ class Runtime:
             answer = await self.post(port, headers, body, STREAM_TIMEOUT_SECONDS)
         except aiohttp.ClientError:
             self._look_again(name)
-            raise Refusal("ServiceUnavailable", 503, "The instance that had the request is gone; try again.") from None
+            raise RefusalError(
+                "ServiceUnavailable", 503, "The instance that had the request is gone; try again."
+            ) from None
         if answer.status >= 400:
             async with answer:
                 raise self.model_error(name, answer.status, (await answer.read()).decode("utf-8", "replace"))
@@ -160,10 +162,14 @@ async def _frames(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         async with answer:
             async for part in answer.content.iter_any():
                 yield frame(
-                    {":event-type": "PayloadPart", ":content-type": "application/octet-stream", ":message-type": "event"},
+                    {
+                        ":event-type": "PayloadPart",
+                        ":content-type": "application/octet-stream",
+                        ":message-type": "event",
+                    },
                     part,
                 )
-    except asyncio.TimeoutError:
+    except TimeoutError:
         text = "Your model primary did not complete sending the inference response in the allotted time."
         yield _exception("ModelStreamError", text, "ModelInvocationTimeExceeded")
     except aiohttp.ClientError:

@@ -10,7 +10,6 @@ from typing import Any
 
 from botocore.loaders import Loader
 from botocore.model import ListShape, MapShape, ServiceModel, Shape, StructureShape
-
 from llmtuner_local.emulator.errors import ServiceError, unknown_operation, validation
 
 _TYPES = {

@@ -77,7 +77,10 @@ def best_mode() -> Mode:
         return forced  # type: ignore[return-value]
     for mode in ("bwrap", "unshare"):
         command = wrap(["true"], Path("/tmp"), mode=mode, hide=None, hosts=None)  # noqa: S108 - only bound, not used
-        if shutil.which(command[0]) and not subprocess.run(command, capture_output=True, check=False, timeout=20).returncode:
+        if (
+            shutil.which(command[0])
+            and not subprocess.run(command, capture_output=True, check=False, timeout=20).returncode
+        ):
             return mode  # type: ignore[return-value]
     return "mapped"
 

@@ -23,7 +23,7 @@ def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     seen = set()
     for variant in params["ProductionVariants"]:
         if variant["VariantName"] in seen:
-            raise validation(f"The variant name \"{variant['VariantName']}\" was non-unique within the request.")
+            raise validation(f'The variant name "{variant["VariantName"]}" was non-unique within the request.')
         seen.add(variant["VariantName"])
         if "ServerlessConfig" not in variant and not ("InstanceType" in variant and "InitialInstanceCount" in variant):
             raise validation("InstanceType and InitialInstanceCount, or ServerlessConfig, are required for a variant.")

@@ -72,7 +72,9 @@ def launch_replica(context: Context, document: dict[str, Any], variant: dict[str
 def _launch(context: Context, document: dict[str, Any], variant: dict[str, Any], replica: dict[str, Any]) -> None:
     container = variant["_container"]
     if container is None:
-        raise validation("A production variant without a model needs inference components, which are not emulated here.")
+        raise validation(
+            "A production variant without a model needs inference components, which are not emulated here."
+        )
     archive, prefix = models.data_uri(container)
     name = document["EndpointName"]
     spec = {
@@ -135,7 +137,11 @@ def _refresh_replica(context: Context, document: dict[str, Any], replica: dict[s
         if "state" in line and not (line["state"] == "Stopped" and replica["state"] == "Failed"):
             replica["state"] = line["state"]
             replica |= {key: line[key] for key in ("port", "reason") if key in line}
-    if not was_alive and replica["state"] != "Failed" and document["EndpointStatus"] in ("Creating", "InService", "Updating"):
+    if (
+        not was_alive
+        and replica["state"] != "Failed"
+        and document["EndpointStatus"] in ("Creating", "InService", "Updating")
+    ):
         # Its supervisor was killed, or the machine was started again: the instance is replaced.
         variant = next(item for item in document["_variants"] if item["VariantName"] == replica["variant"])
         (folder / "journal.jsonl").unlink(missing_ok=True)

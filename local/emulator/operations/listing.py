@@ -35,7 +35,9 @@ def page(
         "CreationTime": lambda item: (item["CreationTime"], item[name]),
         "Status": lambda item: (item.get(status, ""), item[name]),
     }
-    found.sort(key=keys[params.get("SortBy", "CreationTime")], reverse=params.get("SortOrder", default_order) == "Descending")
+    found.sort(
+        key=keys[params.get("SortBy", "CreationTime")], reverse=params.get("SortOrder", default_order) == "Descending"
+    )
     start = _offset(params.get("NextToken"))
     size = params.get("MaxResults", 10)
     answer: Document = {output: [summary(item) for item in found[start : start + size]]}

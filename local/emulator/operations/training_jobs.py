@@ -226,7 +226,9 @@ def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 def stop(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     document = _find(context, params)
     if document["TrainingJobStatus"] in TERMINAL:
-        raise validation(f"The request was rejected because the training job is in status {document['TrainingJobStatus']}.")
+        raise validation(
+            f"The request was rejected because the training job is in status {document['TrainingJobStatus']}."
+        )
     name = document["TrainingJobName"]
     context.store.put(KIND, name, dict(document, TrainingJobStatus="Stopping"))
     folder = context.job_folder(name)

@@ -81,7 +81,8 @@ class ReplicaSupervisor:
         """Run the container once; returns whether it had become healthy when it ended."""
         self.port = cloud.free_port()
         environment = cloud.base_environment() | self.spec["environment"]
-        environment |= {"SAGEMAKER_BIND_TO_PORT": str(self.port), "HOME": "/opt/ml/home"}
+        # A container may listen everywhere; a process must not.
+        environment |= {"SAGEMAKER_BIND_TO_PORT": str(self.port), "LLMTUNER_HOST": "127.0.0.1", "HOME": "/opt/ml/home"}
         (self.base / "home").mkdir(exist_ok=True)
         self.container = containers.start(
             self.spec["command"], self.base, environment, mode=self.spec["mode"], hide=Path(self.spec["hide"])

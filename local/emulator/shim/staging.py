@@ -11,13 +11,18 @@ from llmtuner_local.emulator.shim import cloud
 FOLDERS = ("input/config", "input/data", "model", "output/data", "code", "checkpoints")
 
 
-def stage(s3: Any, request: dict[str, Any], base: Path, host: str = "algo-1", hosts: tuple[str, ...] = ("algo-1",)) -> None:
+def stage(
+    s3: Any, request: dict[str, Any], base: Path, host: str = "algo-1", hosts: tuple[str, ...] = ("algo-1",)
+) -> None:
     """Write the config files and download every channel of a training job."""
     for name in FOLDERS:
         (base / name).mkdir(parents=True, exist_ok=True)
     config = base / "input" / "config"
     _write(config / "hyperparameters.json", request.get("HyperParameters", {}))
-    _write(config / "inputdataconfig.json", {item["ChannelName"]: channel_config(item, request) for item in channels(request)})
+    _write(
+        config / "inputdataconfig.json",
+        {item["ChannelName"]: channel_config(item, request) for item in channels(request)},
+    )
     _write(config / "resourceconfig.json", resource_config(request, host, hosts))
     for item in channels(request):
         download_channel(s3, item, base / "input" / "data" / item["ChannelName"])

@@ -62,7 +62,9 @@ class TrainingSupervisor:
             self._finish(code)
         except Exception as error:
             # The last line of defence of a process nobody watches: the reason must reach DescribeTrainingJob.
-            self._end("Failed", "Failed", "Training job failed", f"InternalServerError: {type(error).__name__}: {error}")
+            self._end(
+                "Failed", "Failed", "Training job failed", f"InternalServerError: {type(error).__name__}: {error}"
+            )
             raise
 
     def say(self, secondary: str, message: str) -> None:
@@ -70,9 +72,7 @@ class TrainingSupervisor:
 
     def _train(self) -> int:
         self.say("Training", "Training image download completed. Training in progress.")
-        shipper = cloud.LogShipper(
-            self.job["localstack_url"], NAMESPACE, f"{self.name}/algo-1-{int(time.time())}"
-        )
+        shipper = cloud.LogShipper(self.job["localstack_url"], NAMESPACE, f"{self.name}/algo-1-{int(time.time())}")
         self.container = containers.start(
             self.job["command"],
             self.base,

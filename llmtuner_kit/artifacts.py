@@ -1,0 +1,262 @@
+"""The model archive: what can be done with a finished job, the presigned link, the verified local copy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from llmtuner_kit import paths, runs, training
+from llmtuner_kit.aws import ClientError, is_error
+from llmtuner_kit.errors import IntegrityError, NotFoundError, NotReadyError, SettingsError
+from llmtuner_kit.settings import DownloadSettings
+from llmtuner_kit.workspace import Workspace
+
+Progress = Callable[[str, int, int], None]
+# Far above any archive of a model this kit tunes; a bomb is larger or has more members.
+MOST_MEMBERS = 2_000
+MOST_BYTES = 400 * 10**9
+# SigV4 links made with long-lived keys work for seven days at most; temporary credentials end sooner.
+LONGEST_LINK_MINUTES = 7 * 24 * 60
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that can be done with a job now, or why not."""
+
+    name: str
+    notebook: str
+    available: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class PresignedLink:
+    """A link anybody who has it may use until it ends."""
+
+    url: str
+    expires_at: datetime
+    bytes: int
+    file_name: str
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A local copy. `files` is name -> bytes of what is inside; `verified` counts files checked against the manifest."""
+
+    job_name: str
+    link: PresignedLink
+    archive: Path | None
+    folder: Path | None
+    files: dict[str, int]
+    verified: int
+    manifest: dict[str, Any]
+
+
+def actions(workspace: Workspace, job_name: str) -> list[Action]:
+    """What can be done with a job: monitor, stop, download, deploy."""
+    status = training.require_own_job(workspace, job_name)["TrainingJobStatus"]
+    running = status in ("InProgress", "Stopping")
+    has_model = (
+        status in ("Completed", "Stopped") and _head(workspace, workspace.paths.model_archive(job_name)) is not None
+    )
+    no_model = "the job is still running" if running else f"the job is {status} and left no archive"
+    return [
+        Action("monitor", "04_monitor", True, "status, metrics and log lines"),
+        Action("stop", "04_monitor", status == "InProgress", "" if status == "InProgress" else f"the job is {status}"),
+        Action("download", "05_download", has_model, "" if has_model else no_model),
+        Action("deploy", "06_deploy", has_model, "" if has_model else no_model),
+    ]
+
+
+def archive_head(workspace: Workspace, job_name: str) -> dict[str, Any]:
+    """HeadObject of a job's model.tar.gz; raises NotReadyError or NotFoundError saying what the job is."""
+    job = training.require_own_job(workspace, job_name)
+    found = _head(workspace, workspace.paths.model_archive(job_name))
+    if found is not None:
+        return found
+    status = job["TrainingJobStatus"]
+    if status in ("InProgress", "Stopping"):
+        raise NotReadyError(
+            f"Training job {job_name} is {status}; its archive comes at the end.", fix="wait in 04_monitor"
+        )
+    raise NotFoundError(f"Training job {job_name} is {status} and has no archive.", fix="run 03_train again")
+
+
+def _head(workspace: Workspace, key: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = workspace.aws.client("s3").head_object(Bucket=workspace.bucket, Key=key)
+    except ClientError as error:
+        if is_error(error, "404", "NoSuchKey"):
+            return None
+        raise
+    return found
+
+
+def presign(workspace: Workspace, job_name: str, minutes: int = 60) -> PresignedLink:
+    """A link to a job's archive that works for some minutes."""
+    if not 1 <= minutes <= LONGEST_LINK_MINUTES:
+        raise SettingsError(f"link_minutes is {minutes}.", valid=f"1 to {LONGEST_LINK_MINUTES}")
+    head = archive_head(workspace, job_name)
+    name = f"{job_name}.tar.gz"
+    url = workspace.aws.client("s3").generate_presigned_url(
+        "get_object",
+        Params={
+            "Bucket": workspace.bucket,
+            "Key": workspace.paths.model_archive(job_name),
+            "ResponseContentDisposition": f'attachment; filename="{name}"',
+        },
+        ExpiresIn=minutes * 60,
+    )
+    expires = datetime.now(UTC) + timedelta(minutes=minutes)
+    return PresignedLink(url, expires, int(head["ContentLength"]), name)
+
+
+def download(workspace: Workspace, settings: DownloadSettings, progress: Progress | None = None) -> Downloaded:
+    """Link, local copy and contents of a job's archive; every file is checked against the manifest."""
+    job_name = training.job_of(workspace, settings.run_name, settings.job_name)
+    link = presign(workspace, job_name, settings.link_minutes)
+    made = Downloaded(job_name, link, None, None, {}, 0, {})
+    if settings.folder:
+        folder = Path(settings.folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        archive = _fetch(workspace, job_name, folder / link.file_name, progress)
+        made = _opened(made, archive, folder / job_name) if settings.unpack else _listed(made, archive)
+    run = runs.open_run(workspace, settings.run_name)
+    result = {
+        "job_name": job_name,
+        "archive": str(made.archive or ""),
+        "folder": str(made.folder or ""),
+        "bytes": link.bytes,
+        "verified_files": made.verified,
+    }
+    run.save("download", settings=settings.model_dump(), result=result)
+    return made
+
+
+def _fetch(workspace: Workspace, job_name: str, target: Path, progress: Progress | None) -> Path:
+    """Download to a temporary name, check the size, then rename; a complete copy that is there already is used."""
+    head = archive_head(workspace, job_name)
+    size = int(head["ContentLength"])
+    mark = target.with_name(target.name + ".etag")
+    if target.exists() and target.stat().st_size == size and mark.exists() and mark.read_text() == head["ETag"]:
+        return target
+    part = target.with_name(target.name + ".part")
+    done = 0
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress("download", done, size)
+
+    workspace.aws.client("s3").download_file(
+        workspace.bucket, workspace.paths.model_archive(job_name), str(part), Callback=moved
+    )
+    if part.stat().st_size != size:
+        raise IntegrityError(
+            f"{part.name} has {part.stat().st_size} bytes; S3 says {size}.", fix="run the cell again: it starts anew"
+        )
+    part.replace(target)
+    mark.write_text(head["ETag"])
+    return target
+
+
+def _listed(made: Downloaded, archive: Path) -> Downloaded:
+    with tarfile.open(archive) as opened:
+        files = {item.name: item.size for item in opened if item.isfile()}
+    return Downloaded(made.job_name, made.link, archive, None, files, 0, {})
+
+
+def _opened(made: Downloaded, archive: Path, folder: Path) -> Downloaded:
+    unpack(archive, folder)
+    manifest = verify(folder)
+    files = {
+        item.relative_to(folder).as_posix(): item.stat().st_size for item in sorted(folder.rglob("*")) if item.is_file()
+    }
+    return Downloaded(made.job_name, made.link, archive, folder, files, len(manifest["files"]), manifest)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack into a fresh folder that takes its name at the end. Links, devices, traversal and bombs are refused."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        with tarfile.open(archive) as opened:
+            members = size = 0
+            for item in opened:
+                members += 1
+                size += item.size
+                if not (item.isfile() or item.isdir()):
+                    raise IntegrityError(
+                        f"{archive.name} holds {item.name!r}, which is a link or a device.", fix="do not use it"
+                    )
+                if members > MOST_MEMBERS or size > MOST_BYTES:
+                    raise IntegrityError(
+                        f"{archive.name} unpacks to more than an archive of a model can.", fix="do not use it"
+                    )
+                if item.name.endswith((".pkl", ".pickle", ".bin", ".pt", ".pth")):
+                    raise IntegrityError(f"{archive.name} holds {item.name!r}, a pickle.", fix="do not load it")
+                try:
+                    opened.extract(item, work, filter="data")
+                except tarfile.FilterError as error:
+                    raise IntegrityError(f"{archive.name}: {error}", fix="do not use it") from None
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(work).rename(folder)
+        Path(work).mkdir()  # TemporaryDirectory removes it again
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file of an unpacked archive against manifest.json; returns the manifest."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise IntegrityError(f"{folder} has no manifest.json: it is no archive of this kit, or it is not complete.")
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    wrong = []
+    for name, expected in manifest["files"].items():
+        file = folder / name
+        wanted = expected["sha256"] if isinstance(expected, dict) else expected
+        if not file.is_file():
+            wrong.append(f"{name} is missing")
+        elif _sha256(file) != wanted:
+            wrong.append(f"{name} has other bytes")
+    extra = {item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file()}
+    extra -= {*manifest["files"], "manifest.json"}
+    wrong += [f"{name} is not in the manifest" for name in sorted(extra)]
+    if wrong:
+        raise IntegrityError(f"{folder.name}: " + "; ".join(wrong[:8]), fix="download the archive again")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def output_file(workspace: Workspace, job_name: str, name: str) -> bytes:
+    """One file of a job's output.tar.gz; raises NotFoundError when it is not there."""
+    client = workspace.aws.client("s3")
+    key = workspace.paths.output_archive(job_name)
+    with tempfile.TemporaryFile() as file:
+        try:
+            client.download_fileobj(workspace.bucket, key, file)
+        except ClientError as error:
+            if is_error(error, "404", "NoSuchKey"):
+                raise NotFoundError(
+                    f"Training job {job_name} has no {paths.split_uri(workspace.paths.uri(key))[1]}.",
+                    fix="wait until the job has completed",
+                ) from None
+            raise
+        file.seek(0)
+        with tarfile.open(fileobj=file) as opened:
+            for item in opened:
+                if item.name.removeprefix("./") == name and item.isfile():
+                    found = opened.extractfile(item)
+                    assert found is not None
+                    return found.read()
+    raise NotFoundError(f"The output of training job {job_name} has no {name}.")

@@ -1,0 +1,168 @@
+"""Base against tuned: on the held-out rows inside the job, and side by side at the endpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from llmtuner_kit import artifacts, inference, runs, training
+from llmtuner_kit.errors import KitError, NotFoundError
+from llmtuner_kit.settings import InvokeSettings
+from llmtuner_kit.workspace import Workspace
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean loss per answer token (nats), its exponential, share of tokens predicted right."""
+
+    loss: float
+    perplexity: float
+    token_accuracy: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One held-out prompt with its reference and both answers."""
+
+    prompt: str
+    reference: str
+    base: str
+    tuned: str
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the job measured on rows it never trained on.
+
+    Attributes:
+        change: relative change of perplexity, tuned against base (-0.5: half).
+        interval: 95 % bootstrap interval of the mean loss difference (tuned - base), rows resampled in pairs.
+        verdict: "better", "no clear difference" or "worse".
+    """
+
+    job_name: str
+    rows: int
+    tokens: int
+    base: Scores
+    tuned: Scores
+    change: float
+    interval: tuple[float, float]
+    verdict: str
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Prompts answered by base and tuned at the endpoint."""
+
+    endpoint_name: str
+    samples: tuple[Sample, ...]
+    note: str
+
+
+def held_out(workspace: Workspace, job_name: str) -> HeldOut:
+    """Read a job's evaluation; raises NotFoundError when the dataset had no test rows."""
+    training.require_own_job(workspace, job_name)
+    found = json.loads(artifacts.output_file(workspace, job_name, "evaluation.json"))
+    if not found.get("rows"):
+        raise NotFoundError(f"Training job {job_name} had no held-out rows.", fix="prepare the data with a test_share")
+    base, tuned = (
+        Scores(**{key: found[who][key] for key in ("loss", "perplexity", "token_accuracy")})
+        for who in ("base", "tuned")
+    )
+    interval = paired_interval(found["per_row"])
+    return HeldOut(
+        job_name=job_name,
+        rows=found["rows"],
+        tokens=found["tokens"],
+        base=base,
+        tuned=tuned,
+        change=tuned.perplexity / base.perplexity - 1 if math.isfinite(base.perplexity) else math.nan,
+        interval=interval,
+        verdict=verdict(interval),
+        samples=tuple(_sample(item) for item in found.get("samples", [])),
+    )
+
+
+def _sample(item: dict[str, Any]) -> Sample:
+    prompt = item["prompt"]
+    if isinstance(prompt, list):
+        prompt = prompt[-1]["content"]
+    return Sample(prompt, item["reference"], item["base"], item["tuned"])
+
+
+def paired_interval(rows: list[dict[str, float]], *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the token-weighted mean loss difference (tuned - base), by resampling rows."""
+    if not rows:
+        return (math.nan, math.nan)
+    pairs = [(row["tokens"], row["tokens"] * (row["tuned_loss"] - row["base_loss"])) for row in rows]
+    draw = random.Random(seed)  # noqa: S311 - statistics, not secrets
+    means = []
+    for _ in range(RESAMPLES):
+        chosen = draw.choices(pairs, k=len(pairs))
+        tokens = sum(item[0] for item in chosen)
+        means.append(sum(item[1] for item in chosen) / tokens if tokens else 0.0)
+    means.sort()
+    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+
+
+def verdict(interval: tuple[float, float]) -> str:
+    """Better, worse, or no clear difference: whether the interval of the loss difference leaves out zero."""
+    low, high = interval
+    if high < 0:
+        return "better"
+    return "worse" if low > 0 else "no clear difference"
+
+
+def test_rows(workspace: Workspace, run_name: str, count: int) -> list[dict[str, Any]]:
+    """Some held-out rows of the run's dataset, spread over the file."""
+    splits = runs.open_run(workspace, run_name).result("prepare")["splits"]
+    uri = (splits.get("test") or {}).get("uri", "")
+    if not uri or not splits["test"]["rows"]:
+        return []
+    key = uri.removeprefix(f"s3://{workspace.bucket}/")
+    client = workspace.aws.client("s3")
+    rows = [json.loads(line) for line in client.get_object(Bucket=workspace.bucket, Key=key)["Body"].iter_lines()]
+    step = max(1, len(rows) // max(1, count))
+    return rows[::step][:count]
+
+
+def prompt_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
+    """(messages before the last answer, the last answer) of a dataset row."""
+    if "messages" in row:
+        last = max(n for n, item in enumerate(row["messages"]) if item["role"] == "assistant")
+        return row["messages"][:last], row["messages"][last]["content"]
+    return [{"role": "user", "content": inference.user_message(row["instruction"], row.get("input", ""))}], row[
+        "output"
+    ]
+
+
+def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
+    """Held-out prompts answered by base and tuned at the endpoint, greedy.
+
+    Where the server holds the tuned weights only, the base's answers are those of the job's own evaluation.
+    """
+    target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
+    inference.require_serving(workspace, target)
+    samples, note = [], ""
+    for row in test_rows(workspace, settings.run_name, settings.compare):
+        messages, reference = prompt_of(row)
+        tuned = inference.invoke(workspace, target, messages, max_new_tokens=settings.max_new_tokens)
+        try:
+            base = inference.invoke(
+                workspace, target, messages, max_new_tokens=settings.max_new_tokens, model="base"
+            ).text
+        except KitError as error:
+            job = runs.open_run(workspace, settings.run_name).result("deploy")["job_name"]
+            note = f"This endpoint serves the tuned model only ({error.problem}); these are the job's own held-out answers."
+            return Comparison(target.endpoint_name, held_out(workspace, job).samples[: settings.compare], note)
+        samples.append(Sample(messages[-1]["content"], reference, base, tuned.text))
+    run = runs.open_run(workspace, settings.run_name)
+    kept = [{"prompt": s.prompt, "reference": s.reference, "base": s.base, "tuned": s.tuned} for s in samples]
+    run.save("invoke", settings=settings.model_dump(), result={"endpoint_name": target.endpoint_name, "samples": kept})
+    return Comparison(target.endpoint_name, tuple(samples), note)

@@ -1,0 +1,233 @@
+"""Watching a training job: status, new log lines, metric points, time left, money so far.
+
+    for snapshot in watch(workspace, settings):
+        ...
+    raise_for_status(snapshot)
+
+Nothing is kept but the last snapshot: a restarted kernel reads everything again from AWS. Metric points are
+parsed from the job's log lines, the same lines SageMaker's MetricDefinitions match.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from llmtuner_kit import costs, training, troubles
+from llmtuner_kit.aws import ClientError, is_error
+from llmtuner_kit.errors import JobFailedError
+from llmtuner_kit.settings import MonitorSettings
+from llmtuner_kit.workspace import Workspace
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+TERMINAL = frozenset({"Completed", "Failed", "Stopped"})
+_PAIR = re.compile(r"(\w+)=([-+0-9.eE]+|nan|inf|-inf)(?=\s|$)")
+_KEPT_LINES = 2000
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One line of SecondaryStatusTransitions."""
+
+    status: str
+    message: str
+    started: datetime
+    ended: datetime | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A job at one moment.
+
+    Attributes:
+        metrics: name -> points (step, value), in the order they were printed.
+        new_lines: log lines since the last snapshot; `log` are the last ones of all.
+        elapsed_seconds: since training started (0 before).
+        eta_seconds: the job's own estimate, less what has passed since it was printed; None when unknown.
+        billable_seconds: per instance, so far.
+        cost_usd: None when the price is unknown.
+    """
+
+    job_name: str
+    status: str
+    secondary_status: str
+    message: str
+    transitions: tuple[Transition, ...]
+    metrics: dict[str, list[tuple[float, float]]]
+    new_lines: tuple[str, ...]
+    log: tuple[str, ...]
+    elapsed_seconds: float
+    billable_seconds: float
+    eta_seconds: float | None
+    cost_usd: float | None
+    charged: bool
+    instance_type: str
+    instance_count: int
+    failure_reason: str
+    model_uri: str
+    tokens: dict[str, str] = field(default_factory=dict, repr=False)
+    eta_at: float = field(default=0.0, repr=False)
+
+    @property
+    def done(self) -> bool:
+        return self.status in TERMINAL
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric, or None."""
+        points = self.metrics.get(name)
+        return points[-1][1] if points else None
+
+    def first(self, name: str) -> float | None:
+        """The oldest value of a metric, or None."""
+        points = self.metrics.get(name)
+        return points[0][1] if points else None
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the optimizer steps done, 0 to 1; None before the first step."""
+        step, total = self.last("step"), self.last("total_steps")
+        if self.status == "Completed":
+            return 1.0
+        return min(1.0, step / total) if step is not None and total else None
+
+
+def snapshot(
+    workspace: Workspace, job_name: str, previous: Snapshot | None = None, *, now: Callable[[], float] = time.time
+) -> Snapshot:
+    """Look at a job once. With the previous snapshot only new log lines are fetched."""
+    job = training.require_own_job(workspace, job_name)  # status first: the log is complete when it is terminal
+    lines, tokens = _new_lines(workspace, job_name, previous.tokens if previous else {})
+    metrics = {name: list(points) for name, points in previous.metrics.items()} if previous else {}
+    found = _points(lines, metrics)
+    eta, eta_at = (found["eta_seconds"], now()) if "eta_seconds" in found else (None, 0.0)
+    if eta is None and previous:
+        eta, eta_at = (previous.metrics.get("eta_seconds", [(0, None)])[-1][1], previous.eta_at)
+    done = job["TrainingJobStatus"] in TERMINAL
+    started, billable, elapsed = _times(job, now())
+    resources = job["ResourceConfig"]
+    count = resources.get("InstanceCount", 1)
+    transitions = tuple(_transition(item) for item in job.get("SecondaryStatusTransitions", []))
+    log = ((previous.log if previous else ()) + tuple(lines))[-_KEPT_LINES:]
+    return Snapshot(
+        job_name=job_name,
+        status=job["TrainingJobStatus"],
+        secondary_status=job["SecondaryStatus"],
+        message=transitions[-1].message if transitions else "",
+        transitions=transitions,
+        metrics=metrics,
+        new_lines=tuple(lines),
+        log=log,
+        elapsed_seconds=elapsed,
+        billable_seconds=billable,
+        eta_seconds=None if done or eta is None or not started else max(0.0, eta - (now() - eta_at)),
+        cost_usd=costs.running_cost(resources["InstanceType"], workspace.aws.region, billable, count),
+        charged=workspace.aws.charged,
+        instance_type=resources["InstanceType"],
+        instance_count=count,
+        failure_reason=job.get("FailureReason", ""),
+        model_uri=job.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""),
+        tokens=tokens,
+        eta_at=eta_at,
+    )
+
+
+def _times(job: dict[str, Any], now: float) -> tuple[bool, float, float]:
+    """(training started, billable seconds, elapsed seconds)."""
+    begin = job.get("TrainingStartTime")
+    if begin is None:
+        return False, 0.0, 0.0
+    end = job.get("TrainingEndTime")
+    elapsed = (end.timestamp() if end else now) - begin.timestamp()
+    return True, float(job.get("BillableTimeInSeconds") or max(0.0, elapsed)), max(0.0, elapsed)
+
+
+def _transition(item: dict[str, Any]) -> Transition:
+    ended = item.get("EndTime")
+    return Transition(item["Status"], item.get("StatusMessage", ""), item["StartTime"].astimezone(UTC), ended)
+
+
+def _new_lines(workspace: Workspace, job_name: str, tokens: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Log lines of every stream of the job since the given tokens, and the tokens to go on from."""
+    client = workspace.aws.client("logs")
+    tokens = dict(tokens)
+    try:
+        pages = client.get_paginator("describe_log_streams").paginate(
+            logGroupName=LOG_GROUP, logStreamNamePrefix=f"{job_name}/"
+        )
+        streams = sorted(item["logStreamName"] for page in pages for item in page["logStreams"])
+    except ClientError as error:
+        if is_error(error, "ResourceNotFoundException"):
+            return [], tokens
+        raise
+    lines: list[str] = []
+    for stream in streams:
+        # The first host tells the story; the others say who they are.
+        prefix = "" if stream.startswith(f"{job_name}/algo-1-") else f"[{stream.split('/')[-1].rsplit('-', 1)[0]}] "
+        while True:
+            arguments = {"nextToken": tokens[stream]} if stream in tokens else {}
+            answer = client.get_log_events(
+                logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **arguments
+            )
+            lines += [prefix + item["message"] for item in answer["events"]]
+            ended = answer["nextForwardToken"] == tokens.get(stream)
+            tokens[stream] = answer["nextForwardToken"]
+            if ended or not answer["events"]:
+                break
+    return lines, tokens
+
+
+def _points(lines: list[str], metrics: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
+    """Add the points of `metric ...` lines to `metrics`; returns the newest value of each name seen."""
+    newest: dict[str, float] = {}
+    for line in lines:
+        if not line.startswith("metric "):
+            continue
+        values = {name: float(text) for name, text in _PAIR.findall(line)}
+        steps = metrics.get("step", [])
+        step = values.get("step", steps[-1][1] if steps else 0.0)
+        for name, value in values.items():
+            metrics.setdefault(name, []).append((step, value))
+        newest |= values
+    return newest
+
+
+def watch(
+    workspace: Workspace,
+    settings: MonitorSettings,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.time,
+) -> Iterator[Snapshot]:
+    """Snapshots until the job has ended; the last one is the end. Interrupting stops the watching, not the job."""
+    job_name = training.job_of(workspace, settings.run_name, settings.job_name)
+    if settings.stop:
+        training.stop(workspace, job_name)
+    current: Snapshot | None = None
+    while current is None or not current.done:
+        if current is not None:
+            sleep(settings.poll_seconds)
+        current = snapshot(workspace, job_name, current, now=now)
+        yield current
+
+
+def raise_for_status(found: Snapshot) -> Snapshot:
+    """Raise JobFailedError for a failed job, with the container's reason and its last lines; returns it otherwise."""
+    if found.status != "Failed":
+        return found
+    trouble = troubles.recognise(found.failure_reason, found.log)
+    tail = "\n".join(f"  | {line}" for line in found.log[-8:])
+    cost = f" It has used {costs.usd(found.cost_usd)} of {found.instance_type}." if found.cost_usd is not None else ""
+    raise JobFailedError(
+        f"Training job {found.job_name} failed: {found.failure_reason or 'no reason was given'}.{cost}"
+        + (f"\nLast log lines:\n{tail}" if tail else ""),
+        fix=trouble.fix if trouble else "read the log above, change the setting it names and run 03_train again",
+    )
+
+
+def without_news(found: Snapshot) -> Snapshot:
+    """The same snapshot with no new lines, for showing it once more."""
+    return replace(found, new_lines=())

@@ -1,0 +1,105 @@
+"""The doctor: what a run will need, found out before anything is paid for. Each finding has its fix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmtuner_kit import access, catalog, costs
+from llmtuner_kit.aws import ClientError, error_message
+from llmtuner_kit.errors import KitError
+from llmtuner_kit.workspace import Workspace
+
+Level = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One checked thing."""
+
+    name: str
+    level: Level
+    text: str
+    fix: str = ""
+
+
+def check(workspace: Workspace, model_id: str, instance_type: str = "") -> list[Finding]:
+    """Identity, bucket, role, quota, price and base model, in the order a run needs them."""
+    model = catalog.base_model(model_id)
+    instance_type = instance_type or model.instance
+    return [
+        _identity(workspace),
+        _bucket(workspace),
+        _role(workspace),
+        _quota(workspace, instance_type),
+        _price(workspace, instance_type),
+        _model(model),
+    ]
+
+
+def _identity(workspace: Workspace) -> Finding:
+    aws = workspace.aws
+    where = "real AWS: jobs and endpoints are charged" if aws.charged else "the local cloud: nothing is charged"
+    return Finding("identity", "ok", f"{aws.caller_arn} in {aws.region}, {where}")
+
+
+def _bucket(workspace: Workspace) -> Finding:
+    client = workspace.aws.client("s3")
+    where = f"s3://{workspace.bucket}/{workspace.paths.root}"
+    try:
+        client.get_bucket_encryption(Bucket=workspace.bucket)
+        block = client.get_public_access_block(Bucket=workspace.bucket)["PublicAccessBlockConfiguration"]
+    except (ClientError, KitError) as error:
+        return Finding("bucket", "warning", f"{where}; its protection cannot be read: {error_message(error)}")
+    if not all(block.values()):
+        return Finding(
+            "bucket", "warning", f"{where} does not block all public access", "block public access on the bucket"
+        )
+    return Finding("bucket", "ok", f"{where}, encrypted, closed to the public")
+
+
+def _role(workspace: Workspace) -> Finding:
+    try:
+        return Finding("role", "ok", access.execution_role(workspace.aws))
+    except KitError as error:
+        return Finding("role", "problem", error.problem, error.fix)
+
+
+def _quota(workspace: Workspace, instance_type: str) -> Finding:
+    """Asked of Service Quotas where it answers; an account that may not ask gets a warning, not a stop."""
+    if not workspace.aws.charged:
+        return Finding("quota", "ok", f"{instance_type}: rehearsed on this machine")
+    client = workspace.aws.client("service-quotas")
+    wanted = f"{instance_type} for training job usage"
+    try:
+        for page in client.get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker"):
+            for item in page["Quotas"]:
+                if item["QuotaName"] == wanted:
+                    value = int(item["Value"])
+                    fix = f"ask for one '{wanted}' in Service Quotas" if value < 1 else ""
+                    return Finding("quota", "ok" if value else "problem", f"{wanted}: {value}", fix)
+    except (ClientError, KitError) as error:
+        return Finding("quota", "warning", f"{wanted} cannot be read: {error_message(error)}", "look in Service Quotas")
+    return Finding("quota", "warning", f"Service Quotas does not list '{wanted}'", "look in Service Quotas")
+
+
+def _price(workspace: Workspace, instance_type: str) -> Finding:
+    found = costs.price(instance_type, workspace.aws.region)
+    if found is None:
+        text = f"{instance_type} in {workspace.aws.region}: no price in the book"
+        return Finding("price", "warning", text, "run `llmtuner prices refresh`")
+    return Finding(
+        "price", "ok", f"{instance_type}: {costs.usd(found.usd_per_hour)} an hour ({found.source}, {found.date})"
+    )
+
+
+def _model(model: catalog.BaseModel) -> Finding:
+    if model.embedded:
+        folder = catalog.base_model_folder(model.model_id)
+        return Finding("base model", "ok", f"{model.title}, on this machine in {folder}")
+    if model.gated:
+        text = f"{model.title} is gated: licence {model.licence}"
+        return Finding(
+            "base model", "warning", text, "accept the licence on the Hub; set HF_TOKEN_SECRET_ARN for the job"
+        )
+    return Finding("base model", "ok", f"{model.title} from the Hub at {model.revision[:12]}")

@@ -1,0 +1,476 @@
+"""Training: the quote, the CreateTrainingJob request, start and stop.
+
+quote(workspace, settings)           what it will take: money, time, does it fit
+training_job_request(plan)           the request, pure
+start(workspace, settings)           the same inputs find the same job instead of paying again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import llmtuner_kit
+from llmtuner_kit import access, catalog, costs, fit, images, paths, runs
+from llmtuner_kit.aws import ClientError, error_message, is_error
+from llmtuner_kit.errors import BudgetError, ConflictError, NotFoundError, SettingsError
+from llmtuner_kit.runs import Run
+from llmtuner_kit.settings import TrainSettings
+from llmtuner_kit.workspace import Workspace
+
+# What AWS bills besides training itself: fetching data and model, loading, packing and uploading. Modelled.
+START_SECONDS = (90.0, 300.0)
+# Time a job needs after SIGTERM to save its adapter and upload it; taken off the budget.
+SAVE_SECONDS = 180
+LONGEST_SECONDS = 28 * 86400
+METRICS = (
+    "train_loss", "eval_loss", "token_accuracy", "eval_token_accuracy", "tokens_per_second", "learning_rate",
+    "grad_norm", "epoch", "step", "total_steps", "eta_seconds", "memory_gb", "base_loss", "base_perplexity",
+    "test_loss", "perplexity",
+)  # fmt: skip
+# Settings that travel to train.py under the same name.
+_PASSED = (
+    "method", "epochs", "max_steps", "learning_rate", "lora_r", "lora_alpha", "lora_dropout", "max_length",
+    "batch_tokens", "seed", "evaluation_samples",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a job will take, as ranges; `basis` says where the speed comes from.
+
+    Attributes:
+        tokens: tokens of the training rows times epochs.
+        seconds: billable seconds per instance (low, high).
+        endpoint_per_hour, endpoint_per_month: USD of one hosting instance of the same type; None: unknown.
+        max_runtime_seconds: the hard limit the job gets.
+    """
+
+    model_id: str
+    method: str
+    instance_type: str
+    instance_count: int
+    rows: int
+    tokens: int
+    tokens_per_second: tuple[float, float]
+    seconds: tuple[float, float]
+    money: costs.Money
+    price: costs.Price | None
+    fit: fit.Fit
+    basis: str
+    budget_usd: float
+    max_runtime_seconds: int
+    endpoint_per_hour: float | None
+    charged: bool
+
+    @property
+    def endpoint_per_month(self) -> float | None:
+        """USD for 730 hours of one instance."""
+        return None if self.endpoint_per_hour is None else self.endpoint_per_hour * 730
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A job of this run. `reused`: it was there already, nothing new was started."""
+
+    job_name: str
+    arn: str
+    model_uri: str
+    request: dict[str, Any] = field(repr=False)
+    quote: Quote | None
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a request is made of, resolved; building the request from it needs nothing else."""
+
+    job_name: str
+    settings: TrainSettings
+    model: catalog.BaseModel
+    role_arn: str
+    image: str
+    bucket: str
+    user_paths: paths.UserPaths
+    code_uri: str
+    model_uri: str
+    channels: dict[str, str]
+    dataset_sha256: str
+    volume_gb: int
+    max_runtime_seconds: int
+    run_name: str
+    environment: dict[str, str]
+
+
+def quote(workspace: Workspace, settings: TrainSettings) -> Quote:
+    """What the job will take. Raises BudgetError when even the low end is above the budget."""
+    run = runs.open_run(workspace, settings.run_name)
+    prepared = run.result("prepare")
+    model = chosen_model(run, settings)
+    instance = catalog.instance(settings.instance_type)
+    train = prepared["splits"]["train"]
+    tokens = int(train["tokens"] * settings.epochs)
+    if settings.max_steps:
+        tokens = min(tokens, settings.max_steps * settings.batch_tokens)
+    length = settings.max_length or int(prepared.get("max_length") or 0) or min(2048, model.context)
+    speed = fit.tokens_per_second(model, instance, method=settings.method, count=settings.instance_count)
+    seconds = (START_SECONDS[0] + tokens / speed[1], START_SECONDS[1] + tokens / speed[0])
+    region = workspace.aws.region
+    money = costs.cost_range(instance.instance_type, region, seconds, settings.instance_count)
+    made = Quote(
+        model_id=model.model_id,
+        method=settings.method,
+        instance_type=instance.instance_type,
+        instance_count=settings.instance_count,
+        rows=int(train["rows"]),
+        tokens=tokens,
+        tokens_per_second=speed,
+        seconds=seconds,
+        money=money,
+        price=costs.price(instance.instance_type, region),
+        fit=fit.check(model, instance, method=settings.method, rank=settings.lora_r, max_length=length),
+        basis=f"modelled at {fit.UTILISATION[0]:.0%} to {fit.UTILISATION[1]:.0%} of the {instance.gpu}'s bf16 peak",
+        budget_usd=settings.budget_usd,
+        max_runtime_seconds=_runtime_limit(settings, seconds, region),
+        endpoint_per_hour=costs.hourly(instance.instance_type, region),
+        charged=workspace.aws.charged,
+    )
+    if settings.budget_usd and money.low is not None and money.low > settings.budget_usd:
+        raise BudgetError(
+            f"The quote is {money}; the budget is {costs.usd(settings.budget_usd)}.",
+            fix="raise budget_usd, lower epochs, choose a cheaper instance_type, or use fewer rows",
+        )
+    return made
+
+
+def _runtime_limit(settings: TrainSettings, seconds: tuple[float, float], region: str) -> int:
+    """MaxRuntimeInSeconds: what was asked for, what the budget buys less the time to save, or four times the quote."""
+    limits = []
+    if settings.max_runtime_minutes:
+        limits.append(settings.max_runtime_minutes * 60)
+    rate = costs.hourly(settings.instance_type, region, settings.instance_count)
+    if settings.budget_usd and rate:
+        bought = settings.budget_usd / rate * 3600 - SAVE_SECONDS
+        if bought < 60:
+            raise BudgetError(
+                f"budget_usd {costs.usd(settings.budget_usd)} buys {bought + SAVE_SECONDS:.0f} s of {settings.instance_type}; "
+                f"{SAVE_SECONDS} s of that are kept to save the work.",
+                fix="raise budget_usd or choose a cheaper instance_type",
+            )
+        limits.append(int(bought))
+    if not limits:
+        limits.append(max(3600, int(seconds[1] * 4)))
+    return min(*limits, LONGEST_SECONDS)
+
+
+def chosen_model(run: Run, settings: TrainSettings) -> catalog.BaseModel:
+    """The base model of the settings, else the one of 00_start, else the one the data was prepared for."""
+    start = (run.section("start") or {}).get("settings", {})
+    return catalog.base_model(settings.model_id or start.get("model_id") or run.result("prepare")["model_id"])
+
+
+def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
+    """Start the job, or find the one the same inputs started before.
+
+    Raises BudgetError where jobs are charged and no budget is set, SettingsError when the model cannot fit,
+    ConflictError when the job's name is taken by something else.
+    """
+    made = quote(workspace, settings)
+    if not made.fit.fits:
+        raise SettingsError(
+            f"{made.model_id} with {made.method} does not fit {made.instance_type}: {made.fit.why}.",
+            fix=f"set instance_type to {made.fit.smallest!r}"
+            if made.fit.smallest
+            else "choose qlora or a smaller model",
+        )
+    if made.charged and not settings.budget_usd:
+        raise BudgetError(
+            f"This job is charged and no budget is set; the quote is {made.money}.",
+            fix=f"set budget_usd, at least {costs.usd(made.money.high)}" if made.money.known else "set budget_usd",
+        )
+    run = runs.open_run(workspace, settings.run_name)
+    plan = make_plan(workspace, settings, run, made)
+    request = training_job_request(plan)
+    client = workspace.aws.client("sagemaker")
+    reused = False
+    try:
+        arn = client.create_training_job(**request)["TrainingJobArn"]
+    except ClientError as error:
+        if not is_error(error, "ResourceInUse"):
+            raise SettingsError(
+                f"SageMaker refuses the job: {error_message(error)}", fix="change what it names"
+            ) from error
+        arn = _same_job(workspace, request)
+        reused = True
+    run.save("train", settings=settings.model_dump(), result=_record(plan, made, arn, request))
+    return TrainingJob(plan.job_name, arn, request_model_uri(request), request, made, reused)
+
+
+def _record(plan: Plan, made: Quote, arn: str, request: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "job_name": plan.job_name,
+        "job_arn": arn,
+        "model_id": plan.model.model_id,
+        "model_uri": request_model_uri(request),
+        "instance_type": made.instance_type,
+        "instance_count": made.instance_count,
+        "dataset_sha256": plan.dataset_sha256,
+        "quote": {
+            "seconds": made.seconds,
+            "usd": [made.money.low, made.money.high],
+            "tokens": made.tokens,
+            "rows": made.rows,
+        },
+        "hyperparameters": request["HyperParameters"],
+    }
+
+
+def request_model_uri(request: dict[str, Any]) -> str:
+    """Where SageMaker will put the archive of a request."""
+    return f"{request['OutputDataConfig']['S3OutputPath']}/{request['TrainingJobName']}/output/model.tar.gz"
+
+
+def _same_job(workspace: Workspace, request: dict[str, Any]) -> str:
+    """The ARN of the job that has the name, when it was made from the same inputs."""
+    found = workspace.aws.client("sagemaker").describe_training_job(TrainingJobName=request["TrainingJobName"])
+    same = (
+        found["HyperParameters"] == request["HyperParameters"]
+        and found["OutputDataConfig"]["S3OutputPath"] == (request["OutputDataConfig"]["S3OutputPath"])
+    )
+    if same and found["TrainingJobStatus"] not in ("Failed", "Stopped"):
+        return str(found["TrainingJobArn"])
+    status = found["TrainingJobStatus"]
+    raise ConflictError(
+        f"The job name {request['TrainingJobName']!r} is taken by a job that is {status}"
+        + ("." if same else ", made from other inputs."),
+        fix="change a setting (the seed is enough) or use another run_name; the finished job stays as it is",
+    )
+
+
+def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quote) -> Plan:
+    """Resolve names, role and image, and put code and base model where the job will look for them."""
+    prepared = run.result("prepare")
+    model = chosen_model(run, settings)
+    code_sha, code_uri = stage_code(workspace)
+    model_uri = stage_model(workspace, model) if model.embedded else ""
+    channels = {name: part["uri"] for name, part in prepared["splits"].items() if part["rows"]}
+    for uri in channels.values():
+        workspace.require_own(uri)
+    asked = settings.model_dump(exclude={"run_name", "target", "region", "user_id", "bucket", "budget_usd", "role_arn"})
+    inputs = [model.model_id, model.revision, code_sha, prepared["dataset_sha256"], asked]
+    job_name = _job_name(workspace, run.name, model.model_id, inputs)
+    weights_gb = 2 * model.parameters / 1e9
+    return Plan(
+        job_name=job_name,
+        settings=settings,
+        model=model,
+        role_arn=access.execution_role(workspace.aws, settings.role_arn),
+        image=images.training_image(workspace.aws.region, settings.instance_type),
+        bucket=workspace.bucket,
+        user_paths=workspace.paths,
+        code_uri=code_uri,
+        model_uri=model_uri,
+        channels=channels,
+        dataset_sha256=prepared["dataset_sha256"],
+        # Base model, merged model, archive, checkpoints: five times the weights, and room for the container.
+        volume_gb=settings.volume_gb or max(30, math.ceil(5 * weights_gb + 20)),
+        max_runtime_seconds=made.max_runtime_seconds,
+        run_name=run.name,
+        environment=_environment(model),
+    )
+
+
+def _environment(model: catalog.BaseModel) -> dict[str, str]:
+    """A gated model needs a token; only the name of the secret that holds it may appear in a job description."""
+    if model.embedded:
+        return {"HF_HUB_OFFLINE": "1"}
+    secret = os.environ.get("HF_TOKEN_SECRET_ARN", "")
+    if model.gated and not secret:
+        raise SettingsError(
+            f"{model.title} is gated on the Hub: the job needs a token.",
+            fix="store the token in AWS Secrets Manager and set HF_TOKEN_SECRET_ARN to the secret's ARN where this runs",
+        )
+    return {"HF_TOKEN_SECRET_ARN": secret} if secret else {}
+
+
+def _job_name(workspace: Workspace, run_name: str, model_id: str, inputs: list[Any]) -> str:
+    """A name that follows from the inputs. A job of that name that failed or was stopped makes room for a next try."""
+    digest = hashlib.sha256(json.dumps([workspace.user_id, inputs], sort_keys=True).encode()).hexdigest()[:8]
+    base = paths.slug(f"{run_name}-{model_id}")
+    for attempt in range(1, 100):
+        tail = digest if attempt == 1 else f"{digest}-{attempt}"
+        name = paths.check_name(paths.fit_name(base, tail), "job_name")
+        found = job_status(workspace, name)
+        if found not in ("Failed", "Stopped"):
+            return name
+    raise ConflictError(
+        f"99 jobs of the same inputs have failed or were stopped (last: {name}).", fix="look at their reasons"
+    )
+
+
+def job_status(workspace: Workspace, job_name: str) -> str:
+    """TrainingJobStatus, or an empty text when there is no such job."""
+    try:
+        found = workspace.aws.client("sagemaker").describe_training_job(TrainingJobName=job_name)
+    except ClientError as error:
+        if is_error(error, "ValidationException", "ResourceNotFound"):
+            return ""
+        raise
+    return str(found["TrainingJobStatus"])
+
+
+def training_job_request(plan: Plan) -> dict[str, Any]:
+    """The CreateTrainingJob request of a plan. Pure."""
+    settings = plan.settings
+    output: dict[str, Any] = {"S3OutputPath": plan.user_paths.uri(plan.user_paths.models)}
+    resources: dict[str, Any] = {
+        "InstanceType": settings.instance_type,
+        "InstanceCount": settings.instance_count,
+        "VolumeSizeInGB": plan.volume_gb,
+    }
+    if settings.kms_key_id:
+        output["KmsKeyId"] = resources["VolumeKmsKeyId"] = settings.kms_key_id
+    stopping = {"MaxRuntimeInSeconds": plan.max_runtime_seconds}
+    if settings.spot:
+        # Spot may wait and start again: three times the work, within SageMaker's own limit.
+        stopping["MaxWaitTimeInSeconds"] = min(LONGEST_SECONDS, 3 * plan.max_runtime_seconds + 3600)
+    channels = {"code": plan.code_uri, **plan.channels}
+    if plan.model_uri:
+        channels["model"] = plan.model_uri
+    return {
+        "TrainingJobName": plan.job_name,
+        "RoleArn": plan.role_arn,
+        "AlgorithmSpecification": {
+            "TrainingImage": plan.image,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["python3", "/opt/ml/input/data/code/train.py"],
+            "MetricDefinitions": [{"Name": name, "Regex": rf"^metric .*\b{name}=([-+0-9.eE]+)"} for name in METRICS],
+        },
+        "HyperParameters": hyperparameters(plan),
+        "Environment": plan.environment,
+        "InputDataConfig": [_channel(name, uri) for name, uri in channels.items()],
+        "OutputDataConfig": output,
+        "ResourceConfig": resources,
+        "StoppingCondition": stopping,
+        "EnableManagedSpotTraining": settings.spot,
+        "EnableInterContainerTrafficEncryption": settings.instance_count > 1,
+        "CheckpointConfig": {
+            "S3Uri": plan.user_paths.uri(plan.user_paths.checkpoints(plan.job_name)),
+            "LocalPath": "/opt/ml/checkpoints",
+        },
+        "Tags": [
+            {"Key": "llmtuner:owner", "Value": plan.user_paths.user_id},
+            {"Key": "llmtuner:run", "Value": plan.run_name},
+            {"Key": "llmtuner:kit-version", "Value": llmtuner_kit.__version__},
+        ],
+    }
+
+
+def hyperparameters(plan: Plan) -> dict[str, str]:
+    """What train.py reads, as the flat map of strings SageMaker takes."""
+    values = {name: getattr(plan.settings, name) for name in _PASSED}
+    values |= {
+        "model_id": plan.model.hub_id if not plan.model.embedded else plan.model.model_id,
+        "model_revision": catalog.base_model_revision(plan.model.model_id),
+        "family": plan.model.family,
+        "dataset_sha256": plan.dataset_sha256,
+        "kit_version": llmtuner_kit.__version__,
+        "run_name": plan.run_name,
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+def _channel(name: str, uri: str) -> dict[str, Any]:
+    source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": "File"}
+
+
+def code_folder() -> Path:
+    """train_src, found without importing it."""
+    spec = importlib.util.find_spec("train_src")
+    if spec is None or not spec.submodule_search_locations:
+        raise NotFoundError("train_src is not installed beside llmtuner_kit.", fix="install the project again")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def stage_code(workspace: Workspace) -> tuple[str, str]:
+    """Put train_src under its content's hash, once; (hash, URI)."""
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for folder in [code_folder()]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    sha = digest.hexdigest()[:12]
+    prefix = workspace.paths.code(sha)
+    _put_missing(workspace, prefix, files)
+    return sha, workspace.paths.uri(prefix)
+
+
+def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
+    """Put an embedded base model under its revision, once; the URI of the prefix."""
+    folder = catalog.base_model_folder(model.model_id)
+    prefix = workspace.paths.base_model(model.model_id, catalog.base_model_revision(model.model_id))
+    files: dict[str, bytes | Path] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    _put_missing(workspace, prefix, files)
+    return workspace.paths.uri(prefix)
+
+
+def _put_missing(workspace: Workspace, prefix: str, files: dict[str, Any]) -> None:
+    """Upload what is not there yet; the prefix carries a hash, so equal names and sizes are equal files."""
+    client = workspace.aws.client("s3")
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=workspace.bucket, Prefix=prefix)
+    there = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
+    for name, content in files.items():
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        if there.get(prefix + name) == size:
+            continue
+        if isinstance(content, Path):
+            client.upload_file(str(content), workspace.bucket, prefix + name)
+        else:
+            client.put_object(Bucket=workspace.bucket, Key=prefix + name, Body=content)
+
+
+def stop(workspace: Workspace, job_name: str) -> str:
+    """Stop a job; what it has saved is kept. Returns the status; a job that has ended already is left as it is."""
+    client = workspace.aws.client("sagemaker")
+    require_own_job(workspace, job_name)
+    try:
+        client.stop_training_job(TrainingJobName=job_name)
+    except ClientError as error:
+        if not is_error(error, "ValidationException") or "in status" not in error_message(error):
+            raise
+    return job_status(workspace, job_name)
+
+
+def require_own_job(workspace: Workspace, job_name: str) -> dict[str, Any]:
+    """DescribeTrainingJob of a job whose output lies in the user's prefix; raises NotFoundError or AccessError."""
+    try:
+        found: dict[str, Any] = workspace.aws.client("sagemaker").describe_training_job(TrainingJobName=job_name)
+    except ClientError as error:
+        if is_error(error, "ValidationException", "ResourceNotFound"):
+            raise NotFoundError(
+                f"There is no training job {job_name!r}.", fix="run 03_train, or set job_name to an existing job"
+            ) from None
+        raise
+    workspace.require_own(found["OutputDataConfig"]["S3OutputPath"] + "/")
+    return found
+
+
+def job_of(workspace: Workspace, run_name: str, job_name: str) -> str:
+    """The job named in the settings, else the one the run started."""
+    return job_name or str(runs.open_run(workspace, run_name).result("train")["job_name"])
+
+
+def quote_record(made: Quote) -> dict[str, Any]:
+    """A quote as JSON, for faces that speak it."""
+    return asdict(made)
