@@ -188,9 +188,8 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack into a fresh folder that takes its name at the end. Links, devices, traversal and bombs are refused."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
         with tarfile.open(archive) as opened:
-            members = size = 0
-            for item in opened:
-                members += 1
+            size = 0
+            for members, item in enumerate(opened, 1):
                 size += item.size
                 if not (item.isfile() or item.isdir()):
                     raise IntegrityError(

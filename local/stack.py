@@ -37,12 +37,11 @@ def up() -> dict[str, Any]:
         state = read_json(home / "local.json")
         state = _start_localstack(home, state)
         state = _start_emulator(home, state)
-        if state.get("bootstrapped") != state["localstack_url"]:
-            profile.write(home, state["localstack_url"], state["sagemaker_url"])
+        profile.write(home, state["localstack_url"], state["sagemaker_url"])
+        served_by = [state["localstack_url"], state.get("localstack")]
+        if state.get("bootstrapped") != served_by:
             profile.create_role(state["localstack_url"])
-            state["bootstrapped"] = state["localstack_url"]
-        else:
-            profile.write(home, state["localstack_url"], state["sagemaker_url"])
+            state["bootstrapped"] = served_by
         write_atomic(home / "local.json", json.dumps(state, indent=2))
     return addresses(home, state)
 

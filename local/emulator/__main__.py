@@ -21,7 +21,8 @@ def main() -> None:
     parser.add_argument("--localstack-url", required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("botocore").setLevel(logging.WARNING)
+    for name in ("botocore", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     wire.service_model("sagemaker")  # read before the first request, not during it
     store = Store(options.home / "sagemaker.db")
     context = Context(options.home, store, options.localstack_url, f"http://127.0.0.1:{options.port}")
@@ -30,7 +31,7 @@ def main() -> None:
         host="127.0.0.1",
         port=options.port,
         access_log=False,
-        log_level="warning",
+        log_config=None,  # ours is set already; uvicorn's own would drop it
         timeout_graceful_shutdown=2,
         server_header=False,
     )

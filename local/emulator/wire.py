@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import regex
 from botocore.loaders import Loader
 from botocore.model import ListShape, MapShape, ServiceModel, Shape, StructureShape
 from llmtuner_local.emulator.errors import ServiceError, unknown_operation, validation
@@ -109,9 +109,9 @@ def _check_size(shape: Shape, value: Any, path: str, found: list[str], what: str
 
 
 @lru_cache(maxsize=512)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    # Smithy patterns are Java's: possessive and \p classes do not occur in the models used here.
-    return re.compile(pattern)
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    # Java's patterns: the standard library does not know \p{L}.
+    return regex.compile(pattern)
 
 
 def _join(path: str, name: str) -> str:
