@@ -1,0 +1,82 @@
+"""The `llmtuner` command: notebooks headless, pipelines, reports, and the local cloud."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+import llmtuner_kit
+from llmtuner_kit.errors import KitError
+
+
+class _Plain(click.Group):
+    """Shows what the user can put right as its message; everything else keeps its traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KitError as error:
+            click.echo(click.style(type(error).__name__, bold=True) + f": {error}", err=True)
+            context.exit(1)
+
+
+@click.group(cls=_Plain)
+@click.version_option(llmtuner_kit.__version__)
+def main() -> None:
+    """From your own files to a fine-tuned model at a SageMaker endpoint."""
+
+
+@main.command()
+@click.argument("notebook", type=click.Path(path_type=Path))
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="one parameter, as YAML")
+@click.option("-f", "file", type=click.Path(exists=True, dir_okay=False), help="parameters from a YAML file")
+@click.option("-o", "output", default="", help="where the executed notebook goes; default: out/NOTEBOOK")
+def run(notebook: Path, parameters: tuple[tuple[str, str], ...], file: str | None, output: str) -> None:
+    """Run one notebook; misspelt names and values that do not hold are refused before it starts."""
+    from llmtuner_kit.faces import notebooks
+
+    given: dict[str, Any] = yaml.safe_load(Path(file).read_text()) or {} if file else {}
+    known = notebooks.parameters_of(notebook)
+    given |= {name: _value(text, known.get(name)) for name, text in parameters}
+    done = notebooks.run(notebook, given, output)
+    click.echo(f"{done.notebook.name} in {done.seconds:.1f} s; executed notebook: {done.output}")
+
+
+def _value(text: str, default: Any) -> Any:
+    """A value from the command line. Texts stay texts: an account number is not a number, nor is 4.10."""
+    return text if isinstance(default, str) else yaml.safe_load(text)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--fresh", is_flag=True, help="run every step again, finished or not")
+def pipeline(file: Path, *, fresh: bool) -> None:
+    """Run several notebooks in order; a second call goes on at the first unfinished step."""
+    from llmtuner_kit.faces import pipelines, report
+
+    for item in pipelines.load(file):
+        pipelines.run(item, fresh=fresh, tell=click.echo)
+        click.echo(f"report: {report.write(item)}")
+
+
+@main.command()
+@click.option("--pipeline", "file", required=True, type=click.Path(path_type=Path), help="the pipeline's YAML file")
+def report(file: Path) -> None:
+    """What a pipeline came to: times, loss, base against tuned, money, and the HTML report."""
+    from llmtuner_kit.faces import pipelines
+    from llmtuner_kit.faces import report as reports
+
+    for item in pipelines.load(file):
+        click.echo(reports.text(item))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def local(arguments: tuple[str, ...]) -> None:
+    """The local cloud: up, down, status, reset, env, fault."""
+    sys.exit(subprocess.call([sys.executable, "-m", "llmtuner_local", *arguments]))

@@ -1,0 +1,163 @@
+"""Settings -> form -> settings: the only importer of ipywidgets.
+
+    form = Form("train", globals())   # the notebook's parameters, by their names
+    form                       # shows the controls, with the parameters as their values
+    settings = form.settings() # what is in the controls now, checked; one error that lists every problem
+
+The form is a view. It never acts, and headless it shows itself and changes nothing. Controls take anything that can be
+typed: the settings judge, since bounded controls would correct a value in silence. Every control carries its own
+label, so that a screen reader and a test find it by name; the help is visible text.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+import ipywidgets
+from pydantic.fields import FieldInfo
+
+from llmtuner_kit import settings as kit_settings
+from llmtuner_kit.errors import KitError, SettingsError
+from llmtuner_kit.settings import RunSettings
+
+_SHARED = ("target", "region", "user_id", "bucket")
+_LABELS = {
+    "user_id": "User", "model_id": "Base model", "lora_r": "LoRA rank", "lora_alpha": "LoRA alpha",
+    "lora_dropout": "LoRA dropout", "budget_usd": "Budget in USD", "volume_gb": "Disk in GB", "role_arn": "Role ARN",
+    "kms_key_id": "KMS key", "top_p": "Top p", "max_length": "Longest row in tokens",
+}  # fmt: skip
+_WIDE = {"width": "26em"}
+_LABEL_STYLE = {"description_width": "14em"}
+
+
+class Form:
+    """The controls of one notebook."""
+
+    def __init__(self, step: str, namespace: Mapping[str, Any] | None = None, **parameters: Any) -> None:
+        """The parameters come by name, or are looked up in a notebook's `globals()`.
+
+        Raises SettingsError when notebook and settings have drifted apart: a name that is no setting, or a setting
+        that the namespace lacks.
+        """
+        model = kit_settings.STEPS.get(step)
+        if model is None:
+            raise SettingsError(f"There is no step {step!r}.", valid=", ".join(kit_settings.STEPS))
+        if namespace is not None:
+            missing = [name for name in model.model_fields if name not in namespace]
+            if missing:
+                raise SettingsError(
+                    f"The notebook has no parameter {', '.join(missing)}.",
+                    fix="run the cell with the parameters first, or fetch the notebook again",
+                )
+            parameters = {name: namespace[name] for name in model.model_fields} | parameters
+        unknown = sorted(set(parameters) - set(model.model_fields))
+        if unknown:
+            raise SettingsError(f"Not settings of {step}: {', '.join(unknown)}.", valid=", ".join(model.model_fields))
+        self.step = step
+        self._model = model
+        # What a control cannot hold (a misspelt choice of a list) stays here until the control is used.
+        self._given = dict(parameters)
+        self._controls = {
+            name: _control(name, field, parameters.get(name, field.default))
+            for name, field in model.model_fields.items()
+        }
+        self._shown = {name: control.value for name, control in self._controls.items()}
+        self._verdict = ipywidgets.HTML()
+        self._beside = ipywidgets.HTML()
+        self._look: Callable[[RunSettings], Any] | None = None
+        for control in self._controls.values():
+            control.observe(self._changed, names="value")
+        self._box = self._layout()
+        self._judge()
+
+    def values(self) -> dict[str, Any]:
+        """What the fields hold now: a control that was used, else the parameter as it was given."""
+        return {
+            name: control.value if control.value != self._shown[name] else self._given.get(name, control.value)
+            for name, control in self._controls.items()
+        }
+
+    def settings(self) -> Any:
+        """The checked settings. Raises one SettingsError with all problems."""
+        return kit_settings.load(self.step, self.values())
+
+    def beside(self, look: Callable[[Any], Any]) -> Form:
+        """Show `look(settings)` beside the form, again after each change: the quote beside the training form.
+
+        `look` returns something with `_repr_html_`; what the user can put right is shown as text.
+        """
+        self._look = look
+        self._refresh()
+        return self
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        bundle = self._box._repr_mimebundle_(**options)
+        data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
+        # What a saved notebook and a headless run show in place of the controls.
+        data["text/plain"] = "\n".join(f"{name} = {value!r}" for name, value in self.values().items())
+        return data
+
+    def _layout(self) -> ipywidgets.Widget:
+        mine = [name for name in self._controls if name not in _SHARED]
+        mine.sort(key=lambda name: name != "run_name")
+        where = ipywidgets.Accordion(children=[ipywidgets.VBox([self._row(name) for name in _SHARED])])
+        where.set_title(0, "Where it runs, and as whom")
+        column = ipywidgets.VBox([*(self._row(name) for name in mine), where, self._verdict])
+        return ipywidgets.HBox([column, self._beside])
+
+    def _row(self, name: str) -> ipywidgets.Widget:
+        text = self._model.model_fields[name].description or ""
+        hint = ipywidgets.HTML(f"<small style='opacity:.75'>{html.escape(text)}</small>")
+        return ipywidgets.HBox([self._controls[name], hint])
+
+    def _changed(self, _: Mapping[str, Any]) -> None:
+        self._judge()
+        self._refresh()
+
+    def _judge(self) -> None:
+        try:
+            self.settings()
+            self._verdict.value = "<p role='status'>All settings are valid. Run the next cell.</p>"
+        except SettingsError as error:
+            lines = "".join(f"<li>{html.escape(line.lstrip('- '))}</li>" for line in error.problem.split("\n")[1:])
+            self._verdict.value = f"<div role='alert'><b>Needs a change:</b><ul>{lines}</ul></div>"
+
+    def _refresh(self) -> None:
+        if self._look is None:
+            return
+        try:
+            self._beside.value = self._look(self.settings())._repr_html_()
+        except KitError as error:
+            self._beside.value = f"<pre role='status'>{html.escape(str(error))}</pre>"
+
+
+def label(name: str) -> str:
+    """The visible name of a field: `learning_rate` -> `Learning rate`."""
+    return _LABELS.get(name) or name.replace("_", " ").capitalize()
+
+
+def _control(name: str, field: FieldInfo, value: Any) -> Any:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    common: dict[str, Any] = {"description": label(name), "style": _LABEL_STYLE, "layout": _WIDE}
+    options = _options(field, extra)
+    if options:
+        if extra.get("choices") and field.default == "":
+            options = ["", *options]
+        return ipywidgets.Dropdown(options=options, value=value if value in options else options[0], **common)
+    if field.annotation is bool:
+        return ipywidgets.Checkbox(value=value is True, **(common | {"indent": True}))
+    if field.annotation is int:
+        return ipywidgets.IntText(value=value if type(value) is int else 0, **common)
+    if field.annotation is float:
+        return ipywidgets.FloatText(value=value if type(value) in (int, float) else 0.0, **common)
+    if extra.get("multiline"):
+        return ipywidgets.Textarea(value=str(value), rows=4, **common)
+    return ipywidgets.Text(value=str(value), continuous_update=False, **common)
+
+
+def _options(field: FieldInfo, extra: Mapping[str, Any]) -> list[Any]:
+    if get_origin(field.annotation) is Literal:
+        return list(get_args(field.annotation))
+    return list(kit_settings.choices(str(extra["choices"]))) if extra.get("choices") else []

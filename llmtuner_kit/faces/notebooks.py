@@ -1,0 +1,108 @@
+"""Notebooks without a browser: the only importer of papermill.
+
+    run("notebooks/03_train.ipynb", {"run_name": "demo", "epochs": 2})
+
+Stricter than papermill: a misspelt name or a value that does not hold is refused before a kernel starts. A cell that
+fails fails the run, with the cell's own error; the executed notebook is kept either way.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtuner_kit import settings as kit_settings
+from llmtuner_kit.errors import JobFailedError, NotFoundError, SettingsError
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A notebook that ran: where its executed copy is, and how long it took in seconds."""
+
+    notebook: Path
+    output: Path
+    seconds: float
+
+
+class NotebookError(JobFailedError):
+    """A cell failed; the message is the cell's."""
+
+
+def step_of(notebook: Path) -> str:
+    """The step a notebook is the face of: `03_train.ipynb` -> `train`."""
+    step = notebook.stem.partition("_")[2]
+    if step not in kit_settings.STEPS:
+        raise SettingsError(
+            f"{notebook.name} is not one of the kit's notebooks.",
+            valid=", ".join(f"{number:02d}_{name}.ipynb" for number, name in enumerate(kit_settings.STEPS)),
+        )
+    return step
+
+
+def parameters_of(notebook: Path) -> dict[str, Any]:
+    """The parameters cell of a notebook: names and default values."""
+    import nbformat
+
+    if not notebook.is_file():
+        raise NotFoundError(f"There is no notebook {str(notebook)!r}.", fix="give the path of one in notebooks/")
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            return {
+                statement.targets[0].id: ast.literal_eval(statement.value)
+                for statement in ast.parse(cell.source).body
+                if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+            }
+    raise SettingsError(f"{notebook.name} has no cell tagged 'parameters'.")
+
+
+def check(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters, when the notebook knows all of them and they hold; raises SettingsError with every problem."""
+    known = parameters_of(notebook)
+    kit_settings.load(step_of(notebook), known | dict(parameters))
+    return dict(parameters)
+
+
+def run(
+    notebook: Path | str, parameters: Mapping[str, Any], output: Path | str = "", *, quiet: bool = False
+) -> Executed:
+    """Run one notebook from its first cell to its last.
+
+    Raises SettingsError before anything starts, NotebookError when a cell fails.
+    """
+    path = Path(notebook)
+    given = check(path, parameters)
+    target = Path(output) if output else Path("out") / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # papermill's own imports and nbclient's event loop warn about their future, not about ours.
+        warnings.simplefilter("ignore")
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
+
+        try:
+            done = papermill.execute_notebook(
+                str(path),
+                str(target),
+                parameters=given,
+                kernel_name="python3",
+                progress_bar=False,
+                log_output=False,
+                stdout_file=None if quiet else sys.stdout,
+                stderr_file=None if quiet else sys.stderr,
+            )
+        except PapermillExecutionError as error:
+            raise NotebookError(
+                f"{path.name}, cell {error.exec_count}: {_reason(error)}",
+                fix=f"the executed notebook is {target}",
+            ) from None
+    return Executed(path, target, float(done.metadata.papermill["duration"]))
+
+
+def _reason(error: Any) -> str:
+    text = str(error.evalue).strip()
+    return text if error.ename.endswith("Error") and "\n" in text else f"{error.ename}: {text}"

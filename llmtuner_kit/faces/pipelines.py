@@ -1,0 +1,178 @@
+"""Several notebooks in order, from one YAML file: shared parameters, resume at the first unfinished step, sweeps.
+
+    name: support-tickets
+    parameters:                 # for every step that has them
+      run_name: demo
+    steps:
+      - start: {model_id: smollm2-135m-instruct}
+      - upload: {source: ./support-tickets/tickets.csv}
+      - prepare
+      - train: {epochs: 2}
+    sweep:                      # optional: the pipeline once for each combination, as run_name-1, run_name-2, ...
+      learning_rate: [0.0002, 0.001]
+
+A text that begins with `./` or `../` is a path from the folder of the YAML file. Executed notebooks, the state and
+report.html are in out/NAME/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmtuner_kit import settings as kit_settings
+from llmtuner_kit.errors import NotFoundError, SettingsError
+from llmtuner_kit.faces import notebooks
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook with all of its parameters."""
+
+    step: str
+    notebook: Path
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A resolved pipeline: one run, its steps in order."""
+
+    name: str
+    run_name: str
+    steps: tuple[Step, ...]
+
+    @property
+    def folder(self) -> Path:
+        return Path("out") / self.name
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A step that ended well: how long it took, and what of."""
+
+    step: str
+    seconds: float
+    output: str
+    digest: str
+
+
+def load(file: Path | str, notebooks_folder: Path | None = None) -> list[Pipeline]:
+    """Read and check a pipeline file; several pipelines when it has a sweep. Raises SettingsError with all problems."""
+    path = Path(file)
+    if not path.is_file():
+        raise NotFoundError(f"There is no pipeline file {str(path)!r}.")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path.name} is not YAML: {error}") from None
+    unknown = sorted(set(document) - {"name", "parameters", "steps", "sweep"}) if isinstance(document, dict) else []
+    if not isinstance(document, dict) or unknown or not document.get("steps"):
+        raise SettingsError(
+            f"{path.name} is not a pipeline" + (f": it has {', '.join(unknown)}." if unknown else "."),
+            valid="name, parameters, steps, sweep",
+        )
+    folder = notebooks_folder or _notebooks_near(path)
+    name = str(document.get("name") or path.stem)
+    shared = _from(path, dict(document.get("parameters") or {}))
+    run_name = str(shared.get("run_name") or name)
+    sweep = {key: list(values) for key, values in (document.get("sweep") or {}).items()}
+    combinations = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
+    made, problems = [], []
+    for number, chosen in enumerate(combinations, 1):
+        own = f"{run_name}-{number}" if sweep else run_name
+        steps, found = _steps(document["steps"], shared | chosen | {"run_name": own}, path, folder)
+        problems += found
+        made.append(Pipeline(f"{name}-{number}" if sweep else name, own, steps))
+    if problems:
+        raise SettingsError.of(list(dict.fromkeys(problems)), fix=f"change them in {path}")
+    return made
+
+
+def run(pipeline: Pipeline, *, fresh: bool = False, tell: Callable[[str], None] = print) -> list[StepDone]:
+    """Run the steps that are not done yet. Raises NotebookError at the first that fails; a second call goes on there."""
+    pipeline.folder.mkdir(parents=True, exist_ok=True)
+    state = pipeline.folder / "state.json"
+    done = [] if fresh else _read(state)
+    finished: list[StepDone] = []
+    for number, step in enumerate(pipeline.steps):
+        digest = _digest(step, finished)
+        before = done[number] if number < len(done) else None
+        if before is not None and before.digest == digest:
+            tell(f"{step.step}: done before")
+            finished.append(before)
+            continue
+        # From the first step that has to run, later ones run too: their input has changed.
+        done = []
+        tell(f"{step.step}: running {step.notebook.name}")
+        result = notebooks.run(step.notebook, step.parameters, pipeline.folder / step.notebook.name)
+        finished.append(StepDone(step.step, result.seconds, str(result.output), digest))
+        _write(state, finished)
+    return finished
+
+
+def state_of(pipeline: Pipeline) -> list[StepDone]:
+    """The steps of a pipeline that have ended well."""
+    return _read(pipeline.folder / "state.json")
+
+
+def _steps(items: list[Any], shared: Mapping[str, Any], path: Path, folder: Path) -> tuple[tuple[Step, ...], list[str]]:
+    steps, problems, used = [], [], {"run_name"}
+    for item in items:
+        (step, own), *_ = item.items() if isinstance(item, dict) else [(item, {})]
+        if step not in kit_settings.STEPS:
+            problems.append(f"{step}: no such step (there are {', '.join(kit_settings.STEPS)})")
+            continue
+        fields = kit_settings.STEPS[step].model_fields
+        given = {name: value for name, value in shared.items() if name in fields} | _from(path, own or {})
+        used |= set(given)
+        number = list(kit_settings.STEPS).index(step)
+        notebook = folder / f"{number:02d}_{step}.ipynb"
+        try:
+            steps.append(Step(step, notebook, notebooks.check(notebook, given)))
+        except SettingsError as error:
+            problems += [f"{step}: {line.lstrip('- ')}" for line in error.problem.split("\n")[1:] or [error.problem]]
+    problems += [f"parameters: no step has {name!r}" for name in shared if name not in used]
+    return tuple(steps), problems
+
+
+def _notebooks_near(path: Path) -> Path:
+    """The folder with the nine notebooks: that of the file or one above it, else `notebooks` here."""
+    for folder in (*path.resolve().parents, Path("notebooks").resolve()):
+        for candidate in (folder, folder / "notebooks"):
+            if (candidate / "00_start.ipynb").is_file():
+                return candidate
+    raise NotFoundError(f"No notebooks are found from {path} upwards.", fix="keep the file in the project's folder")
+
+
+def _from(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: str((path.resolve().parent / value).resolve())
+        if isinstance(value, str) and value.startswith(("./", "../"))
+        else value
+        for name, value in values.items()
+    }
+
+
+def _digest(step: Step, before: list[StepDone]) -> str:
+    """Changes when the step's parameters or notebook change, or any step before it."""
+    source = step.notebook.read_bytes()
+    parts = [step.step, step.parameters, hashlib.sha256(source).hexdigest(), [item.digest for item in before]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _read(state: Path) -> list[StepDone]:
+    return [StepDone(**item) for item in json.loads(state.read_text())] if state.is_file() else []
+
+
+def _write(state: Path, steps: list[StepDone]) -> None:
+    temporary = state.with_suffix(".part")
+    temporary.write_text(json.dumps([asdict(item) for item in steps], indent=1))
+    temporary.rename(state)

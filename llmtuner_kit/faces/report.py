@@ -1,0 +1,96 @@
+"""The report of a pipeline: as text at its end, and as one HTML page with all executed notebooks."""
+
+from __future__ import annotations
+
+import html
+import warnings
+from pathlib import Path
+from typing import Any
+
+from llmtuner_kit import endpoints, evaluation, monitoring, runs
+from llmtuner_kit.errors import KitError
+from llmtuner_kit.faces import endings, pipelines
+from llmtuner_kit.faces.pipelines import Pipeline
+from llmtuner_kit.faces.show import Card, Table, duration
+from llmtuner_kit.settings import RunSettings
+from llmtuner_kit.workspace import Workspace, open_workspace
+
+
+def cards(pipeline: Pipeline) -> list[Card]:
+    """Stages, training, held-out rows, side-by-side answers, receipt: those that there are."""
+    done = pipelines.state_of(pipeline)
+    rows = [(item.step, duration(item.seconds), item.output) for item in done]
+    total = duration(sum(item.seconds for item in done))
+    made = [Card(f"Pipeline {pipeline.name}, run {pipeline.run_name}: {total}", parts=[_stages(rows)])]
+    if not done:
+        return made
+    fields = set(RunSettings.model_fields)
+    workspace = open_workspace(
+        RunSettings(**{name: value for name, value in pipeline.steps[0].parameters.items() if name in fields})
+    )
+    run = runs.open_run(workspace, pipeline.run_name)
+    trained = (run.section("train") or {}).get("result")
+    if trained:
+        made += [_training(workspace, trained), *_held_out(workspace, trained["job_name"])]
+    if answers := (run.section("invoke") or {}).get("result", {}).get("samples"):
+        samples = tuple(evaluation.Sample(**item) for item in answers)
+        made.append(Card("Base against tuned at the endpoint", parts=endings.samples(samples)))
+    made.append(endings.receipt(endpoints.receipt(workspace, pipeline.run_name)))
+    return made
+
+
+def _stages(rows: list[tuple[str, str, str]]) -> Table:
+    return Table("Stages", ("step", "time", "executed notebook"), rows)
+
+
+def _training(workspace: Workspace, trained: dict[str, Any]) -> Card:
+    seen = monitoring.snapshot(workspace, trained["job_name"])
+    facts = [("job", seen.job_name), ("status", seen.status), ("time", duration(seen.elapsed_seconds))]
+    first, last = seen.first("train_loss"), seen.last("train_loss")
+    if first is not None and last is not None:
+        facts.append(("loss", f"first {first:.3f}, last {last:.3f}"))
+    return Card("Training", facts)
+
+
+def _held_out(workspace: Workspace, job_name: str) -> list[Card]:
+    try:
+        return [endings.held_out(evaluation.held_out(workspace, job_name))]
+    except KitError as error:
+        return [Card("No held-out evaluation", parts=[str(error)])]
+
+
+def text(pipeline: Pipeline) -> str:
+    """The report for a terminal."""
+    path = pipeline.folder / "report.html"
+    ending = f"HTML report: {path.resolve()}" if path.exists() else "There is no HTML report yet."
+    return "\n\n".join([*(repr(card) for card in cards(pipeline)), ending])
+
+
+def write(pipeline: Pipeline) -> Path:
+    """Write report.html: the cards, then every executed notebook, in one file without anything from elsewhere."""
+    sections = []
+    for item in pipelines.state_of(pipeline):
+        body = _notebook(Path(item.output))
+        sections.append(f"<details><summary>{html.escape(item.step)}</summary>{body}</details>")
+    shown = "".join(card._repr_html_() for card in cards(pipeline))
+    page = (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(pipeline.name)}</title>"
+        "<style>body{max-width:70em;margin:2em auto;font-family:system-ui,sans-serif}summary{font-size:1.2em;cursor:pointer}"
+        "pre{overflow-x:auto}table{border-collapse:collapse}</style>"
+        f"<body>{shown}{''.join(sections)}</body></html>"
+    )
+    path = pipeline.folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _notebook(path: Path) -> str:
+    """The body of an executed notebook as HTML."""
+    with warnings.catch_warnings():
+        # nbconvert's dependencies warn about each other.
+        warnings.simplefilter("ignore")
+        from nbconvert import HTMLExporter
+
+        exporter = HTMLExporter(template_name="basic", embed_images=True)
+        body, _ = exporter.from_filename(str(path))
+    return str(body)

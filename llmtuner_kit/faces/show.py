@@ -1,0 +1,208 @@
+"""Cards, progress and charts in notebooks: the only importer of IPython and matplotlib.
+
+Everything shown has a plain-text form (for papermill's log and a terminal) and an HTML form (for Jupyter and the saved
+notebook). Progress clears and redraws one object, the one way that is live in Jupyter, prints a line for each state
+headless, and leaves the last state in the saved notebook.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from IPython.display import clear_output, display
+
+_STYLE = (
+    "<style>.lt{font-family:system-ui,sans-serif;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
+    ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
+    "border-bottom:1px solid #8884}.lt h4{margin:.2em 0 .4em}.lt .t{background:#2a78;border-radius:2px}"
+    ".lt pre{white-space:pre-wrap;margin:.3em 0}.lt .m{line-height:1.9}</style>"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; cells are shown as text."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over a common axis: name -> points (x, y). `alt` says in words what is seen."""
+
+    title: str
+    x: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    alt: str
+    bars: bool = False
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A row token by token, each with whether it is trained on."""
+
+    title: str
+    pieces: Sequence[str]
+    trained: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a result cell shows: facts, then parts, then what comes next."""
+
+    title: str
+    facts: Sequence[tuple[str, Any]] = ()
+    parts: Sequence[Table | Chart | Masked | str] = ()
+    following: str = ""
+    done: float | None = field(default=None)
+
+    def __repr__(self) -> str:
+        lines = [self.title + (f" [{self.done:.0%}]" if self.done is not None else "")]
+        lines += [f"  {name}: {value}" for name, value in self.facts]
+        for part in self.parts:
+            lines += ["", *_as_text(part)]
+        return "\n".join([*lines, *([f"Next: {self.following}"] if self.following else [])])
+
+    def _repr_html_(self) -> str:
+        bar = "" if self.done is None else f"<progress max='1' value='{self.done:.4f}'>{self.done:.0%}</progress>"
+        facts = "".join(f"<tr><th scope='row'>{_e(name)}</th><td>{_e(value)}</td></tr>" for name, value in self.facts)
+        parts = "".join(_as_html(part) for part in self.parts)
+        following = f"<p><b>Next:</b> {_e(self.following)}</p>" if self.following else ""
+        return f"<div class='lt'>{_STYLE}<h4>{_e(self.title)}</h4>{bar}<table>{facts}</table>{parts}{following}</div>"
+
+    def line(self) -> str:
+        """One line for a log: the title and the facts."""
+        return repr(Card(self.title, self.facts, done=self.done)).replace("\n  ", " · ")
+
+
+class Live:
+    """One place in the notebook that is drawn again whenever there is something new to see, not more often."""
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self._seconds, self._last, self._drawn = seconds, "", 0.0
+
+    def __call__(self, card: Card, *, now: bool = False) -> None:
+        """Draw the card if it differs from the last one and the last one has stood long enough."""
+        text = repr(card)
+        if text == self._last or (not now and time.monotonic() - self._drawn < self._seconds):
+            return
+        self._last, self._drawn = text, time.monotonic()
+        clear_output(wait=True)
+        display(card)
+
+
+class Progress:
+    """A progress callback: what, done, total (bytes, rows or files)."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._live, self._what, self._began = title, Live(), "", time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        share = done / total if total else 1.0
+        changed = what != self._what
+        if changed:
+            self._what, self._began = what, time.monotonic()
+        spent = time.monotonic() - self._began
+        left = f"about {duration(spent / share - spent)} left" if 0.02 < share < 1 and spent > 2 else ""
+        self._live(Card(f"{self._title}: {what}", [("", left)] if left else [], done=share), now=share >= 1)
+
+
+def show(*cards: Any) -> None:
+    """Show cards one below the other, in place of what the cell showed before."""
+    clear_output(wait=True)
+    for card in cards:
+        display(card)
+
+
+def show_stream(pieces: Iterable[str], title: str) -> str:
+    """Show a text while it is being written; returns the whole text."""
+    live, text = Live(0.1), ""
+    for piece in pieces:
+        text += piece
+        live(Card(title, parts=[text]))
+    live(Card(title, parts=[text]), now=True)
+    return text
+
+
+def duration(seconds: float) -> str:
+    """`95` -> `1 min 35 s`."""
+    whole = round(max(0.0, seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes for people: `1.4 MB` (powers of ten)."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _as_text(part: Table | Chart | Masked | str) -> list[str]:
+    if isinstance(part, str):
+        return part.splitlines()
+    if isinstance(part, Masked):
+        return [part.title, "".join(f"[{p}]" if t else p for p, t in zip(part.pieces, part.trained, strict=True))]
+    if isinstance(part, Chart):
+        return [f"{part.title}: {part.alt}"]
+    rows = [[str(cell) for cell in row] for row in (part.head, *part.rows)]
+    widths = [min(60, max(len(row[column]) for row in rows)) for column in range(len(part.head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [part.caption, *lines]
+
+
+def _as_html(part: Table | Chart | Masked | str) -> str:
+    if isinstance(part, str):
+        return f"<pre>{_e(part)}</pre>"
+    if isinstance(part, Masked):
+        tokens = "".join(
+            f"<span{' class=t' if trained else ''} title='{'trained on' if trained else 'not trained on'}'>{_e(piece)}"
+            f"</span>{'<br>' if piece.endswith(chr(10)) else ''}"
+            for piece, trained in zip(part.pieces, part.trained, strict=True)
+        )
+        return f"<p>{_e(part.title)}</p><div class='m'>{tokens}</div>"
+    if isinstance(part, Chart):
+        image = base64.b64encode(_drawn(part)).decode()
+        return f"<img alt='{_e(part.title)}: {_e(part.alt)}' src='data:image/png;base64,{image}'>"
+    head = "".join(f"<th scope='col'>{_e(name)}</th>" for name in part.head)
+    body = "".join("<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
+    return f"<table><caption>{_e(part.caption)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _drawn(chart: Chart) -> bytes:
+    from matplotlib.figure import Figure
+
+    # A figure of its own, without pyplot: nothing global, nothing shown twice, no display needed.
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in chart.lines.items():
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        if chart.bars:
+            axes.bar(xs, ys, width=0.9 * (xs[1] - xs[0] if len(xs) > 1 else 1), align="edge", label=name)
+        else:
+            axes.plot(xs, ys, label=name, marker="o" if len(xs) < 30 else "", markersize=3)
+    axes.set_title(chart.title, fontsize=10)
+    axes.set_xlabel(chart.x)
+    axes.grid(visible=True, alpha=0.3)
+    if len(chart.lines) > 1:
+        axes.legend(fontsize=8)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    return image.getvalue()
+
+
+def _e(value: Any) -> str:
+    return html.escape(str(value))
