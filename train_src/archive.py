@@ -48,14 +48,14 @@ def write_archive(
 ) -> dict[str, Any]:
     """Write the archive of a trained PEFT model (or plain one) and check it. Returns the manifest.
 
-    The model in memory is merged by it and must not be trained afterwards. Raises TrainingError when the archive, loaded
-    as a server loads it, answers differently.
+    The model in memory is merged by it and must not be trained afterwards. Raises TrainingError when the archive,
+    loaded as a server loads it, answers differently.
     """
     model_dir.mkdir(parents=True, exist_ok=True)
     work = model_dir / ".writing"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    network = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    network: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     network.eval()
     tokenizer.save_pretrained(work)
     encoder = Encoder(work, base_info["family"])
@@ -95,6 +95,9 @@ def write_archive(
             if path.is_file()
         },
     }
+    for path in work.rglob("*"):
+        # safetensors makes its files readable to their owner only; a server may run as someone else.
+        path.chmod(0o755 if path.is_dir() else 0o644)
     _publish(work, model_dir)
     _write_json(model_dir / "manifest.json", manifest)
     return manifest
@@ -107,21 +110,21 @@ def sha256(path: Path) -> str:
 
 
 @torch.no_grad()
-def _merge(model: peft.PeftModel, base_info: dict[str, str]) -> Any:
+def _merge(model: Any, base_info: dict[str, str]) -> Any:
     """The base model with the adapter in its weights. Plain adapters are added in fp32 and rounded once."""
     if getattr(model.get_base_model(), "is_quantized", False):
         return _merge_into_unquantised(model, base_info)
-    layers = [module for module in model.modules() if isinstance(module, peft.tuners.lora.Linear)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, peft.tuners.lora.Linear)]
     if any(layer.lora_variant for layer in layers):
-        return model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        return model.merge_and_unload(safe_merge=True)
     for layer in layers:
         weight = layer.get_base_layer().weight
         weight.copy_(weight.float() + layer.get_delta_weight("default").float())
-    return model.unload()  # type: ignore[operator]
+    return model.unload()
 
 
-def _merge_into_unquantised(model: peft.PeftModel, base_info: dict[str, str]) -> Any:
-    loader = transformers.AutoModelForCausalLM
+def _merge_into_unquantised(model: Any, base_info: dict[str, str]) -> Any:
+    loader: Any = transformers.AutoModelForCausalLM
     if base_info["family"] == "seq2seq":
         loader = transformers.AutoModelForSeq2SeqLM
     plain = loader.from_pretrained(base_info["path"], dtype=torch.bfloat16)

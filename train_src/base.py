@@ -56,14 +56,14 @@ def locate_base(folders: Folders, settings: Hyperparameters) -> Base:
             raise TrainingError(f"channel model has no config.json, only {_names(channel)}: it needs a model folder")
         folder = configs[0].parent
     elif settings.model_id:
-        folder = _download(settings.model_id)
+        folder = _download(settings.model_id, settings.model_revision)
     else:
         raise TrainingError("no base model: give the job a channel model, or the hyperparameter model_id")
     origin = _read(folder / "base.json")
     base = Base(
         folder=folder,
         model_id=settings.model_id or origin.get("model_id", folder.name),
-        revision=origin.get("revision", folder.name),
+        revision=settings.model_revision or origin.get("revision", folder.name),
         config=_read(folder / "config.json"),
     )
     if settings.family not in ("auto", base.family):
@@ -71,7 +71,7 @@ def locate_base(folders: Folders, settings: Hyperparameters) -> Base:
     return base
 
 
-def _download(model_id: str) -> Path:
+def _download(model_id: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -79,6 +79,7 @@ def _download(model_id: str) -> Path:
         return Path(
             snapshot_download(
                 model_id,
+                revision=revision or None,
                 token=_hub_token(),
                 allow_patterns=["*.json", "*.jinja", "*.safetensors", "tokenizer.model"],
             )

@@ -193,14 +193,11 @@ def share_of(rows: Sequence[Row], numbers: Sequence[int], rank: int, world: int)
     return shares[rank]
 
 
-def iterate_steps(
-    rows: Sequence[Row], *, batch_tokens: int, seed: int, skip: int = 0
-) -> Iterator[tuple[int, list[int]]]:
-    """(epoch, row numbers) of step after step without end, from step `skip` on."""
+def iterate_steps(rows: Sequence[Row], *, batch_tokens: int, seed: int, skip: int = 0) -> Iterator[list[int]]:
+    """Row numbers of step after step without end, from step `skip` on."""
     epoch = 0
     while True:
         steps = plan_epoch(rows, batch_tokens=batch_tokens, seed=seed, epoch=epoch)
-        for step in steps[min(skip, len(steps)) :]:
-            yield epoch, step
+        yield from steps[min(skip, len(steps)) :]
         skip = max(skip - len(steps), 0)
         epoch += 1

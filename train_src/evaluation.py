@@ -8,6 +8,7 @@ import torch
 
 from data import Row, split_micro
 from encoding import Encoder
+from group import Group
 from metrics import perplexity
 from model import TunedModel
 
@@ -37,8 +38,19 @@ class Score:
         return {"loss": self.loss, "perplexity": perplexity(self.loss), "token_accuracy": self.token_accuracy}
 
 
-def score(model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int) -> Score:
-    """Evaluate the model as it is now. Rows of like length go together; the result keeps the order of `rows`."""
+def score(model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int, group: Group) -> Score:
+    """Evaluate the model as it is now, each process its share. The result keeps the order of `rows`."""
+    shares = group.gather(_score(model, rows[group.rank :: group.size], micro_batch_tokens))
+    merged = Score([0.0] * len(rows), [0] * len(rows), [0] * len(rows))
+    for rank, share in enumerate(shares):
+        merged.losses[rank :: group.size] = share.losses
+        merged.correct[rank :: group.size] = share.correct
+        merged.labels[rank :: group.size] = share.labels
+    return merged
+
+
+def _score(model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int) -> Score:
+    """Rows of like length go together, which wastes least padding where there is any."""
     losses, correct, labels = [0.0] * len(rows), [0] * len(rows), [row.labels for row in rows]
     order = sorted(range(len(rows)), key=lambda number: (len(rows[number]), number))
     model.network.eval()

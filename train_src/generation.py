@@ -61,7 +61,8 @@ class Generator:
         self.family = "seq2seq" if config.get("is_encoder_decoder") else "causal"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loader = transformers.AutoModelForSeq2SeqLM if self.family == "seq2seq" else transformers.AutoModelForCausalLM
-        self.model: Any = loader.from_pretrained(folder, dtype="auto").to(self.device).eval()
+        model: Any = loader.from_pretrained(folder, dtype="auto")
+        self.model = model.to(self.device).eval()
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         self.encoder = Encoder(folder, self.family)
         self.stop_ids = _stop_ids(self.model, self.tokenizer)
@@ -104,9 +105,7 @@ class Generator:
             self._adapter.taken_away = base
         choose = _Chooser(sampling, self.device)
         text = _TextStream(self.tokenizer, sampling.stop)
-        count = 0
-        for token, logprob in self._tokens(prompt_ids, budget, choose):
-            count += 1
+        for count, (token, logprob) in enumerate(self._tokens(prompt_ids, budget, choose), 1):
             is_end = token in self.stop_ids
             piece = "" if is_end else text.add(token)
             reason = "stop" if is_end or text.stopped else "length" if count == budget else None
@@ -177,15 +176,15 @@ class _Adapter:
         root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
         scale = config["lora_alpha"] / root
         weights = load_file(folder / "adapter_model.safetensors")
-        modules = dict(model.named_modules())
+        modules: dict[str, Any] = dict(model.named_modules())
         for name, a in weights.items():
             if not name.endswith(".lora_A.weight"):
                 continue
             stem = name.removesuffix(".lora_A.weight")
             layer = modules[stem.removeprefix("base_model.model.")]
             b = weights[f"{stem}.lora_B.weight"]
-            dtype, device = layer.weight.dtype, layer.weight.device  # type: ignore[union-attr]
-            adapter._hook(layer, a.to(device, dtype), (b * scale).to(device, dtype))  # type: ignore[call-overload]
+            dtype, device = layer.weight.dtype, layer.weight.device
+            adapter._hook(layer, a.to(device, dtype), (b * scale).to(device, dtype))
         return adapter
 
     def _hook(self, layer: nn.Module, a: Tensor, b: Tensor) -> None:

@@ -24,6 +24,7 @@ class Hyperparameters:
     """Settings of one fine-tune. Lengths and batches are in tokens, steps are optimizer steps."""
 
     model_id: str = ""
+    model_revision: str = ""  # a commit on the Hugging Face Hub, or what the staged copy is known by
     family: str = _choice("auto", "auto", "causal", "seq2seq")
     method: str = _choice("lora", "lora", "rslora", "dora", "qlora", "full")
     epochs: float = _number(1.0, 0.001, 1000)

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 import transformers
 
+import attention
 from base import Base
 from data import Channel, read_rows
 from encoding import Encoder, prompt_messages, row_messages
 from evaluation import Score, answers, score
 from failures import TrainingError
 from folders import Folders
+from group import Group
 from hyperparameters import Hyperparameters
+from memory import GB, Plan
 from metrics import perplexity, report
-from model import TunedModel, load_model, load_tokenizer
+from model import TunedModel, load_model, load_tokenizer, plan_memory
 from trainer import Trainer
 
 COMPARED_ROWS = 16  # rows whose ids are compared with transformers' own
@@ -41,11 +44,21 @@ class Job:
         transformers.logging.set_verbosity_error()
         tokenizer = load_tokenizer(self.base)
         self._check_tokenizer(tokenizer)
-        model = load_model(self.base, self.settings)
-        print(f"loaded: {_description(model)}", flush=True)
+        group = Group()
+        plan = plan_memory(self.base, self.settings, self.channels["train"], group.size)
+        model = load_model(self.base, self.settings, recompute=plan.gradient_checkpointing)
+        print(f"loaded: {_description(model)}; {_described(plan)}", flush=True)
         test = self.channels.get("test")
-        trainer = Trainer(model, self.channels["train"], self.channels.get("validation"), self.settings, self.folders)
-        base_result = self._base_result(model, tokenizer, test, trainer.micro_batch_tokens) if test else None
+        trainer = Trainer(
+            model,
+            self.channels["train"],
+            self.channels.get("validation"),
+            self.settings,
+            self.folders,
+            micro_batch_tokens=plan.micro_batch_tokens,
+            group=group,
+        )
+        base_result = self._base_result(model, tokenizer, test, trainer) if test else None
         finished = trainer.run()
         metrics: dict[str, Any] = {
             "train_loss": trainer.progress.last_loss,
@@ -56,9 +69,11 @@ class Job:
         }
         evaluation = None
         if test and base_result and finished:
-            evaluation = self._evaluation(model, tokenizer, test, base_result, trainer.micro_batch_tokens)
+            evaluation = self._evaluation(model, tokenizer, test, base_result, trainer)
             metrics |= {"base": evaluation["base"], "tuned": evaluation["tuned"], "test_rows": evaluation["rows"]}
-        self._write_archive(model, tokenizer, metrics, evaluation)
+        if group.leads:
+            self._write_archive(model, tokenizer, metrics, evaluation)
+        group.close()
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
         """The archive ships transformers' tokenizer: it must give the ids that were trained on."""
@@ -75,16 +90,20 @@ class Job:
                     "ids than transformers; save the tokenizer again with save_pretrained"
                 )
 
-    def _base_result(self, model: TunedModel, tokenizer: Any, test: Channel, micro: int) -> dict[str, Any]:
+    def _base_result(self, model: TunedModel, tokenizer: Any, test: Channel, trainer: Trainer) -> dict[str, Any]:
         """The base model on the test rows. Kept beside the checkpoints: a resumed full fine-tune has no base left."""
         path = self.folders.checkpoints / BASE_RESULT
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+        group = trainer.group
+        known = json.loads(path.read_text(encoding="utf-8")) if group.leads and path.is_file() else None
+        if known := group.from_leader(known):
+            return known
         started = time.monotonic()
         with model.base():
-            result = score(model, test.rows, micro)
+            result = score(model, test.rows, trainer.micro_batch_tokens, group)
             texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
         found = {"losses": result.losses, "correct": result.correct, "labels": result.labels, "answers": texts}
+        if not group.leads:
+            return found
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(found), encoding="utf-8")
@@ -94,10 +113,10 @@ class Job:
         return found
 
     def _evaluation(
-        self, model: TunedModel, tokenizer: Any, test: Channel, base_result: dict[str, Any], micro: int
+        self, model: TunedModel, tokenizer: Any, test: Channel, base_result: dict[str, Any], trainer: Trainer
     ) -> dict[str, Any]:
         """Base against tuned on the test rows; written to the job's output folder."""
-        tuned = score(model, test.rows, micro)
+        tuned = score(model, test.rows, trainer.micro_batch_tokens, trainer.group)
         texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
         base = Score(base_result["losses"], base_result["correct"], base_result["labels"])
         rows = read_rows(self.folders.channel("test"))[0]
@@ -122,6 +141,8 @@ class Job:
                 )
             ],
         }
+        if not trainer.group.leads:
+            return found
         report(
             base_loss=base.loss,
             base_perplexity=perplexity(base.loss),
@@ -154,6 +175,7 @@ class Job:
         from archive import write_archive
 
         started = time.monotonic()
+        attention.set_documents(())
         tokenizer.chat_template = self.encoder.chat_template if self.base.family == "causal" else None
         write_archive(
             self.folders.model,
@@ -173,6 +195,14 @@ class Job:
             evaluation=evaluation,
         )
         print(f"archive written in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _described(plan: Plan) -> str:
+    recompute = "recomputed" if plan.gradient_checkpointing else "kept"
+    return (
+        f"passes of {plan.micro_batch_tokens} tokens, activations {recompute}, "
+        f"about {plan.estimate.total / GB:.1f} GB expected"
+    )
 
 
 def _description(model: TunedModel) -> str:

@@ -5,6 +5,8 @@ works for every model transformers loads, whatever the model does before its hea
 """
 
 import contextlib
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from torch import Tensor, nn
 import attention
 from base import Base
 from batches import Batch, causal_batch, seq2seq_batch
-from data import Row
+from data import Channel, Row
 from failures import TrainingError
 from hyperparameters import Hyperparameters
 from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
+from memory import GB, Plan, Shape, choose
 
 # Settings by which a model changes its logits after the head; then the loss must be taken from the model's own output.
 CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -139,8 +142,49 @@ def load_tokenizer(base: Base) -> Any:
     return tokenizer
 
 
-def load_model(base: Base, settings: Hyperparameters) -> TunedModel:
-    """Load the base, add what is trained. The same seed gives the same first weights."""
+def plan_memory(base: Base, settings: Hyperparameters, train: Channel, processes: int) -> Plan:
+    """Pass size and recomputation for this machine. Raises TrainingError when the model cannot fit."""
+    device = choose_device()
+    shape = Shape.from_config(base.config)
+    lengths = [len(row) for row in train.rows]
+    fixed = {"auto": None, "on": True, "off": False}[settings.gradient_checkpointing]
+    options: dict[str, Any] = {
+        "device": device.type,
+        "longest_row": max(lengths),
+        "batch_tokens": max(1, settings.batch_tokens // processes),
+        "method": settings.method,
+        "lora_r": settings.lora_r,
+        "bytes_per_weight": 2 if choose_dtype(settings.precision, device) == torch.bfloat16 else 4,
+        "mean_row": sum(length * length for length in lengths) // sum(lengths),
+        "micro_batch_tokens": settings.micro_batch_tokens,
+    }
+    available = _device_bytes(device) / (processes if device.type == "cpu" else 1)
+    plan = choose(shape, device_bytes=available, checkpointing=fixed, **options)
+    if plan is None:
+        smallest = choose(shape, device_bytes=float("inf"), checkpointing=True, **{**options, "micro_batch_tokens": 1})
+        assert smallest is not None
+        raise TrainingError(
+            f"{base.model_id} ({shape.weights / 1e9:.2f} billion weights) does not fit: {settings.method} with rows of "
+            f"{max(lengths)} tokens needs about {smallest.estimate.total / GB:.0f} GB, this {device.type} has "
+            f"{available / GB:.0f} GB: use a larger instance, method qlora, or a smaller max_length"
+        )
+    return plan
+
+
+def _device_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(memory, int(text)) if text.isdigit() else memory
+
+
+def load_model(base: Base, settings: Hyperparameters, *, recompute: bool = False) -> TunedModel:
+    """Load the base, add what is trained. The same seed gives the same first weights.
+
+    `recompute` turns on gradient checkpointing.
+    """
     device = choose_device()
     dtype = choose_dtype(settings.precision, device)
     network = _load_network(base, settings, device, dtype)
@@ -149,10 +193,13 @@ def load_model(base: Base, settings: Hyperparameters) -> TunedModel:
         module, plain = network.requires_grad_(True), 0
     else:
         network.requires_grad_(False)
-        module = peft.get_peft_model(network, _lora_config(network, base.family, settings))
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers 5.23 by an attribute's old name.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            module = peft.get_peft_model(network, _lora_config(network, base.family, settings))
         plain = speed_up(module)
     network.to(device)
-    if settings.gradient_checkpointing == "on":
+    if recompute:
         network.gradient_checkpointing_enable({"use_reentrant": False})
     network.train()
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]

@@ -3,8 +3,8 @@
     {"inputs": "text" | [messages] | ["text", ...], "parameters": {...}, "stream": false}   -> [{"generated_text": ...}]
     {"messages": [...]} or {"prompt": "..."} with OpenAI's names                            -> OpenAI's reply
 
-`inputs` text is a question: it goes through the chat template, as the rows of training did. OpenAI's `prompt` is text as
-it stands. `"model": "base"` asks the model as it was before the fine-tune.
+`inputs` text is a question: it goes through the chat template, as the rows of training did. OpenAI's `prompt` is text
+as it stands. `"model": "base"` asks the model as it was before the fine-tune.
 """
 
 import itertools
@@ -79,7 +79,9 @@ def reply(request: Request, answers: list[list[Piece]]) -> Any:
     choices = []
     for index, pieces in enumerate(answers):
         text = "".join(piece.text for piece in pieces)
-        content = {"message": {"role": "assistant", "content": text}} if request.style == "chat" else {"text": text}
+        content: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": text}} if request.style == "chat" else {"text": text}
+        )
         choices.append({"index": index, **content, "logprobs": None, "finish_reason": pieces[-1].finish_reason})
     return {**_openai_head(request, stream=False), "choices": choices, "usage": _usage(answers)}
 
@@ -97,7 +99,7 @@ def events(request: Request, pieces: Iterable[Piece]) -> Iterator[str]:
             delta: dict[str, Any] = {"content": piece.text}
             if is_first:
                 delta["role"] = "assistant"
-            content = {"delta": delta}
+            content: dict[str, Any] = {"delta": delta}
         else:
             content = {"text": piece.text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": piece.finish_reason}
@@ -107,7 +109,7 @@ def events(request: Request, pieces: Iterable[Piece]) -> Iterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def error(problem: Exception, status: int) -> dict[str, Any]:
+def error(problem: BaseException, status: int) -> dict[str, Any]:
     """The JSON of a refused request, in OpenAI's form."""
     kinds = {400: "invalid_request_error", 413: "request_too_large", 429: "overloaded", 503: "unavailable"}
     return {"error": {"message": str(problem), "type": kinds.get(status, "server_error"), "code": status}}

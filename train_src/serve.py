@@ -1,9 +1,9 @@
 """The endpoint's server: GET /ping, POST /invocations, POST /v1/chat/completions, /v1/completions.
 
-`python3 serve.py` serves the archive in SM_MODEL_DIR (/opt/ml/model) on SAGEMAKER_BIND_TO_PORT (8080). /ping answers 200
-only after the weights are loaded, the archive has passed its parity check and a real answer was generated. One request
-is decoded at a time; others wait in a queue of bounded length, and are refused with 429 when it is full. A client that
-hangs up frees its place.
+`python3 serve.py` serves the archive in SM_MODEL_DIR (/opt/ml/model) on SAGEMAKER_BIND_TO_PORT (8080). /ping answers
+200 only after the weights are loaded, the archive has passed its parity check and a real answer was generated. One
+request is decoded at a time; others wait in a queue of bounded length, and are refused with 429 when it is full. A
+client that hangs up frees its place.
 """
 
 import asyncio
@@ -167,10 +167,9 @@ def create_app(folder: Path) -> Starlette:
         loading.cancel()
         server.decoding.shutdown(wait=False, cancel_futures=True)
 
-    routes = [Route("/ping", server.ping)]
-    for path in ("/invocations", "/v1/chat/completions", "/v1/completions"):
-        routes.append(Route(path, server.invoke, methods=["POST"]))
-    return Starlette(routes=routes, lifespan=lifespan)
+    paths = ("/invocations", "/v1/chat/completions", "/v1/completions")
+    posts = [Route(path, server.invoke, methods=["POST"]) for path in paths]
+    return Starlette(routes=[Route("/ping", server.ping), *posts], lifespan=lifespan)
 
 
 if __name__ == "__main__":

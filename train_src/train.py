@@ -10,11 +10,13 @@ import sys
 import time
 
 STARTED = time.monotonic()
-print(f"llmtuner training on {os.uname().nodename}, python {sys.version.split()[0]}", flush=True)
+if os.environ.get("RANK", "0") == "0":
+    print(f"llmtuner training on {os.uname().nodename}, python {sys.version.split()[0]}", flush=True)
 
 import traceback  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import launch  # noqa: E402
 import requirements  # noqa: E402
 from failures import TrainingError, write_failure  # noqa: E402
 from folders import Folders  # noqa: E402
@@ -25,6 +27,11 @@ def main() -> int:
     folders = Folders.from_environment()
     try:
         requirements.install_missing(Path(__file__).with_name("requirements.txt"))
+        workers = launch.worker_environments(folders)
+        if workers:
+            return launch.run_workers(Path(__file__), workers)
+        if os.environ.get("RANK", "0") != "0":
+            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for the whole process)
         _run(folders)
     except TrainingError as error:
         write_failure(folders.failure, str(error))

@@ -1,25 +1,29 @@
 """The training loop.
 
 Plain PyTorch rather than transformers.Trainer: batches are measured in tokens and packed without padding, the loss is
-the mean over all trained tokens of a step however it was cut into passes, and a killed job goes on bit for bit.
-Measured on two Zen 4 cores (SmolLM2-135M, LoRA r=16): see tests/benchmarks/train_speed.py.
+the mean over all trained tokens of a step however it was cut into passes or spread over processes, and a killed job goes
+on bit for bit. tests/benchmarks/train_speed.py measures what that gains.
+
+Everything random in a step (dropout) is drawn from a seed made of the job's seed, the step and the process, so that a
+step is the same whether the job came to it directly or through a checkpoint.
 """
 
 import math
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import checkpoints
 import evaluation
 from data import Channel, Row, iterate_steps, plan_epoch, share_of, split_micro
 from failures import TrainingError
 from folders import Folders
+from group import Group
 from hyperparameters import Hyperparameters
-from memory import CPU_MICRO_TOKENS
 from metrics import Window, peak_memory_gb, report
 from model import TunedModel
 
@@ -27,6 +31,9 @@ SAVE_SECONDS = 300
 LOG_LINES = 200
 EVALUATIONS = 10
 EVALUATION_SHARE = 0.1  # of the training time, at most
+LEAST_EFFECT = 1e-6  # share of the loss that an update must move it by
+EXPLODED = 3.0  # times the best loss, and 2 nats more
+EXPLODED_STEPS = 5
 
 
 @dataclass
@@ -37,10 +44,13 @@ class Progress:
     rows: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    window: Window = field(default_factory=Window)
-    best_loss: float = math.inf
+    best_train_loss: float = 1e9
+    exploded_steps: int = 0
+    best_loss: float = 1e9
+    best_step: int = 0
     evaluations_without_gain: int = 0
-    last_loss: float = math.nan
+    last_loss: float = 0.0
+    window: Window = field(default_factory=Window)
 
 
 class Trainer:
@@ -54,147 +64,181 @@ class Trainer:
         settings: Hyperparameters,
         folders: Folders,
         *,
-        rank: int = 0,
-        world: int = 1,
+        micro_batch_tokens: int,
+        group: Group | None = None,
     ) -> None:
         self.model, self.train_rows, self.settings, self.folders = model, train.rows, settings, folders
         self.validation_rows = validation.rows if validation else []
-        self.rank, self.world = rank, world
-        self.micro_batch_tokens = settings.micro_batch_tokens or CPU_MICRO_TOKENS
+        self.group = group or Group()
+        self.micro_batch_tokens = micro_batch_tokens
         self.total_steps = count_steps(train.rows, settings)
+        self.warmup_steps = math.ceil(self.total_steps * settings.warmup_ratio)
         self.progress = Progress()
-        self.stop_signal: int | None = None
-        is_fused = model.device.type in ("cpu", "cuda")
+        self.stopped = False
+        self.grad_norm = 0.0
+        self.best_weights: dict[str, Tensor] = {}
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=is_fused
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
 
     def run(self) -> bool:
-        """Train to the end. False when a stop signal ended it first; the checkpoint of the last step is saved then."""
+        """Train to the end. False when a stop signal ended it first; the last complete step is saved then."""
         self._resume()
         signal.signal(signal.SIGTERM, self._on_stop)
+        settings, progress = self.settings, self.progress
         steps = iterate_steps(
-            self.train_rows,
-            batch_tokens=self.settings.batch_tokens,
-            seed=self.settings.seed,
-            skip=self.progress.step,
+            self.train_rows, batch_tokens=settings.batch_tokens, seed=settings.seed, skip=progress.step
         )
-        saved_at = time.monotonic()
-        self.progress.window.started = time.monotonic()
-        while self.progress.step < self.total_steps:
-            _, numbers = next(steps)
-            if not self._step(numbers):
+        saved_at = progress.window.started = time.monotonic()
+        while progress.step < self.total_steps and not self._has_run_out_of_patience():
+            if not self._step(next(steps)):
                 self._save()
                 return False
-            progress = self.progress
             is_last = progress.step == self.total_steps
-            if progress.step % self._log_steps() == 0 or is_last or progress.step == 1:
+            if progress.step == 1 or is_last or progress.step % self._log_steps() == 0:
                 self._log()
             paused = time.monotonic()
-            should_end = bool(self.validation_rows) and self._is_evaluation_step() and self._evaluate()
-            if self._is_save_step(saved_at) or is_last or should_end:
+            if self.validation_rows and (is_last or progress.step % self._evaluation_steps() == 0):
+                self._evaluate()
+            if is_last or self._has_run_out_of_patience() or self._is_save_step(saved_at):
                 self._save()
                 saved_at = time.monotonic()
             progress.window.started += time.monotonic() - paused
-            if should_end:
-                print(f"stopped early at step {progress.step}: no better validation loss", flush=True)
-                break
+        self._take_best()
         return True
 
     def _step(self, numbers: list[int]) -> bool:
-        """One optimizer step. False, with nothing changed, when a stop signal came in the middle of it."""
+        """One optimizer step. False, with nothing changed, when a stop signal came before its end."""
         started = time.monotonic()
-        settings, progress = self.settings, self.progress
-        rows = self.train_rows
+        settings, progress, rows = self.settings, self.progress, self.train_rows
         labels = sum(rows[number].labels for number in numbers)
-        random_before = checkpoints.random_state()
-        mine = share_of(rows, numbers, self.rank, self.world)
+        torch.manual_seed(((settings.seed * 1_000_003 + progress.step) * 1_009 + self.group.rank) % 2**63)
+        mine = share_of(rows, numbers, self.group.rank, self.group.size)
+        parts = split_micro(rows, mine, self.micro_batch_tokens)
         loss_sum, correct = 0.0, 0
-        for part in split_micro(rows, mine, self.micro_batch_tokens):
-            if self.stop_signal:
+        for part in parts:
+            if self.stopped and self.group.size == 1:
                 self.optimizer.zero_grad()
-                checkpoints.restore_random(random_before)
                 return False
             losses, right = self.model.losses(self.model.batch([rows[number] for number in part]))
             total = losses.sum()
             (total / labels).backward()
             loss_sum += float(total.detach())
             correct += int(right.sum())
-        if not math.isfinite(loss_sum):
-            raise TrainingError(
-                f"the loss became {loss_sum} at step {progress.step + 1}: lower learning_rate "
-                f"(it is {settings.learning_rate:g}), or set precision to fp32"
-            )
-        grad_norm = self._clip()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(progress.step)
+        # Processes must agree to stop, or one would wait for the others for ever.
+        loss_sum, hits, stopping = self.group.sum(loss_sum, correct, self.stopped)
+        if stopping:
+            self.optimizer.zero_grad()
+            return False
+        self._check_loss(loss_sum / labels)
+        self.group.sum_gradients(self.model.parameters())
+        limit = settings.max_grad_norm or math.inf
+        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        for each in self.optimizer.param_groups:
+            each["lr"] = self.learning_rate(progress.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if progress.step == max(self.warmup_steps - 1, 0) and parts:
+            self._check_effect(parts[-1], float(total.detach()))
         tokens = sum(len(rows[number]) for number in numbers)
         progress.step += 1
         progress.rows += len(numbers)
         progress.tokens += tokens
         progress.seconds += time.monotonic() - started
         progress.last_loss = loss_sum / labels
-        progress.window.add(loss_sum, correct, labels, tokens)
-        self._grad_norm = grad_norm
+        progress.window.add(loss_sum, int(hits), labels, tokens)
         return True
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step (counted from 0): linear warm-up, then the chosen curve down to zero."""
         settings = self.settings
-        warmup = math.ceil(self.total_steps * settings.warmup_ratio)
-        if step < warmup:
-            return settings.learning_rate * (step + 1) / warmup
+        if step < self.warmup_steps:
+            return settings.learning_rate * (step + 1) / self.warmup_steps
         if settings.lr_scheduler == "constant":
             return settings.learning_rate
-        done = (step - warmup) / max(self.total_steps - warmup, 1)
+        done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
         if settings.lr_scheduler == "linear":
             return settings.learning_rate * (1 - done)
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def _clip(self) -> float:
-        limit = self.settings.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+    def _check_loss(self, loss: float) -> None:
+        """Stop a job whose loss is no number or keeps far above what it was; every later step would be wasted."""
+        settings, progress = self.settings, self.progress
+        advice = f"lower learning_rate (it is {settings.learning_rate:g})"
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss became {loss} at step {progress.step + 1}: {advice}, or set precision fp32")
+        progress.best_train_loss = min(progress.best_train_loss, loss)
+        is_far = loss > EXPLODED * progress.best_train_loss + 2
+        progress.exploded_steps = progress.exploded_steps + 1 if is_far else 0
+        if progress.exploded_steps >= EXPLODED_STEPS:
+            raise TrainingError(
+                f"the loss exploded: {loss:.2f} at step {progress.step + 1}, after {progress.best_train_loss:.2f}: "
+                + advice
+            )
+
+    def _check_effect(self, part: list[int], before: float) -> None:
+        """Stop a job whose updates change nothing: the same rows right after the first full-size update."""
+        with torch.no_grad():
+            losses, _ = self.model.losses(self.model.batch([self.train_rows[number] for number in part]))
+        after = float(losses.sum())
+        if abs(after - before) < LEAST_EFFECT * abs(before):
+            raise TrainingError(
+                f"learning_rate {self.settings.learning_rate:g} changes nothing: the loss of the same rows stayed at "
+                f"{after / max(len(losses), 1):.4f} after an update; 1e-4 to 1e-3 is usual for adapters, 1e-5 for full"
+            )
 
     def _log(self) -> None:
         progress = self.progress
-        remaining = (self.total_steps - progress.step) * progress.seconds / progress.step
-        report(
-            step=progress.step,
-            total_steps=self.total_steps,
-            epoch=progress.rows / len(self.train_rows),
-            **{name: value for name, value in progress.window.summary().items() if name != "tokens_per_second"},
-            learning_rate=self.learning_rate(progress.step - 1),
-            grad_norm=self._grad_norm,
-            tokens_per_second=progress.window.summary()["tokens_per_second"],
-            tokens=progress.tokens,
-            eta_seconds=round(remaining),
-            memory_gb=peak_memory_gb(),
-        )
+        summary = progress.window.summary()
+        if self.group.leads:
+            report(
+                step=progress.step,
+                total_steps=self.total_steps,
+                epoch=progress.rows / len(self.train_rows),
+                train_loss=summary["train_loss"],
+                token_accuracy=summary["token_accuracy"],
+                learning_rate=self.learning_rate(progress.step - 1),
+                grad_norm=self.grad_norm,
+                tokens_per_second=summary["tokens_per_second"],
+                tokens=progress.tokens,
+                eta_seconds=round((self.total_steps - progress.step) * progress.seconds / progress.step),
+                memory_gb=peak_memory_gb(),
+            )
         progress.window = Window()
 
     def _log_steps(self) -> int:
         return self.settings.log_steps or max(1, self.total_steps // LOG_LINES)
 
-    def _is_evaluation_step(self) -> bool:
-        step = self.progress.step
-        if self.settings.eval_steps:
-            return step % self.settings.eval_steps == 0 or step == self.total_steps
-        every = evaluation_steps(self.train_rows, self.validation_rows, self.total_steps, self.settings)
-        return step % every == 0 or step == self.total_steps
+    def _evaluation_steps(self) -> int:
+        return self.settings.eval_steps or evaluation_steps(
+            self.train_rows, self.validation_rows, self.total_steps, self.settings
+        )
 
-    def _evaluate(self) -> bool:
-        """Report the validation loss. True when training should end early."""
+    def _evaluate(self) -> None:
         progress = self.progress
-        result = evaluation.score(self.model, self.validation_rows, self.micro_batch_tokens)
-        report(step=progress.step, eval_loss=result.loss, eval_token_accuracy=result.token_accuracy)
+        result = evaluation.score(self.model, self.validation_rows, self.micro_batch_tokens, self.group)
+        if self.group.leads:
+            report(step=progress.step, eval_loss=result.loss, eval_token_accuracy=result.token_accuracy)
         if result.loss < progress.best_loss:
-            progress.best_loss, progress.evaluations_without_gain = result.loss, 0
+            progress.best_loss, progress.best_step, progress.evaluations_without_gain = result.loss, progress.step, 0
+            if self.settings.early_stopping_patience:
+                self.best_weights = {n: p.detach().clone() for n, p in self.model.named_parameters().items()}
         else:
             progress.evaluations_without_gain += 1
+
+    def _has_run_out_of_patience(self) -> bool:
         patience = self.settings.early_stopping_patience
-        return bool(patience) and progress.evaluations_without_gain >= patience
+        return bool(patience) and self.progress.evaluations_without_gain >= patience
+
+    def _take_best(self) -> None:
+        """With early stopping the best weights win, not the last ones."""
+        progress = self.progress
+        if not self.best_weights or progress.best_step == progress.step:
+            return
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters().items():
+                parameter.copy_(self.best_weights[name])
+        print(f"took the weights of step {progress.best_step}, with the lowest validation loss", flush=True)
 
     def _is_save_step(self, saved_at: float) -> bool:
         if self.settings.save_steps:
@@ -202,43 +246,43 @@ class Trainer:
         return time.monotonic() - saved_at > SAVE_SECONDS
 
     def _save(self) -> None:
-        if self.rank:
+        if not self.group.leads:
             return
-        progress = self.progress
-        state: dict[str, Any] = {
-            "step": progress.step,
-            "rows": progress.rows,
-            "tokens": progress.tokens,
-            "seconds": progress.seconds,
-            "window": progress.window.state(),
-            "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
-            "evaluations_without_gain": progress.evaluations_without_gain,
-            "settings": self.settings.as_dict(),
-            "random": checkpoints.random_state(),
-        }
-        folder = checkpoints.save(self.folders.checkpoints, progress.step, self.model, self.optimizer, state)
+        window = self.progress.window
+        state = asdict(replace(self.progress, window=Window()))
+        state["window"] = window.state()
+        state["settings"] = self.settings.as_dict()
+        folder = checkpoints.save(
+            self.folders.checkpoints, self.progress.step, self.model, self.optimizer, state, self.best_weights
+        )
         print(f"checkpoint {folder.name} saved", flush=True)
 
     def _resume(self) -> None:
-        found = checkpoints.newest(self.folders.checkpoints)
+        # Only the first host is sure to have the checkpoint on its disk.
+        found = self.group.from_leader(checkpoints.newest(self.folders.checkpoints) if self.group.leads else None)
         if found is None:
             return
-        state = found.state
+        self._check_same_job(found.state.pop("settings"))
         found.restore(self.model, self.optimizer)
-        self.progress = Progress(
-            step=state["step"],
-            rows=state["rows"],
-            tokens=state["tokens"],
-            seconds=state["seconds"],
-            window=Window(**state["window"]),
-            best_loss=math.inf if state["best_loss"] is None else state["best_loss"],
-            evaluations_without_gain=state["evaluations_without_gain"],
-        )
-        print(f"resumed from checkpoint {found.folder.name}", flush=True)
+        self.progress = Progress(**{**found.state, "window": Window(**found.state["window"])})
+        self.best_weights = {name: tensor.to(self.model.device) for name, tensor in found.best.items()}
+        print(f"resumed from checkpoint {found.name}", flush=True)
 
-    def _on_stop(self, number: int, _frame: Any) -> None:
+    def _check_same_job(self, saved: dict[str, Any]) -> None:
+        """A checkpoint continues the job it came from; other data or another adapter would silently mix two jobs."""
+        free = {"log_steps", "save_steps", "evaluation_samples", "kit_version", "run_name"}
+        ours = self.settings.as_dict()
+        changed = [name for name in ours if name not in free and saved.get(name) != ours[name]]
+        if changed:
+            differences = ", ".join(f"{name} was {saved.get(name)!r} and is {ours[name]!r}" for name in changed)
+            raise TrainingError(
+                f"the checkpoints in {self.folders.checkpoints} belong to another job ({differences}): use a new "
+                "checkpoint location, or the same settings"
+            )
+
+    def _on_stop(self, _number: int, _frame: Any) -> None:
         print("stop signal received: saving the last complete step", flush=True)
-        self.stop_signal = number
+        self.stopped = True
 
 
 def count_steps(rows: list[Row], settings: Hyperparameters) -> int:
