@@ -91,8 +91,9 @@ def read_table(lines: Iterable[str], source: str, delimiter: str, encoding: str)
     kept = _Kept(lines)
     reader = csv.reader(kept, delimiter=delimiter, strict=False)
     header: list[str] | None = None
+    number = 0
     while True:
-        number = reader.line_num + 1
+        number += 1
         try:
             fields = next(reader)
         except StopIteration:

@@ -9,9 +9,11 @@ fails fails the run, with the cell's own error; the executed notebook is kept ei
 from __future__ import annotations
 
 import ast
+import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,7 @@ def run(
     given = check(path, parameters)
     target = Path(output) if output else Path("out") / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _outputs_shown(quiet):
         # papermill's own imports and nbclient's event loop warn about their future, not about ours.
         warnings.simplefilter("ignore")
         import papermill
@@ -91,9 +93,9 @@ def run(
                 parameters=given,
                 kernel_name="python3",
                 progress_bar=False,
-                log_output=False,
-                stdout_file=None if quiet else sys.stdout,
-                stderr_file=None if quiet else sys.stderr,
+                log_output=not quiet,
+                # Nobody but this process talks to the kernel; its warning about that would hide the ones that matter.
+                extra_arguments=["--IPKernelApp.log_level=40"],
             )
         except PapermillExecutionError as error:
             raise NotebookError(
@@ -101,6 +103,28 @@ def run(
                 fix=f"the executed notebook is {target}",
             ) from None
     return Executed(path, target, float(done.metadata.papermill["duration"]))
+
+
+@contextmanager
+def _outputs_shown(quiet: bool) -> Iterator[None]:
+    """Send what cells show to standard output while they run, without papermill's own lines about cells."""
+    logger = logging.getLogger("papermill")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(lambda record: not record.getMessage().startswith(_OWN_LINES))
+    before = logger.level, logger.propagate
+    if not quiet:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+_OWN_LINES = ("Executing ", "Ending ", "Input Notebook", "Output Notebook", "Working directory", "Starting kernel")
 
 
 def _reason(error: Any) -> str:

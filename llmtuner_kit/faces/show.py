@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,7 +156,9 @@ def _as_text(part: Table | Chart | Masked | str) -> list[str]:
     if isinstance(part, str):
         return part.splitlines()
     if isinstance(part, Masked):
-        return [part.title, "".join(f"[{p}]" if t else p for p, t in zip(part.pieces, part.trained, strict=True))]
+        runs = itertools.groupby(zip(part.pieces, part.trained, strict=True), key=lambda item: item[1])
+        texts = [("".join(piece for piece, _ in run), trained) for trained, run in runs]
+        return [part.title, *"".join(f"[[{text}]]" if trained else text for text, trained in texts).splitlines()]
     if isinstance(part, Chart):
         return [f"{part.title}: {part.alt}"]
     rows = [[str(cell) for cell in row] for row in (part.head, *part.rows)]
