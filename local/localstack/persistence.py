@@ -1,5 +1,491 @@
-"""Placeholder of the file store; see launcher."""
+"""State of LocalStack that survives kill -9.
+
+Objects: every write goes to a new file, so an overwrite never touches committed bytes and readers need no lock.
+S3 metadata: after an operation and before its answer leaves, what it changed is committed to SQLite (WAL): one
+row per bucket, key, unfinished upload. Files that no row names any more are removed after the commit; files
+nobody names (a write that was killed) are swept at the next start.
+IAM, STS, KMS: a snapshot of the service after each changing operation, before its answer.
+Logs: changing requests are journalled before their answer and replayed at the next start.
+CloudWatch keeps its metrics itself (PERSISTENCE=1).
+
+Pickles tie the state to LocalStack's version, so the version is part of the folder's name.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+CHUNK = 1024 * 1024
+_READS = ("Get", "List", "Head", "Select", "Describe", "Filter", "Test", "Verify")
+_SNAPSHOT_SERVICES = ("iam", "kms", "sts")
+_local = threading.local()
 
 
 def install() -> None:
-    """Nothing yet."""
+    """Replace LocalStack's object store, bring back what was stored, and commit from now on."""
+    from localstack.services.s3 import provider
+
+    folder = Path(os.environ["LLMTUNER_S3_FOLDER"])
+    (folder / "objects").mkdir(parents=True, exist_ok=True)
+    store = _store_class()(folder / "objects")
+    provider.EphemeralS3ObjectStore = lambda *_, **__: store
+    keeper = Keeper(folder, store)
+    _watch_key_stores()
+    keeper.restore()
+    from localstack.aws import handlers
+
+    handlers.run_custom_response_handlers.append(keeper.after)
+
+
+class Keeper:
+    """Commits what a request changed, before its answer."""
+
+    def __init__(self, folder: Path, store: Any) -> None:
+        self.folder, self.store = folder, store
+        self.lock = threading.Lock()
+        self.db = sqlite3.connect(folder / "metadata.db", isolation_level=None, check_same_thread=False)
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=NORMAL")
+        self.db.executescript(
+            "CREATE TABLE IF NOT EXISTS buckets (account TEXT, name TEXT, data BLOB, PRIMARY KEY (account, name));"
+            "CREATE TABLE IF NOT EXISTS keys (bucket TEXT, key TEXT, data BLOB, files TEXT, PRIMARY KEY (bucket, key));"
+            "CREATE TABLE IF NOT EXISTS uploads (bucket TEXT, id TEXT, data BLOB, files TEXT, PRIMARY KEY (bucket, id));"
+            "CREATE TABLE IF NOT EXISTS services (name TEXT PRIMARY KEY, data BLOB);"
+            "CREATE TABLE IF NOT EXISTS logs (number INTEGER PRIMARY KEY, account TEXT, region TEXT, operation TEXT, request TEXT);"
+        )
+
+    def after(self, _chain: Any, context: Any, _response: Any) -> None:
+        """LocalStack calls this for every answer, in the thread that made it."""
+        dirty, _local.dirty = getattr(_local, "dirty", set()), set()
+        operation = getattr(context.operation, "name", "") if context.operation else ""
+        if not operation or operation.startswith(_READS):
+            return
+        service = context.service.service_name
+        if service == "s3":
+            self._commit_s3(context, operation, dirty)
+        elif service in _SNAPSHOT_SERVICES:
+            self._commit_service(service)
+        elif service == "logs" and context.service_exception is None:
+            request = json.dumps(context.service_request, default=str)
+            with self.lock:
+                self.db.execute(
+                    "INSERT INTO logs (account, region, operation, request) VALUES (?, ?, ?, ?)",
+                    (context.account_id, context.region, operation, request),
+                )
+
+    # S3
+
+    def _commit_s3(self, context: Any, operation: str, dirty: set[tuple[int, str]]) -> None:
+        from localstack.services.s3.models import s3_stores
+
+        request = context.service_request or {}
+        name = request.get("Bucket", "")
+        buckets = s3_stores[context.account_id][context.region].buckets
+        account = s3_stores[context.account_id][context.region].global_bucket_map.get(name, context.account_id)
+        if account != context.account_id:
+            buckets = s3_stores[account][context.region].buckets
+        bucket = buckets.get(name)
+        unlink: set[str] = set()
+        with self.lock:
+            self.db.execute("BEGIN")
+            if bucket is None:
+                unlink |= self._forget_bucket(account, name)
+            else:
+                if "Key" not in request and operation != "DeleteObjects":
+                    self._put_bucket(account, bucket)
+                keys = {key for _, key in dirty}
+                if "Key" in request:
+                    keys.add(request["Key"])
+                for key in keys:
+                    unlink |= self._put_key(bucket, key)
+                identifier = request.get("UploadId") or (context.service_response or {}).get("UploadId", "")
+                if identifier:
+                    unlink |= self._put_upload(bucket, identifier)
+            if "Tagging" in operation or "Tagging" in request or operation in ("CopyObject", "CompleteMultipartUpload"):
+                self._put_tags(account, context.region)
+            self.db.execute("COMMIT")
+            # An object completed from an upload, or moved between versions, may share a file with another row.
+            kept = self._named(unlink)
+        for file in unlink - kept:
+            self.store.unlink(file)
+
+    def _forget_bucket(self, account: str, name: str) -> set[str]:
+        files: set[str] = set()
+        for table in ("keys", "uploads"):
+            for (text,) in self.db.execute(f"SELECT files FROM {table} WHERE bucket = ?", (name,)):  # noqa: S608
+                files |= set(json.loads(text))
+            self.db.execute(f"DELETE FROM {table} WHERE bucket = ?", (name,))  # noqa: S608
+        self.db.execute("DELETE FROM buckets WHERE account = ? AND name = ?", (account, name))
+        return files
+
+    def _put_bucket(self, account: str, bucket: Any) -> None:
+        from localstack.state import pickle
+
+        bare = object.__new__(type(bucket))
+        bare.__dict__.update(bucket.__dict__, objects=type(bucket.objects)(), multiparts={})
+        row = (account, bucket.name, pickle.dumps(bare))
+        self.db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, ?)", row)
+        if "Versioned" in type(bucket.objects).__name__:
+            # Switching versioning on renames every version of every key in memory.
+            for key in list(bucket.objects._store):
+                self._put_key(bucket, key)
+
+    def _put_key(self, bucket: Any, key: str) -> set[str]:
+        """Write a key's object (or versions); returns the files its old row named and its new one does not."""
+        return self._replace("keys", "key", bucket.name, key, bucket.objects._store.get(key))
+
+    def _put_upload(self, bucket: Any, identifier: str) -> set[str]:
+        return self._replace("uploads", "id", bucket.name, identifier, bucket.multiparts.get(identifier))
+
+    def _replace(self, table: str, column: str, bucket: str, name: str, value: Any) -> set[str]:
+        from localstack.state import pickle
+
+        where = f"WHERE bucket = ? AND {column} = ?"
+        row = self.db.execute(f"SELECT files FROM {table} {where}", (bucket, name)).fetchone()  # noqa: S608
+        old = set(json.loads(row[0])) if row else set()
+        if not value:
+            self.db.execute(f"DELETE FROM {table} {where}", (bucket, name))  # noqa: S608
+            return old
+        files = files_of(value)
+        data = pickle.dumps(value)
+        self.db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", (bucket, name, data, json.dumps(sorted(files))))  # noqa: S608
+        return old - files
+
+    def _named(self, files: set[str]) -> set[str]:
+        """Which of these files another row still names."""
+        found = set()
+        for file in files:
+            for table in ("keys", "uploads"):
+                query = f"SELECT 1 FROM {table} WHERE files LIKE ? LIMIT 1"  # noqa: S608
+                if self.db.execute(query, (f'%"{file}"%',)).fetchone():
+                    found.add(file)
+        return found
+
+    def _put_tags(self, account: str, region: str) -> None:
+        from localstack.services.s3.models import s3_stores
+        from localstack.state import pickle
+
+        data = pickle.dumps(s3_stores[account][region].TAGS.tags)
+        self.db.execute("INSERT OR REPLACE INTO services VALUES ('s3-tags', ?)", (data,))
+
+    # other services
+
+    def _commit_service(self, service: str) -> None:
+        from localstack.state import pickle
+
+        data = pickle.dumps(_service_state(service))
+        with self.lock:
+            self.db.execute("INSERT OR REPLACE INTO services VALUES (?, ?)", (service, data))
+
+    # start
+
+    def restore(self) -> None:
+        """Bring back every committed row, then sweep files nobody names."""
+        from localstack.state import pickle
+
+        named = self._restore_s3(pickle)
+        self.store.sweep(named)
+        for service, data in self.db.execute("SELECT name, data FROM services"):
+            if service != "s3-tags":
+                _restore_service(service, pickle.loads(data))
+        _replay_logs(self.db)
+
+    def _restore_s3(self, pickle: Any) -> set[str]:
+        from localstack.services.s3.models import s3_stores
+
+        buckets: dict[str, Any] = {}
+        for account, name, data in self.db.execute("SELECT account, name, data FROM buckets"):
+            bucket = buckets[name] = pickle.loads(data)
+            store = s3_stores[account][bucket.bucket_region]
+            store.buckets[name] = bucket
+            store.global_bucket_map[name] = account
+        named: set[str] = set()
+        for name, key, data, files in self.db.execute("SELECT bucket, key, data, files FROM keys"):
+            if name in buckets and self.store.has_all(json.loads(files)):
+                buckets[name].objects._store[key] = pickle.loads(data)
+                named |= set(json.loads(files))
+        for name, identifier, data, files in self.db.execute("SELECT bucket, id, data, files FROM uploads"):
+            if name in buckets and self.store.has_all(json.loads(files)):
+                buckets[name].multiparts[identifier] = pickle.loads(data)
+                named |= set(json.loads(files))
+        row = self.db.execute("SELECT data FROM services WHERE name = 's3-tags'").fetchone()
+        if row and buckets:
+            first = next(iter(buckets.values()))
+            s3_stores[first.bucket_account_id][first.bucket_region].TAGS.tags.update(pickle.loads(row[0]))
+        return named
+
+
+def files_of(value: Any) -> set[str]:
+    """The object files a stored value names: an object, a dict of versions, or an upload with its parts."""
+    if isinstance(value, dict):
+        return {file for item in value.values() for file in files_of(item)}
+    found = {value.__dict__["_file"]} if "_file" in getattr(value, "__dict__", {}) else set()
+    parts = getattr(value, "parts", None)
+    if isinstance(parts, dict):
+        found |= {part.__dict__["_file"] for part in parts.values() if "_file" in getattr(part, "__dict__", {})}
+    if hasattr(value, "object"):
+        found |= files_of(value.object)
+    return found
+
+
+def _watch_key_stores() -> None:
+    """Remember in the thread which keys an operation set or removed."""
+    from localstack.services.s3 import models
+
+    for kind in (models.KeyStore, models.VersionedKeyStore):
+        for name in ("set", "pop"):
+            setattr(kind, name, _remembering(getattr(kind, name)))
+
+
+def _remembering(plain: Any) -> Any:
+    def method(self: Any, object_key: str, *arguments: Any, **named: Any) -> Any:
+        if not hasattr(_local, "dirty"):
+            _local.dirty = set()
+        _local.dirty.add((id(self), object_key))
+        return plain(self, object_key, *arguments, **named)
+
+    return method
+
+
+def _service_state(service: str) -> dict[str, Any]:
+    """What a service keeps in memory, without what AWS brings along (managed policies)."""
+    found = _backends(service)
+    state: dict[str, Any] = {}
+    if "localstack" in found:
+        state["localstack"] = found["localstack"]
+    if "moto" in found:
+        state["moto"] = {
+            account: {region: _slim(service, backend) for region, backend in regions.items()}
+            for account, regions in found["moto"].items()
+        }
+    return state
+
+
+def _slim(service: str, backend: Any) -> dict[str, Any]:
+    values = dict(backend.__dict__)
+    if service == "iam":
+        values.pop("account_summary", None)  # counts, computed from the backend it points to
+        values["managed_policies"] = {
+            arn: policy for arn, policy in values.get("managed_policies", {}).items() if not arn.startswith("arn:aws:iam::aws:")
+        }
+        values.pop("aws_managed_policies", None)
+    return values
+
+
+def _backends(service: str) -> dict[str, Any]:
+    from localstack.state.inspect import ReflectionStateLocator, ServiceBackendCollectorVisitor
+
+    visitor = ServiceBackendCollectorVisitor()
+    ReflectionStateLocator(service=service).accept_state_visitor(visitor)
+    # Not visitor.collect(): it leaves out backends that are empty, as all are at the start.
+    found = {"localstack": visitor.store, "moto": visitor.backend_dict}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _restore_service(service: str, state: dict[str, Any]) -> None:
+    found = _backends(service)
+    if "localstack" in state:
+        for account, regions in state["localstack"].items():
+            for region, store in regions.items():
+                found["localstack"][account][region].__dict__.update(store.__dict__)
+    for account, regions in state.get("moto", {}).items():
+        for region, values in regions.items():
+            backend = found["moto"][account][region]
+            for name, value in values.items():
+                if name == "managed_policies":
+                    backend.managed_policies.update(value)
+                else:
+                    backend.__dict__[name] = value
+
+
+def _replay_logs(db: sqlite3.Connection) -> None:
+    """Apply the journalled requests to the log backend again; groups that were deleted leave the journal."""
+    from moto.logs.models import logs_backends
+
+    for account, region, operation, text in db.execute("SELECT account, region, operation, request FROM logs ORDER BY number"):
+        backend, request = logs_backends[account][region], json.loads(text)
+        if operation == "CreateLogGroup":
+            if request["logGroupName"] not in backend.groups:
+                backend.create_log_group(request["logGroupName"], request.get("tags") or {})
+        elif operation == "CreateLogStream":
+            backend.create_log_stream(request["logGroupName"], request["logStreamName"])
+        elif operation == "PutLogEvents":
+            backend.put_log_events(request["logGroupName"], request["logStreamName"], request["logEvents"])
+        elif operation == "DeleteLogGroup":
+            backend.delete_log_group(request["logGroupName"])
+        elif operation == "DeleteLogStream":
+            backend.delete_log_stream(request["logGroupName"], request["logStreamName"])
+        elif operation == "PutRetentionPolicy":
+            backend.put_retention_policy(request["logGroupName"], request["retentionInDays"])
+
+
+def _store_class() -> Any:
+    """The file store, as a class of LocalStack's own base classes (which exist only inside its environment)."""
+    from localstack.services.s3.storage.core import LimitedStream, S3ObjectStore, S3StoredMultipart, S3StoredObject
+    from localstack.services.s3.utils import get_s3_checksum
+
+    class StoredFile(S3StoredObject):
+        """One object (or part) as a file of its own."""
+
+        def __init__(self, s3_object: Any, path: Path, mode: str) -> None:
+            super().__init__(s3_object, mode)
+            self.file = path.open("w+b" if mode == "w" else "rb")
+            self.checksum_hash: Any = None
+
+        def close(self) -> None:
+            self.file.close()
+            self.closed = True
+
+        def write(self, stream: Any) -> int:
+            source = stream or BytesIO()
+            algorithm = self.s3_object.checksum_algorithm
+            self.checksum_hash = get_s3_checksum(algorithm) if algorithm else None
+            digest = hashlib.md5(usedforsecurity=False)
+            size = 0
+            while data := source.read(CHUNK):
+                self.file.write(data)
+                digest.update(data)
+                if self.checksum_hash:
+                    self.checksum_hash.update(data)
+                size += len(data)
+            self.file.flush()
+            self.s3_object.size = size
+            self.s3_object.etag = digest.hexdigest()
+            self.s3_object.internal_last_modified = time.time_ns()
+            self.file.seek(0)
+            return size
+
+        def append(self, part: Any) -> int:
+            size = os.fstat(part.file.fileno()).st_size
+            self.file.flush()
+            position = os.fstat(self.file.fileno()).st_size
+            moved = 0
+            while moved < size:
+                moved += os.copy_file_range(part.file.fileno(), self.file.fileno(), size - moved, moved, position + moved)
+            self.s3_object.size = position + size
+            self.s3_object.internal_last_modified = time.time_ns()
+            return size
+
+        def read(self, s: int = -1) -> bytes:
+            return self.file.read(s)
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return self.file.seek(offset, whence)
+
+        def truncate(self, size: int | None = None) -> int:
+            return self.file.truncate(size)
+
+        @property
+        def last_modified(self) -> int:
+            return self.s3_object.internal_last_modified
+
+        @property
+        def checksum(self) -> str | None:
+            if not self.s3_object.checksum_algorithm:
+                return None
+            if self.checksum_hash is None:
+                self.checksum_hash = get_s3_checksum(self.s3_object.checksum_algorithm)
+                self._each(self.checksum_hash.update)
+            return base64.b64encode(self.checksum_hash.digest()).decode()
+
+        @property
+        def etag(self) -> str:
+            if self._mode == "w":
+                return str(self.s3_object.etag)
+            digest = hashlib.md5(usedforsecurity=False)
+            self._each(digest.update)
+            return digest.hexdigest()
+
+        def _each(self, use: Any) -> None:
+            position = self.file.tell()
+            self.file.seek(0)
+            while data := self.file.read(CHUNK):
+                use(data)
+            self.file.seek(position)
+
+        def __iter__(self) -> Iterator[bytes]:
+            while data := self.file.read(CHUNK):
+                yield data
+
+    class StoredUpload(S3StoredMultipart):
+        """The parts of an unfinished upload; each part knows its own file."""
+
+        def open(self, s3_part: Any, mode: str = "r") -> StoredFile:
+            return self._s3_store.open(self.bucket, s3_part, mode)
+
+        def remove_part(self, s3_part: Any) -> None:
+            self._s3_store.remove(self.bucket, s3_part)
+
+        def complete_multipart(self, parts: list[Any]) -> None:
+            with self._s3_store.open(self.bucket, self.s3_multipart.object, mode="w") as whole:
+                for part in parts:
+                    with self.open(part) as stored:
+                        whole.append(stored)
+
+        def close(self) -> None:
+            return  # the files go when the commit no longer names them
+
+        def copy_from_object(self, s3_part: Any, src_bucket: str, src_s3_object: Any, range_data: Any) -> None:
+            with self._s3_store.open(src_bucket, src_s3_object) as source, self.open(s3_part, "w") as stored:
+                stored.write(LimitedStream(source, range_data=range_data) if range_data else source)
+                if s3_part.checksum_algorithm:
+                    s3_part.checksum_value = stored.checksum
+
+    class FileStore(S3ObjectStore):
+        """Objects as files of one folder; an S3 object carries the name of its file."""
+
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+            self.root_directory = str(folder)
+
+        def path(self, name: str) -> Path:
+            return self.folder / name[:2] / name
+
+        def open(self, bucket: str, s3_object: Any, mode: str = "r") -> StoredFile:
+            del bucket
+            if mode == "w":
+                s3_object._file = uuid.uuid4().hex
+                self.path(s3_object._file).parent.mkdir(exist_ok=True)
+            return StoredFile(s3_object, self.path(s3_object._file), mode)
+
+        def remove(self, bucket: str, s3_object: Any) -> None:
+            # The commit that drops the row drops the file: an answer that is never sent must lose nothing.
+            return
+
+        def copy(self, src_bucket: str, src_object: Any, dest_bucket: str, dest_object: Any) -> StoredFile:
+            if src_object is dest_object:
+                return self.open(dest_bucket, dest_object)
+            with self.open(src_bucket, src_object) as source:
+                target = self.open(dest_bucket, dest_object, mode="w")
+                target.write(source)
+            return target
+
+        def get_multipart(self, bucket: str, s3_multipart: Any) -> StoredUpload:
+            return StoredUpload(self, bucket, s3_multipart)
+
+        def remove_multipart(self, bucket: str, s3_multipart: Any) -> None:
+            return
+
+        def unlink(self, name: str) -> None:
+            self.path(name).unlink(missing_ok=True)
+
+        def has_all(self, names: list[str]) -> bool:
+            return all(self.path(name).exists() for name in names)
+
+        def sweep(self, named: set[str]) -> None:
+            for path in self.folder.glob("*/*"):
+                if path.name not in named:
+                    path.unlink(missing_ok=True)
+
+    return FileStore
