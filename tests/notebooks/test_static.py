@@ -1,0 +1,95 @@
+"""The nine notebooks as files: parameters equal to the settings, four parts, stripped, nothing that fails in silence."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from llmtuner_kit import settings as kit_settings
+from llmtuner_kit.faces import notebooks
+
+ROOT = Path(__file__).parents[2]
+FOUND = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [f"{number:02d}_{step}" for number, step in enumerate(kit_settings.STEPS)]
+each = pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+
+
+def cells(path: Path) -> dict[str, Any]:
+    return {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
+
+
+def code(path: Path) -> list[Any]:
+    return [cell for cell in cells(path).values() if cell.cell_type == "code"]
+
+
+def test_there_is_one_notebook_for_each_step_and_no_other() -> None:
+    assert [path.stem for path in FOUND] == NAMES
+
+
+@each
+def test_parameters_are_the_settings_with_their_defaults(path: Path) -> None:
+    model = kit_settings.STEPS[notebooks.step_of(path)]
+    expected = {name: field.default for name, field in model.model_fields.items()}
+    assert notebooks.parameters_of(path) == expected
+
+
+@each
+def test_every_parameter_is_a_plain_line_that_papermill_can_read(path: Path) -> None:
+    lines = cells(path)["parameters"].source.split("\n")
+    for line in lines:
+        assert re.fullmatch(r"[a-z_]+ = (\"[^\"]*\"|-?[\d.]+|True|False)  # [^=]+", line), line
+    first = code(path)[0]
+    assert first.metadata.tags == ["parameters"]
+
+
+@each
+def test_parts_are_parameters_form_action_result_in_order(path: Path) -> None:
+    assert [cell.id for cell in code(path)] == ["parameters", "form", "run", "result"]
+    assert list(cells(path)) == ["title", "parameters", "form-note", "form", "run-note", "run", "result-note", "result"]
+
+
+@each
+def test_nothing_is_stored_that_belongs_to_one_execution(path: Path) -> None:
+    document = nbformat.read(path, as_version=4)
+    nbformat.validate(document)
+    assert document.metadata.kernelspec.name == "python3"
+    assert "widgets" not in document.metadata
+    for cell in code(path):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+@each
+def test_code_imports_only_the_kit_and_hides_no_error(path: Path) -> None:
+    for cell in code(path):
+        tree = ast.parse(cell.source)
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Try | ast.FunctionDef | ast.With | ast.Lambda), cell.id
+            if isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] == "llmtuner_kit" for alias in node.names)
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] == "llmtuner_kit"
+        assert not re.search(r"^\s*[!%]|\binput\(|interact|Output\(|Thread", cell.source, re.MULTILINE)
+        if cell.id != "parameters":
+            assert len(cell.source.split("\n")) <= 12
+
+
+@each
+def test_no_import_takes_the_name_of_a_parameter(path: Path) -> None:
+    parameters = set(notebooks.parameters_of(path))
+    for cell in code(path)[1:]:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not parameters & {alias.asname or alias.name for alias in node.names}
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                assert node.id not in parameters
+
+
+@each
+def test_readme_names_the_notebook(path: Path) -> None:
+    assert f"notebooks/{path.name}" in (ROOT / "README.md").read_text()

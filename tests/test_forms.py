@@ -1,0 +1,109 @@
+"""Forms: fields become labelled controls, controls become checked settings, and nothing acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ipywidgets
+import pytest
+
+from llmtuner_kit import settings as kit_settings
+from llmtuner_kit.errors import NotFoundError, SettingsError
+from llmtuner_kit.faces.forms import Form, label
+
+
+def controls(form: Form) -> dict[str, ipywidgets.Widget]:
+    found: dict[str, ipywidgets.Widget] = {}
+
+    def visit(widget: ipywidgets.Widget) -> None:
+        if getattr(widget, "description", ""):
+            found[widget.description] = widget
+        for child in getattr(widget, "children", ()):
+            visit(child)
+
+    visit(form._box)
+    return found
+
+
+@pytest.mark.parametrize("step", kit_settings.STEPS)
+def test_every_field_has_a_control_with_its_own_label(step: str) -> None:
+    fields = kit_settings.STEPS[step].model_fields
+    assert {label(name) for name in fields} == set(controls(Form(step)))
+
+
+@pytest.mark.parametrize("step", kit_settings.STEPS)
+def test_an_untouched_form_gives_the_defaults(step: str) -> None:
+    assert Form(step).settings() == kit_settings.STEPS[step]()
+
+
+def test_what_is_typed_reaches_the_settings() -> None:
+    form = Form("train", epochs=2.0)
+    found = controls(form)
+    found["Epochs"].value = 3.5
+    found["Method"].value = "rslora"
+    found["Spot"].value = True
+    settings = form.settings()
+    assert (settings.epochs, settings.method, settings.spot) == (3.5, "rslora", True)
+
+
+def test_parameters_are_taken_from_a_notebooks_namespace() -> None:
+    namespace = {name: field.default for name, field in kit_settings.UploadSettings.model_fields.items()}
+    form = Form("upload", namespace | {"source": "rows.csv", "something_else": 1})
+    assert form.settings().source == "rows.csv"
+    del namespace["source"]
+    with pytest.raises(SettingsError, match="no parameter source"):
+        Form("upload", namespace)
+
+
+def test_all_problems_come_in_one_error_and_are_shown_beside_the_form() -> None:
+    form = Form("train", epochs=0.0, lora_r=0, method="loara")
+    with pytest.raises(SettingsError) as caught:
+        form.settings()
+    assert all(name in str(caught.value) for name in ("epochs", "lora_r", "method"))
+    assert "Needs a change" in form._verdict.value
+    controls(form)["Epochs"].value = 1.0
+    controls(form)["LoRA rank"].value = 8
+    controls(form)["Method"].value = "dora"
+    assert "valid" in form._verdict.value
+
+
+def test_a_misspelt_parameter_is_refused() -> None:
+    with pytest.raises(SettingsError, match="epoch"):
+        Form("train", epoch=3)
+
+
+def test_no_control_corrects_a_value_in_silence() -> None:
+    form = Form("upload")
+    assert not any(
+        isinstance(widget, ipywidgets.BoundedIntText | ipywidgets.BoundedFloatText | ipywidgets.IntSlider)
+        for widget in controls(form).values()
+    )
+
+
+@dataclass(frozen=True)
+class Beside:
+    epochs: float
+
+    def _repr_html_(self) -> str:
+        return f"<b>{self.epochs} epochs</b>"
+
+
+def test_what_stands_beside_the_form_follows_it() -> None:
+    form = Form("train").beside(lambda settings: Beside(settings.epochs))
+    assert "1.0 epochs" in form._beside.value
+    controls(form)["Epochs"].value = 4.0
+    assert "4.0 epochs" in form._beside.value
+
+
+def test_an_error_beside_the_form_is_text_and_does_not_raise() -> None:
+    def look(settings: kit_settings.TrainSettings) -> Beside:
+        raise NotFoundError("There is no dataset <yet>.")
+
+    form = Form("train").beside(look)
+    assert "There is no dataset &lt;yet&gt;." in form._beside.value
+
+
+def test_headless_the_form_shows_its_values_as_text() -> None:
+    bundle = Form("upload", source="rows.csv")._repr_mimebundle_()
+    assert "source = 'rows.csv'" in bundle["text/plain"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle
