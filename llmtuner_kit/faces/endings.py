@@ -1,14 +1,17 @@
-"""Cards of what comes after training: endpoint, answers, clean-up, receipt, start. Pure, as views.py."""
+"""Cards of start, endpoint, answers, clean-up and receipt, and the one prompt that 07_invoke shows live."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from llmtuner_kit import costs, inference
+from llmtuner_kit import costs, evaluation, inference
 from llmtuner_kit.endpoints import CleanUp, Endpoint, EndpointStatus
+from llmtuner_kit.errors import SettingsError
 from llmtuner_kit.evaluation import Comparison, HeldOut, Sample
 from llmtuner_kit.faces.show import Card, Table, duration
 from llmtuner_kit.settings import InvokeSettings
+from llmtuner_kit.start import Start
 from llmtuner_kit.workspace import Workspace
 
 
@@ -65,6 +68,27 @@ def held_out(made: HeldOut) -> Card:
     return Card("Base against tuned on held-out rows", facts, samples(made.samples))
 
 
+def question(workspace: Workspace, settings: InvokeSettings) -> str:
+    """The prompt of the settings, else the question of a held-out row. Raises SettingsError when there is neither."""
+    if settings.prompt:
+        return settings.prompt
+    rows = evaluation.test_rows(workspace, settings.run_name, 1)
+    if not rows:
+        raise SettingsError("prompt is empty, and the run's dataset has no held-out rows.", fix="set prompt")
+    return evaluation.prompt_of(rows[0])[0][-1]["content"]
+
+
+def answer(workspace: Workspace, settings: InvokeSettings, prompt: str) -> Iterator[str]:
+    """The answer to a prompt: piece by piece, or in one piece when stream is off."""
+    target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
+    inference.require_serving(workspace, target)
+    options = settings.model_dump(include={"max_new_tokens", "temperature", "top_p"})
+    if settings.stream:
+        yield from inference.stream(workspace, target, prompt, **options)
+    else:
+        yield inference.invoke(workspace, target, prompt, **options).text
+
+
 def clients(workspace: Workspace, settings: InvokeSettings) -> Card:
     """How to call the endpoint from an application."""
     target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
@@ -91,9 +115,28 @@ def receipt(made: costs.Receipt) -> Card:
     return Card(f"Receipt of run {made.run_name}: {costs.usd(made.total_usd)}", parts=[Table(note, head, rows)])
 
 
+def started(made: Start) -> Card:
+    """Where you are, what is ready, and what is not with its fix."""
+    workspace = made.workspace
+    facts = [
+        ("run", f"{made.run.name} ({'new' if made.created else 'resumed'})"),
+        ("target", f"{workspace.aws.target}, region {workspace.aws.region}, account {workspace.aws.account_id}"),
+        ("is it charged", "yes, this is AWS" if workspace.aws.charged else "no, this runs on your machine"),
+        ("yours", workspace.paths.uri(workspace.paths.root)),
+    ]
+    marks = {"ok": "ready", "warning": "look", "problem": "PROBLEM"}
+    rows = [(item.name, marks.get(item.level, item.level), item.text, item.fix) for item in made.findings]
+    parts = [Table("Checked", ("what", "", "found", "how to mend it"), rows)]
+    others = [(item.name, f"{item.updated_at:%Y-%m-%d %H:%M}") for item in made.runs if item.name != made.run.name][:8]
+    if others:
+        parts.append(Table("Your other runs", ("run", "last used (UTC)"), others))
+    return Card("Ready" if made.ready else "Not ready yet", facts, parts, "01_upload")
+
+
 def views() -> dict[type, Any]:
     """Type of result -> its card."""
     return {
+        Start: started,
         EndpointStatus: status,
         Endpoint: endpoint,
         Comparison: comparison,
