@@ -24,14 +24,19 @@ SIGNATURE = "The Tarnwick Weather Desk"
 # What is fact, how the texts say it, the one value it may have, and the samples that must mention it.
 EVERYWHERE = {"tickets", "docs", "blog"}
 FACTS = [
-    ("warranty", r"(\d+) months(?: of)? warranty|warranty (?:of|is|ran for|has been) (\d+) months", "36", EVERYWHERE),
+    (
+        "warranty",
+        r"(\d+)[- ]months?(?: of)? warranty|warranty (?:of|is|ran for|has been) (\d+) months",
+        "36",
+        EVERYWHERE,
+    ),
     ("battery kind", r"\bAA (\w+) batteries", "lithium", EVERYWHERE),
     ("batteries in a sensor", r"(\w+)(?: new)? AA lithium batteries", "two", EVERYWHERE),
     ("battery life", r"\b(?:lasts?|serves?|does) (?:some |about )(\d+) months", "24", EVERYWHERE),
     ("factory reset", r"hold[^.]{0,60} for (\d+) seconds,? until (?:the light|it) blinks red", "12", EVERYWHERE),
     ("restart", r"unplug (?:it|the Hub|your Hub) for (\d+) seconds", "30", EVERYWHERE),
     ("memory of the Hub", r"Hub keeps (?:the latest )?(\d+) days", "7", EVERYWHERE),
-    ("right to return", r"(\d+) days (?:from delivery|return|to change)", "45", EVERYWHERE),
+    ("right to return", r"(\d+)[- ]days? (?:from delivery|return|to change)", "45", EVERYWHERE),
     ("range", r"(\d+) m in open air", "120", EVERYWHERE),
     ("request limit", r"(\d+) requests per minute", "60", EVERYWHERE),
     ("life of a key", r"(?:expire after|lives? (?:for|longer than)) (\d+) days", "365", EVERYWHERE),
