@@ -1,0 +1,117 @@
+"""Pipelines: read and checked as a whole, resumed at the first step that is not done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtuner_kit.errors import NotFoundError, SettingsError
+from llmtuner_kit.faces import notebooks, pipelines
+from llmtuner_kit.faces.notebooks import Executed, NotebookError
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of the notebooks that were run, in a folder of its own; a notebook named in `ran.broken` fails."""
+    monkeypatch.chdir(tmp_path)
+    names: list[str] = []
+
+    def run(notebook: Path, parameters: dict[str, Any], output: Path) -> Executed:
+        if f"!{notebook.stem}" in names:
+            raise NotebookError("the cell failed")
+        names.append(notebook.stem)
+        return Executed(notebook, output, 1.5)
+
+    monkeypatch.setattr(notebooks, "run", run)
+    return names
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "p.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_shared_parameters_go_to_the_steps_that_have_them(tmp_path: Path) -> None:
+    file = write(
+        tmp_path, "parameters: {run_name: r, epochs: 3}\nsteps:\n  - upload: {source: ./rows.csv}\n  - train\n"
+    )
+    (pipeline,) = pipelines.load(file, NOTEBOOKS)
+    upload, train = pipeline.steps
+    assert upload.parameters == {"run_name": "r", "source": str(tmp_path / "rows.csv")}
+    assert train.parameters == {"run_name": "r", "epochs": 3}
+    assert train.notebook == NOTEBOOKS / "03_train.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps:\n  - train: {epoch: 3}\n  - upload: {sauce: x}\n", ["epoch", "sauce"]),
+        ("steps:\n  - trainn\n", ["trainn"]),
+        ("parameters: {epochs: 2}\nsteps:\n  - upload\n", ["epochs"]),
+        ("stepps:\n  - upload\n", ["stepps"]),
+        ("steps: [", ["YAML"]),
+    ],
+)
+def test_every_problem_is_named_before_anything_runs(
+    tmp_path: Path, ran: list[str], text: str, said: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        pipelines.load(write(tmp_path, text), NOTEBOOKS)
+    assert all(word in str(caught.value) for word in said)
+    assert ran == []
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"nothing\.yaml"):
+        pipelines.load(tmp_path / "nothing.yaml")
+
+
+def test_a_second_run_does_nothing_and_fresh_does_all(tmp_path: Path, ran: list[str]) -> None:
+    (pipeline,) = pipelines.load(write(tmp_path, "steps: [upload, prepare]\n"), NOTEBOOKS)
+    pipelines.run(pipeline, tell=lambda _: None)
+    assert ran == ["01_upload", "02_prepare"]
+    pipelines.run(pipeline, tell=lambda _: None)
+    assert ran == ["01_upload", "02_prepare"]
+    pipelines.run(pipeline, fresh=True, tell=lambda _: None)
+    assert ran == ["01_upload", "02_prepare"] * 2
+
+
+def test_it_goes_on_at_the_step_that_failed(tmp_path: Path, ran: list[str]) -> None:
+    (pipeline,) = pipelines.load(write(tmp_path, "steps: [upload, prepare, train]\n"), NOTEBOOKS)
+    ran.append("!02_prepare")
+    with pytest.raises(NotebookError):
+        pipelines.run(pipeline, tell=lambda _: None)
+    ran.clear()
+    pipelines.run(pipeline, tell=lambda _: None)
+    assert ran == ["02_prepare", "03_train"]
+
+
+def test_a_changed_parameter_runs_its_step_and_all_that_follow(tmp_path: Path, ran: list[str]) -> None:
+    text = "steps:\n  - upload\n  - prepare: {test_share: %s}\n  - train\n"
+    (pipeline,) = pipelines.load(write(tmp_path, text % 0.1), NOTEBOOKS)
+    pipelines.run(pipeline, tell=lambda _: None)
+    ran.clear()
+    (pipeline,) = pipelines.load(write(tmp_path, text % 0.2), NOTEBOOKS)
+    pipelines.run(pipeline, tell=lambda _: None)
+    assert ran == ["02_prepare", "03_train"]
+
+
+def test_a_sweep_is_one_pipeline_for_each_combination(tmp_path: Path) -> None:
+    text = "name: s\nparameters: {run_name: r}\nsteps: [train]\nsweep: {epochs: [1, 2], lora_r: [8, 16]}\n"
+    made = pipelines.load(write(tmp_path, text), NOTEBOOKS)
+    assert [item.run_name for item in made] == ["r-1", "r-2", "r-3", "r-4"]
+    assert [item.steps[0].parameters["lora_r"] for item in made] == [8, 16, 8, 16]
+
+
+@pytest.mark.parametrize("file", sorted((NOTEBOOKS / "samples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_pipelines_are_valid_and_find_their_data(file: Path) -> None:
+    for pipeline in pipelines.load(file):
+        assert pipeline.steps[0].step == "start"
+        upload = next(step for step in pipeline.steps if step.step == "upload")
+        assert Path(upload.parameters["source"]).exists()
