@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtuner_kit.dataset import duplicates, pool, report, splits
+from llmtuner_kit.dataset import duplicates, expand, pool, report, splits
 from llmtuner_kit.dataset.chunks import Plan, Source
 from llmtuner_kit.dataset.duplicates import EXACT, Duplicates
 from llmtuner_kit.dataset.report import Report, SourceReport, SplitReport, Tally
@@ -47,8 +47,9 @@ def build(
     Raises DataError when the files do not say what they are, when nothing can be learned from them, or when
     long_rows is stop and a row is too long.
     """
-    plan = Plan(sources, settings)
-    total = sum(source.size for source in sources)
+    plain = expand.expand(list(sources), work / "expanded")
+    plan = Plan(plain, settings)
+    total = sum(source.size for source in plain)
     found: dict[int, Summary] = {}
     for number, summary in pool.run(plan, Context(settings, encoding, work), workers):
         found[number] = summary

@@ -20,12 +20,13 @@ _PROBE = 200
 
 @dataclass(frozen=True)
 class Source:
-    """One file to prepare, on this machine. `checksum` is the SHA-256 of its bytes."""
+    """One file to prepare, on this machine. `checksum` is the SHA-256 of its bytes; `broken`: why it has none."""
 
     name: str
     path: Path
     size: int
     checksum: str
+    broken: str = ""
 
     @property
     def kind(self) -> str:
@@ -75,6 +76,10 @@ class Plan:
             self.bytes_planned = before + source.size
 
     def _of(self, index: int, source: Source) -> Iterator[Chunk]:
+        if source.broken:
+            record = Record(source.name, 1, b"", problem=("unreadable_file", source.broken))
+            yield Chunk(0, index, source.name, "", records=(record,))
+            return
         if source.kind in ("jsonl", "json", "csv", "tsv", "text", "markdown", "rst", "html"):
             self.encodings[index] = characters.detect(source.path, json=source.kind in ("jsonl", "json"))
         encoding = self.encodings.get(index, characters.TextEncoding("")).name

@@ -52,7 +52,8 @@ def compression_of(name: str) -> str:
 
 def is_hidden(name: str) -> bool:
     """Whether a path is what editors and operating systems leave behind (.DS_Store, .git/, ~$report.docx, __MACOSX)."""
-    return any(part.startswith((".", "~$")) or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    parts = [part for part in PurePosixPath(name).parts if part != ".."]
+    return any(part.startswith((".", "~$")) or part == "__MACOSX" for part in parts)
 
 
 def describe() -> str:
