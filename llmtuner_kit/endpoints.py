@@ -575,7 +575,8 @@ def _job_line(workspace: Workspace, trained: dict[str, Any]) -> costs.Line:
 def _endpoint_line(workspace: Workspace, run: runs.Run, deployed: dict[str, Any]) -> costs.Line:
     name = deployed["endpoint_name"]
     deployed_at = datetime.fromisoformat((run.section("deploy") or {})["at"])
-    living = _describe(workspace, name)
+    found = _describe(workspace, name)
+    living = found is not None and found["EndpointStatus"] != "Deleting"
     cleaned = (run.section("cleanup") or {}).get("at")
     end = datetime.now(UTC) if living or not cleaned else datetime.fromisoformat(cleaned)
     seconds = max(0.0, (end - deployed_at).total_seconds())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,19 +42,24 @@ class Process:
         return self.find() is not None
 
     def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, then SIGKILL for it and its children after the grace time. Waits until it is gone."""
-        found = self.find()
-        if found is None:
-            return
-        family = [found, *found.children(recursive=True)]
-        found.terminate()
-        _, left = psutil.wait_procs([found], timeout=grace_seconds)
-        for item in [*left, *(child for child in family[1:] if child.is_running())]:
-            try:
-                item.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(family, timeout=5)
+        """SIGTERM, then SIGKILL for it and its children after the grace time (0: at once). Waits until all are gone."""
+        stop_together([self], grace_seconds)
+
+
+def stop_together(processes: list[Process], grace_seconds: float) -> None:
+    """Stop several processes with their children; the grace time runs for all of them at once."""
+    mains = [item for item in (process.find() for process in processes) if item]
+    families = [*mains, *(child for main in mains for child in main.children(recursive=True))]
+    if grace_seconds:
+        for main in mains:
+            main.terminate()
+        psutil.wait_procs(mains, timeout=grace_seconds)
+    for item in families:
+        try:
+            item.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(families, timeout=5)
 
 
 def start(command: list[str], *, environment: Mapping[str, str], log: Path, folder: Path) -> Process:
@@ -91,6 +95,3 @@ def reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         pass
-
-
-__all__ = ["Process", "holder_of", "reap", "signal", "start"]

@@ -23,7 +23,7 @@ from urllib.error import URLError
 
 from llmtuner_local import profile
 from llmtuner_local.home import ACCOUNT_ID, REGION, LocalError, cache_folder, home_folder, read_json, write_atomic
-from llmtuner_local.processes import Process, holder_of, start
+from llmtuner_local.processes import Process, holder_of, start, stop_together
 
 LOCALSTACK_VERSION = "4.10.0"
 SERVICES = "s3,sts,iam,kms,logs,cloudwatch"
@@ -61,11 +61,13 @@ def addresses(home: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def down() -> list[str]:
-    """Stop what runs, jobs and endpoints included; returns what was stopped. Their state stays."""
+    """Stop what runs; returns what was stopped. State stays: at the next `up` endpoints serve again, and a job
+    that was cut off is reported as SageMaker reports a lost instance.
+    """
     home = home_folder()
     with _lock(home):
         state = read_json(home / "local.json")
-        stopped = []
+        stopped = _stop_supervisors(home)
         for name, grace in (("emulator", 10.0), ("localstack", 6.0)):
             process = Process.of(state.get(name))
             if process and process.alive:
@@ -75,6 +77,23 @@ def down() -> list[str]:
         if state:
             write_atomic(home / "local.json", json.dumps(state, indent=2))
     return stopped
+
+
+def _stop_supervisors(home: Path) -> list[str]:
+    """Stop jobs at once and endpoints gently, before what they talk to goes away."""
+    jobs = [Process.of(read_json(path)) for path in home.glob("jobs/*/supervisor.json")]
+    replicas = [Process.of(read_json(path)) for path in home.glob("endpoints/*/*/*/supervisor.json")]
+    running_jobs = [item for item in jobs if item and item.alive]
+    running_replicas = [item for item in replicas if item and item.alive]
+    for job in running_jobs:
+        job.stop(0)
+    stop_together(running_replicas, 8)
+    words = []
+    if running_jobs:
+        words.append(f"{len(running_jobs)} training job(s)")
+    if running_replicas:
+        words.append(f"{len(running_replicas)} endpoint instance(s)")
+    return words
 
 
 def status() -> dict[str, Any]:

@@ -123,9 +123,9 @@ class Keeper:
     def _forget_bucket(self, account: str, name: str) -> set[str]:
         files: set[str] = set()
         for table in ("keys", "uploads"):
-            for (text,) in self.db.execute(f"SELECT files FROM {table} WHERE bucket = ?", (name,)):  # noqa: S608
+            for (text,) in self.db.execute(f"SELECT files FROM {table} WHERE bucket = ?", (name,)):
                 files |= set(json.loads(text))
-            self.db.execute(f"DELETE FROM {table} WHERE bucket = ?", (name,))  # noqa: S608
+            self.db.execute(f"DELETE FROM {table} WHERE bucket = ?", (name,))
         self.db.execute("DELETE FROM buckets WHERE account = ? AND name = ?", (account, name))
         return files
 
@@ -152,14 +152,16 @@ class Keeper:
         from localstack.state import pickle
 
         where = f"WHERE bucket = ? AND {column} = ?"
-        row = self.db.execute(f"SELECT files FROM {table} {where}", (bucket, name)).fetchone()  # noqa: S608
+        row = self.db.execute(f"SELECT files FROM {table} {where}", (bucket, name)).fetchone()
         old = set(json.loads(row[0])) if row else set()
         if not value:
-            self.db.execute(f"DELETE FROM {table} {where}", (bucket, name))  # noqa: S608
+            self.db.execute(f"DELETE FROM {table} {where}", (bucket, name))
             return old
         files = files_of(value)
         data = pickle.dumps(value)
-        self.db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", (bucket, name, data, json.dumps(sorted(files))))  # noqa: S608
+        self.db.execute(
+            f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", (bucket, name, data, json.dumps(sorted(files)))
+        )
         return old - files
 
     def _named(self, files: set[str]) -> set[str]:
@@ -167,7 +169,7 @@ class Keeper:
         found = set()
         for file in files:
             for table in ("keys", "uploads"):
-                query = f"SELECT 1 FROM {table} WHERE files LIKE ? LIMIT 1"  # noqa: S608
+                query = f"SELECT 1 FROM {table} WHERE files LIKE ? LIMIT 1"
                 if self.db.execute(query, (f'%"{file}"%',)).fetchone():
                     found.add(file)
         return found
@@ -277,7 +279,9 @@ def _slim(service: str, backend: Any) -> dict[str, Any]:
     if service == "iam":
         values.pop("account_summary", None)  # counts, computed from the backend it points to
         values["managed_policies"] = {
-            arn: policy for arn, policy in values.get("managed_policies", {}).items() if not arn.startswith("arn:aws:iam::aws:")
+            arn: policy
+            for arn, policy in values.get("managed_policies", {}).items()
+            if not arn.startswith("arn:aws:iam::aws:")
         }
         values.pop("aws_managed_policies", None)
     return values
@@ -313,7 +317,9 @@ def _replay_logs(db: sqlite3.Connection) -> None:
     """Apply the journalled requests to the log backend again; groups that were deleted leave the journal."""
     from moto.logs.models import logs_backends
 
-    for account, region, operation, text in db.execute("SELECT account, region, operation, request FROM logs ORDER BY number"):
+    for account, region, operation, text in db.execute(
+        "SELECT account, region, operation, request FROM logs ORDER BY number"
+    ):
         backend, request = logs_backends[account][region], json.loads(text)
         if operation == "CreateLogGroup":
             if request["logGroupName"] not in backend.groups:
@@ -372,7 +378,9 @@ def _store_class() -> Any:
             position = os.fstat(self.file.fileno()).st_size
             moved = 0
             while moved < size:
-                moved += os.copy_file_range(part.file.fileno(), self.file.fileno(), size - moved, moved, position + moved)
+                moved += os.copy_file_range(
+                    part.file.fileno(), self.file.fileno(), size - moved, moved, position + moved
+                )
             self.s3_object.size = position + size
             self.s3_object.internal_last_modified = time.time_ns()
             return size

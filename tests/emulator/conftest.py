@@ -1,0 +1,129 @@
+"""Clients of one running local cloud, and short ways to make jobs and endpoints in it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtuner_kit import aws as aws_module
+
+ROLE = "arn:aws:iam::000000000000:role/llmtuner-execution"
+BUCKET = "emulator-tests"
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+
+
+@dataclass
+class Cloud:
+    """boto3 clients and helpers; every name is new."""
+
+    home: Path
+    sagemaker: Any
+    runtime: Any
+    s3: Any
+    logs: Any
+    cloudwatch: Any
+
+    def name(self, prefix: str = "job") -> str:
+        return f"{prefix}-{uuid.uuid4().hex[:10]}"
+
+    def put(self, key: str, body: str | bytes) -> str:
+        self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)
+        return f"s3://{BUCKET}/{key}"
+
+    def script(self, source: str) -> str:
+        """Store a program as a code channel; the URI of its prefix."""
+        prefix = f"code/{uuid.uuid4().hex}/"
+        self.put(prefix + "main.py", source)
+        return f"s3://{BUCKET}/{prefix}"
+
+    def request(self, source: str, **overrides: Any) -> dict[str, Any]:
+        """A CreateTrainingJob request that runs a program."""
+        name = overrides.pop("TrainingJobName", None) or self.name()
+        channels = [channel("code", self.script(source)), *overrides.pop("channels", [])]
+        algorithm = {
+            "TrainingImage": "example/training:1",
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["python3", "/opt/ml/input/data/code/main.py"],
+        } | overrides.pop("AlgorithmSpecification", {})
+        return {
+            "TrainingJobName": name,
+            "RoleArn": ROLE,
+            "AlgorithmSpecification": algorithm,
+            "InputDataConfig": channels,
+            "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/out"},
+            "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 10},
+            "StoppingCondition": {"MaxRuntimeInSeconds": 600},
+            **overrides,
+        }
+
+    def train(self, source: str, **overrides: Any) -> str:
+        request = self.request(source, **overrides)
+        self.sagemaker.create_training_job(**request)
+        return str(request["TrainingJobName"])
+
+    def describe(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.sagemaker.describe_training_job(TrainingJobName=name)
+        return found
+
+    def ended(self, name: str) -> dict[str, Any]:
+        return self.until(
+            lambda: self.describe(name), lambda job: job["TrainingJobStatus"] in ("Completed", "Failed", "Stopped")
+        )
+
+    def log(self, name: str) -> list[str]:
+        streams = self.logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{name}/")["logStreams"]
+        lines = []
+        for stream in streams:
+            events = self.logs.get_log_events(
+                logGroupName=LOG_GROUP, logStreamName=stream["logStreamName"], startFromHead=True
+            )["events"]
+            lines += [item["message"] for item in events]
+        return lines
+
+    def await_line(self, name: str, text: str) -> None:
+        self.until(lambda: self._lines_so_far(name), lambda lines: any(text in line for line in lines))
+
+    def _lines_so_far(self, name: str) -> list[str]:
+        try:
+            return self.log(name)
+        except self.logs.exceptions.ResourceNotFoundException:
+            return []
+
+    @staticmethod
+    def until(look: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 90) -> Any:
+        """Look until it is good; the services offer no event to wait for."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = look()
+            if good(found):
+                return found
+            assert time.monotonic() < deadline, f"not in {seconds} s: {found}"
+            time.sleep(0.05)
+
+
+def channel(name: str, uri: str, **more: Any) -> dict[str, Any]:
+    """One S3Prefix channel."""
+    source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"} | more
+    return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
+
+
+@pytest.fixture
+def emulator(cloud: Path) -> Cloud:
+    connection = aws_module.connect("local")
+    made = Cloud(
+        cloud,
+        connection.client("sagemaker"),
+        connection.client("sagemaker-runtime"),
+        connection.client("s3"),
+        connection.client("logs"),
+        connection.client("cloudwatch"),
+    )
+    if BUCKET not in {item["Name"] for item in made.s3.list_buckets()["Buckets"]}:
+        made.s3.create_bucket(Bucket=BUCKET)
+    return made
