@@ -61,6 +61,11 @@ def packed_attention(
     asked = [name for name in UNSUPPORTED if others.get(name) is not None]
     if asked or attention_mask is not None:
         raise NotImplementedError(f"packed attention has no {', '.join(asked) or 'mask'}")
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # Our own autograd function runs its way back outside of autocast, so it must be given one type from the start.
+        low = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(low), key.to(low), value.to(low)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     lengths = _DOCUMENTS or [query.shape[2]]
     documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)

@@ -20,6 +20,9 @@ from transformers import DynamicCache, EncoderDecoderCache
 from encoding import Encoder
 
 
+ONE_THREAD_BYTES = 20_000_000  # of weights; below, waiting for each other costs threads more than they gain
+
+
 class RequestError(ValueError):
     """A request that cannot be answered; `status` is the HTTP status that says so."""
 
@@ -60,6 +63,9 @@ class Generator:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.family = "seq2seq" if config.get("is_encoder_decoder") else "causal"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        if self.device.type == "cpu" and size < ONE_THREAD_BYTES:
+            torch.set_num_threads(1)
         loader = transformers.AutoModelForSeq2SeqLM if self.family == "seq2seq" else transformers.AutoModelForCausalLM
         model: Any = loader.from_pretrained(folder, dtype="auto")
         self.model = model.to(self.device).eval()

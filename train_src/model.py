@@ -26,6 +26,7 @@ from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
 from memory import GB, Plan, Shape, choose
 
+ONE_THREAD_WEIGHTS = 10_000_000  # below, waiting for each other costs threads more than they gain
 # Settings by which a model changes its logits after the head; then the loss must be taken from the model's own output.
 CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -186,6 +187,8 @@ def load_model(base: Base, settings: Hyperparameters, *, recompute: bool = False
     `recompute` turns on gradient checkpointing.
     """
     device = choose_device()
+    if device.type == "cpu" and Shape.from_config(base.config).weights < ONE_THREAD_WEIGHTS:
+        torch.set_num_threads(1)
     dtype = choose_dtype(settings.precision, device)
     network = _load_network(base, settings, device, dtype)
     torch.manual_seed(settings.seed)

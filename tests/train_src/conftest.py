@@ -1,0 +1,66 @@
+"""A finished training job of each family, made once for all tests of the container's code."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_model
+
+ROWS = [
+    {"instruction": f"What is the colour of thing {number}?", "input": "", "output": f"Thing {number} is blue. " * 3}
+    for number in range(40)
+]
+JobMaker = Callable[..., Path]
+
+
+def write_job(base: Path, model: Path, rows: list[dict[str, str]], **hyperparameters: object) -> Path:
+    """Lay out a SageMaker base folder: four test rows, four for validation, the rest to train on."""
+    parts = {"test": rows[:4], "validation": rows[4:8], "train": rows[8:]}
+    for name, part in parts.items():
+        folder = base / "input" / "data" / name
+        folder.mkdir(parents=True)
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (base / "input" / "data" / "model").symlink_to(model)
+    config = base / "input" / "config"
+    config.mkdir(parents=True)
+    values = {"learning_rate": "0.01", "batch_tokens": "400", "evaluation_samples": "2", **hyperparameters}
+    (config / "hyperparameters.json").write_text(json.dumps({name: str(value) for name, value in values.items()}))
+    return base
+
+
+def run_job(base: Path) -> int:
+    """Run train.py's main in this process."""
+    import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAGEMAKER_BASE_DIR", str(base))
+        return train.main()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny base model of each family."""
+    return {family: tiny_model(tmp_path_factory.mktemp(family), family) for family in ("causal", "seq2seq")}
+
+
+@pytest.fixture(scope="session")
+def finished(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The base folder of a finished job of each family."""
+    jobs = {}
+    for family, model in models.items():
+        base = tmp_path_factory.mktemp(f"job-{family}") / "ml"
+        jobs[family] = write_job(base, model, ROWS, epochs=3, model_id=f"tiny-{family}", dataset_sha256="abc123")
+        assert run_job(base) == 0
+    return jobs
+
+
+@pytest.fixture()
+def make_job(tmp_path: Path, models: dict[str, Path]) -> JobMaker:
+    """Lay out a new job in the test's own folder."""
+
+    def make(name: str = "ml", kind: str = "causal", rows: list[dict[str, str]] = ROWS, **values: object) -> Path:
+        return write_job(tmp_path / name, models[kind], rows, **values)
+
+    return make

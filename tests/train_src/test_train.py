@@ -1,0 +1,250 @@
+"""Whole jobs on tiny models, through train.py and the files SageMaker sees."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import pytest
+import train
+from conftest import ROWS, JobMaker, run_job
+from safetensors import safe_open
+
+SCRIPT = Path(train.__file__)
+LINE = re.compile(r"^metric .*\btrain_loss=([-+0-9.eE]+)")
+
+
+def start(base: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT)],
+        env={**os.environ, "SAGEMAKER_BASE_DIR": str(base), "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def losses(text: str) -> dict[int, str]:
+    """The loss of each step, as printed."""
+    return {
+        int(step): loss for step, loss in re.findall(r"^metric step=(\d+) .*?\btrain_loss=(\S+)", text, re.MULTILINE)
+    }
+
+
+def read_until(output: IO[str] | None, text: str) -> str:
+    assert output is not None
+    seen = ""
+    for line in output:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"{text!r} never came:\n{seen}")
+
+
+def weights(base: Path) -> dict[str, bytes]:
+    with safe_open(base / "model" / "adapter" / "adapter_model.safetensors", "pt") as file:
+        return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_a_job_learns_and_says_how_much(finished: dict[str, Path], family: str) -> None:
+    evaluation = json.loads((finished[family] / "output" / "data" / "evaluation.json").read_text())
+    assert evaluation["rows"] == 4
+    assert evaluation["tuned"]["perplexity"] < 0.75 * evaluation["base"]["perplexity"]
+    assert len(evaluation["per_row"]) == 4
+    mean = sum(row["tokens"] * row["tuned_loss"] for row in evaluation["per_row"]) / evaluation["tokens"]
+    assert mean == pytest.approx(evaluation["tuned"]["loss"])
+    sample = evaluation["samples"][0]
+    assert sample["prompt"] == ROWS[0]["instruction"]
+    assert sample["reference"] == ROWS[0]["output"]
+    assert sample["base"] != sample["tuned"]
+
+
+def test_metric_lines_have_the_agreed_form(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_job(make_job(max_steps=2)) == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("metric ")]
+    names = [re.findall(r"(\w+)=", line) for line in lines]
+    assert (
+        names[1]
+        == (
+            "step total_steps epoch train_loss token_accuracy learning_rate grad_norm tokens_per_second tokens "
+            "eta_seconds memory_gb"
+        ).split()
+    )
+    assert ["step", "eval_loss", "eval_token_accuracy"] in names
+    assert names[0] == ["base_loss", "base_perplexity"]
+    assert names[-1] == ["base_loss", "base_perplexity", "test_loss", "perplexity", "test_token_accuracy"]
+    assert LINE.match(lines[1])
+
+
+def test_the_first_line_comes_before_anything_heavy_is_loaded(make_job: JobMaker) -> None:
+    base = make_job(rows=[*ROWS[:8], {"instruction": "", "output": ""}])
+    started = time.monotonic()
+    with start(base) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline().startswith("llmtuner training")
+        assert time.monotonic() - started < 1.0
+        job.communicate()
+        assert time.monotonic() - started < 3.0
+    assert job.returncode == 1
+    reason = (base / "output" / "failure").read_text()
+    assert reason.startswith("1 of 1 rows of channel train are not usable. train.jsonl line 1: instruction and input")
+
+
+def test_a_job_killed_and_stopped_ends_with_the_weights_of_one_that_was_not(make_job: JobMaker) -> None:
+    settings = {"max_steps": 8, "save_steps": 1, "lora_dropout": 0.1, "evaluation_samples": 0}
+    whole, broken = make_job("whole", **settings), make_job("broken", **settings)
+    with start(whole) as job:
+        expected = losses(job.communicate()[0])
+    assert job.returncode == 0
+    seen: dict[int, str] = {}
+    with start(broken) as job:
+        seen |= losses(read_until(job.stdout, "checkpoint step-00000003 saved"))
+        job.kill()
+    with start(broken) as job:
+        text = read_until(job.stdout, "metric step=5 ")
+        job.send_signal(signal.SIGTERM)
+        text += job.communicate()[0]
+        seen |= losses(text)
+    assert job.returncode == 0
+    assert "resumed from checkpoint step-0000000" in text
+    assert (broken / "model" / "manifest.json").is_file(), "a stopped job leaves a usable model"
+    with start(broken) as job:
+        seen |= losses(job.communicate()[0])
+    assert job.returncode == 0
+    assert seen == expected
+    assert set(expected) == set(range(1, 9))
+    assert weights(broken) == weights(whole)
+
+
+def test_two_processes_compute_what_one_computes(make_job: JobMaker) -> None:
+    settings = {"max_steps": 4, "precision": "fp32", "evaluation_samples": 0}
+    one, two = make_job("one", **settings), make_job("two", **settings)
+    with start(one) as job:
+        expected = losses(job.communicate()[0])
+    port = 20_000 + os.getpid() % 20_000
+    with start(two, LLMTUNER_PROCESSES="2", LLMTUNER_MASTER=f"127.0.0.1:{port}") as job:
+        text = job.communicate()[0]
+    assert job.returncode == 0, text
+    assert {step: float(loss) for step, loss in losses(text).items()} == {
+        step: pytest.approx(float(loss), rel=1e-4) for step, loss in expected.items()
+    }
+
+
+def test_a_half_written_checkpoint_is_passed_over(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
+    base = make_job(max_steps=3, save_steps=1)
+    assert run_job(base) == 0
+    newest = base / "checkpoints" / "step-00000003"
+    (newest / "weights.safetensors").write_bytes(b"half")
+    capfd.readouterr()
+    assert run_job(base) == 0
+    text = capfd.readouterr().out
+    assert "checkpoint step-00000003 is incomplete and is passed over" in text
+    assert "resumed from checkpoint step-00000002" in text
+
+
+def test_checkpoints_of_another_job_are_refused(make_job: JobMaker) -> None:
+    base = make_job(max_steps=2)
+    assert run_job(base) == 0
+    path = base / "input" / "config" / "hyperparameters.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_r": "8"}))
+    assert run_job(base) == 1
+    assert "lora_r was 16 and is 8" in (base / "output" / "failure").read_text()
+
+
+@pytest.mark.parametrize("method", ["rslora", "dora", "full"])
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_every_method_trains_and_its_archive_passes_the_parity_check(
+    make_job: JobMaker, method: str, family: str
+) -> None:
+    base = make_job(kind=family, method=method, max_steps=6, learning_rate=0.003)
+    assert run_job(base) == 0
+    evaluation = json.loads((base / "output" / "data" / "evaluation.json").read_text())
+    assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"]
+    manifest = json.loads((base / "model" / "manifest.json").read_text())
+    assert manifest["hyperparameters"]["method"] == method
+    assert (base / "model" / "adapter").is_dir() == (method != "full")
+
+
+def test_recomputing_activations_changes_no_loss(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for choice in ("on", "off"):
+        assert run_job(make_job(choice, max_steps=3, gradient_checkpointing=choice)) == 0
+        texts.append(capfd.readouterr().out)
+    assert "activations recomputed" in texts[0]
+    assert losses(texts[0]) == losses(texts[1])
+
+
+def test_early_stopping_ends_with_the_best_weights(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
+    noise = [
+        {"instruction": row["instruction"], "output": f"{number * 7919 % 1000}"} for number, row in enumerate(ROWS)
+    ]
+    base = make_job(rows=noise, epochs=50, eval_steps=1, early_stopping_patience=3, lr_scheduler="constant")
+    assert run_job(base) == 0
+    text = capfd.readouterr().out
+    evaluations = [float(loss) for loss in re.findall(r"\beval_loss=(\S+)", text)]
+    best = evaluations.index(min(evaluations)) + 1
+    assert len(evaluations) == best + 3
+    assert f"took the weights of step {best}, with the lowest validation loss" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"max_length": 12}, "max_length 12 cuts the answer of 32 of 32 rows of channel train: raise max_length"),
+        ({"long_rows": "stop", "max_length": 20}, "set long_rows to cut or drop"),
+        ({"max_length": 4096}, "max_length is 4096, tiny reads at most 512 tokens"),
+        ({"learning_rate": "1e-8"}, "learning_rate 1e-08 changes nothing"),
+        ({"learning_rate": "fast", "epoch": 3}, "epoch is not a hyperparameter"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast', it must be a number"),
+        ({"epochs": 0}, "epochs is 0, it must be from 0.001 to 1000"),
+        ({"method": "qlora"}, "method qlora needs an NVIDIA GPU, this machine has none"),
+        ({"target_modules": "q_proj,nonsense"}, "target_modules has nonsense; the model has down_proj"),
+        ({"family": "seq2seq"}, "is a causal model: set auto"),
+    ],
+)
+def test_a_job_that_would_waste_money_is_stopped_with_the_reason(
+    make_job: JobMaker, settings: dict[str, object], reason: str
+) -> None:
+    base = make_job(**{"model_id": "tiny", **settings})
+    assert run_job(base) == 1
+    assert reason in (base / "output" / "failure").read_text()
+
+
+def test_a_loss_that_is_no_number_stops_the_job(make_job: JobMaker) -> None:
+    base = make_job(learning_rate=1.0, max_grad_norm=0, epochs=20, warmup_ratio=0, method="full")
+    assert run_job(base) == 1
+    assert re.search(r"the loss (became|exploded)", (base / "output" / "failure").read_text())
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import model
+
+    monkeypatch.setattr(model, "_device_bytes", lambda _: 0.3e9)
+    base = make_job()
+    assert run_job(base) == 1
+    assert "does not fit: lora with rows of" in (base / "output" / "failure").read_text()
+
+
+def test_an_unforeseen_error_leaves_its_reason_first_and_the_traceback_after_it(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trainer
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(trainer.Trainer, "run", fail)
+    base = make_job()
+    with pytest.raises(RuntimeError):
+        run_job(base)
+    text = (base / "output" / "failure").read_text()
+    assert text.startswith("RuntimeError: disk on fire")
+    assert "Traceback" in text
