@@ -133,6 +133,8 @@ def _batches(records: Iterator[Record]) -> Iterator[tuple[Record, ...]]:
 def _ranges(index: int, source: Source, encoding: str, told: ColumnMapping | None, boundary: bytes) -> Iterator[Chunk]:
     """Byte ranges that end at a boundary, with the number of their first line."""
     row = 1
+    if not source.size:
+        return
     with source.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start, size = 0, len(data)
         while start < size:

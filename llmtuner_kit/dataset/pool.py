@@ -133,3 +133,4 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 (it travels to the side that asked)
             answer = error
         _send(answers, answer)
+    worker.close()

@@ -171,8 +171,12 @@ class _Kept:
 def _lines(file: BinaryIO, encoding: str) -> Iterator[bytes]:
     """Lines with their ends. Of a line over LARGEST_ROW only the start is kept, made one byte too long to be used."""
     if encoding.startswith(("utf-16", "utf-32")):
-        for text in io.TextIOWrapper(file, encoding, errors="replace", newline="\n"):
-            yield text.encode(line_encoding(encoding), errors="surrogatepass")
+        decoded = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
+        try:
+            for text in decoded:
+                yield text.encode(line_encoding(encoding), errors="surrogatepass")
+        finally:
+            decoded.detach()  # the file belongs to the caller, who closes it
         return
     while line := file.readline(LARGEST_ROW + 1):
         whole = line

@@ -88,6 +88,11 @@ class Worker:
         temporary.rename(done)
         return summary
 
+    def close(self) -> None:
+        """End the counting process."""
+        if "_counter" in self.__dict__:
+            self._counter.close()
+
     def _measured(
         self, drafts: list[Draft], summary: Summary
     ) -> tuple[list[_Kept], list[tuple[Record, tuple[str, str]]]]:
@@ -205,6 +210,13 @@ class Counter:
         counts = [self._parsed(self._process.stdout.readline()) for _ in lines]
         writer.join()
         return counts
+
+    def close(self) -> None:
+        """End the program: its input ends, and so does it."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._process.wait()
 
     def _write(self, data: bytes) -> None:
         assert self._process.stdin is not None
