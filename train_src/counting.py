@@ -237,6 +237,8 @@ class _Marks(jinja2.ext.Extension):
 def _copies(node: nodes.Node, *, written: bool) -> bool:
     if isinstance(node, nodes.Getitem | nodes.Getattr) and _is_content(node):
         return written
+    if isinstance(node, nodes.Getitem) and not isinstance(node.arg, nodes.Const):
+        return False  # a part of a text, or a key that is only known later
     if isinstance(node, nodes.Output):
         return all(_copies(child, written=True) for child in node.nodes)
     if isinstance(node, nodes.Add | nodes.Concat) and written:
@@ -256,7 +258,7 @@ def _copies(node: nodes.Node, *, written: bool) -> bool:
 def _is_content(node: nodes.Getitem | nodes.Getattr) -> bool:
     if isinstance(node, nodes.Getattr):
         return node.attr == "content"
-    return not isinstance(node.arg, nodes.Const) or node.arg.value == "content"
+    return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
 
 
 def _rows(stream: Iterable[str]) -> Iterator[Any]:
