@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llmtuner_local.home import LocalError, cache_folder
 
@@ -83,7 +84,7 @@ def _smollm2(folder: Path) -> dict[str, str]:
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The weights are plain now; what remembers the GGUF would make save_pretrained refuse.
-        model.hf_quantizer = None
+        vars(model).pop("hf_quantizer", None)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -161,7 +162,8 @@ def _tiny_llama(folder: Path) -> dict[str, str]:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0)
     model.save_pretrained(folder)
     return {"revision": "1", "source": "built on this machine", "licence": "apache-2.0"}
@@ -173,23 +175,24 @@ def _tiny_t5(folder: Path) -> dict[str, str]:
 
     special = ["<pad>", "</s>", *(f"<extra_id_{n}>" for n in range(10))]
     size = _tokenizer(folder, special, eos="</s>", pad="<pad>", template=None)
-    config = T5Config(
-        vocab_size=size,
-        d_model=64,
-        d_kv=16,
-        d_ff=128,
-        num_layers=2,
-        num_decoder_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=1,
-        n_positions=512,
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": size,
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "n_positions": 512,
+    }
     torch.manual_seed(0)
-    model = T5ForConditionalGeneration(config).to(torch.bfloat16)
+    model: Any = T5ForConditionalGeneration(T5Config(**settings))
+    model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
     model.save_pretrained(folder)
     return {"revision": "1", "source": "built on this machine", "licence": "apache-2.0"}

@@ -11,10 +11,10 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from llmtuner_local.emulator import wire
+from llmtuner_local.emulator import openai_door, wire
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, not_emulated, unknown_operation
-from llmtuner_local.emulator.operations import SAGEMAKER, endpoints, training_jobs
+from llmtuner_local.emulator.operations import AUTOSCALING, SAGEMAKER, autoscaling, endpoints, training_jobs
 from llmtuner_local.emulator.runtime import BODY_LIMIT, RefusalError, Runtime
 
 log = logging.getLogger("llmtuner_local.emulator")
@@ -22,7 +22,11 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_SERVICES = {"SageMaker": ("sagemaker", SAGEMAKER)}
+_SERVICES = {
+    "SageMaker": ("sagemaker", SAGEMAKER),
+    "AnyScaleFrontendService": ("application-autoscaling", AUTOSCALING),
+}
+_CHAT = re.compile(r"/endpoints/([^/]+)/openai/v1/chat/completions")
 _INVOCATION = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream)")
 _LOCAL_HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 _REFRESH_SECONDS = 0.5
@@ -49,6 +53,8 @@ class App:
             await _answer(send, 200, {"content-type": "application/json"}, b'{"status":"ok"}')
         elif found := _INVOCATION.fullmatch(path):
             await self._invocation(found.group(1), found.group(2), headers, receive, send)
+        elif found := _CHAT.fullmatch(path):
+            await self._chat(found.group(1), headers, receive, send)
         elif path == "/" and "x-amz-target" in headers:
             await self._operation(headers["x-amz-target"], receive, send)
         else:
@@ -94,6 +100,30 @@ class App:
             sent = {"content-type": "application/json", "x-amzn-errortype": error.code}
             await _answer(send, error.status, sent, json.dumps({"Message": error.message}).encode())
 
+    async def _chat(self, name: str, headers: dict[str, str], receive: Receive, send: Send) -> None:
+        kind = {"content-type": "application/json"}
+        problem = openai_door.token_problem(headers.get("authorization", ""))
+        if problem:
+            await _answer(send, 403, kind, openai_door.envelope(problem, "invalid_request_error", "access_denied"))
+            return
+        try:
+            status, sent, parts = await self.runtime.chat(name, headers, await _body(receive, BODY_LIMIT))
+            await send({"type": "http.response.start", "status": status, "headers": _pairs(sent)})
+            async for part in parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except RefusalError as error:
+            model = error.code == "ModelError"
+            text = openai_door.envelope(
+                str(error),
+                "server_error" if model else "invalid_request_error",
+                "model_error" if model else "validation_error",
+            )
+            await _answer(send, error.status, kind, text)
+        except ServiceError as error:
+            text = openai_door.envelope(error.message, "invalid_request_error", "validation_error")
+            await _answer(send, error.status, kind, text)
+
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
@@ -119,6 +149,10 @@ class App:
                         refresh(self.context, document)
                     except Exception:
                         log.exception("following %s %s failed", kind, name)
+            try:
+                autoscaling.act(self.context)
+            except ServiceError as error:
+                log.warning("autoscaling waits: %s", error.message)
             await asyncio.sleep(_REFRESH_SECONDS)
 
 

@@ -22,7 +22,7 @@ class Context:
     own_url: str
     account_id: str = ACCOUNT_ID
     region: str = REGION
-    invocations: dict[str, list[float]] = field(default_factory=dict)
+    invocations: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # (endpoint, variant) -> moments
 
     def now(self) -> float:
         """Epoch seconds with milliseconds, as on the wire."""

@@ -74,13 +74,15 @@ class Runtime:
             raise RefusalError("ServiceUnavailable", 503, "The endpoint has no healthy instance at the moment.")
         return chosen
 
-    async def post(self, port: int, headers: dict[str, str], body: bytes, timeout: float) -> aiohttp.ClientResponse:
-        """Send a body to a replica's /invocations; the answer's body is not read yet."""
+    async def post(
+        self, port: int, headers: dict[str, str], body: bytes, timeout: float, path: str = "/invocations"
+    ) -> aiohttp.ClientResponse:
+        """Send a body to a replica; the answer's body is not read yet."""
         sent = {key: headers[key] for key in _PASSED if key in headers}
         if "x-amzn-sagemaker-accept" in headers:
             sent["accept"] = headers["x-amzn-sagemaker-accept"]
         limits = aiohttp.ClientTimeout(total=timeout)
-        url = f"http://127.0.0.1:{port}/invocations"
+        url = f"http://127.0.0.1:{port}{path}"
         return await self.session.post(url, data=body, headers=sent, timeout=limits)
 
     def model_error(self, name: str, status: int, text: str) -> RefusalError:
@@ -114,7 +116,7 @@ class Runtime:
             raise RefusalError(
                 "ServiceUnavailable", 503, "The instance that had the request is gone; try again."
             ) from None
-        self.context.invocations.setdefault(name, []).append(time.time())
+        self._count(name, variant)
         if answer.status >= 400:
             raise self.model_error(name, answer.status, content.decode("utf-8", "replace"))
         if len(content) > BODY_LIMIT:
@@ -143,7 +145,7 @@ class Runtime:
         if answer.status >= 400:
             async with answer:
                 raise self.model_error(name, answer.status, (await answer.read()).decode("utf-8", "replace"))
-        self.context.invocations.setdefault(name, []).append(time.time())
+        self._count(name, variant)
         sent = {
             "content-type": "application/vnd.amazon.eventstream",
             "x-amzn-sagemaker-content-type": answer.headers.get("content-type", "application/octet-stream"),
@@ -151,10 +153,37 @@ class Runtime:
         }
         return sent, _frames(answer)
 
+    async def chat(
+        self, name: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], AsyncIterator[bytes]]:
+        """A chat completion: the container's own answer, status and bytes unchanged, streaming or not."""
+        variant, port = self.target(name, headers)
+        try:
+            answer = await self.post(port, headers, body, STREAM_TIMEOUT_SECONDS, "/v1/chat/completions")
+        except aiohttp.ClientError:
+            self._look_again(name)
+            raise RefusalError(
+                "ServiceUnavailable", 503, "The instance that had the request is gone; try again."
+            ) from None
+        self._count(name, variant)
+        if answer.status >= 400:
+            async with answer:
+                raise self.model_error(name, answer.status, (await answer.read()).decode("utf-8", "replace"))
+        return answer.status, {"content-type": answer.headers.get("content-type", "application/json")}, _parts(answer)
+
+    def _count(self, name: str, variant: str) -> None:
+        self.context.invocations.setdefault((name, variant), []).append(time.time())
+
     def _look_again(self, name: str) -> None:
         document = self.context.store.get(endpoints.KIND, name)
         if document:
             endpoints.refresh(self.context, document)
+
+
+async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async with answer:
+        async for part in answer.content.iter_any():
+            yield part
 
 
 async def _frames(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

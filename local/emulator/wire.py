@@ -12,7 +12,7 @@ from botocore.loaders import Loader
 from botocore.model import ListShape, MapShape, ServiceModel, Shape, StructureShape
 from llmtuner_local.emulator.errors import ServiceError, unknown_operation, validation
 
-_TYPES = {
+_TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
     "integer": int,
     "long": int,
@@ -110,8 +110,8 @@ def _check_size(shape: Shape, value: Any, path: str, found: list[str], what: str
 
 @lru_cache(maxsize=512)
 def _compiled(pattern: str) -> regex.Pattern[str]:
-    # Java's patterns: the standard library does not know \p{L}.
-    return regex.compile(pattern)
+    # Java's patterns: the standard library does not know \p{L}, and characters beyond 16 bits are surrogates there.
+    return regex.compile(pattern.replace(r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF"))
 
 
 def _join(path: str, name: str) -> str:

@@ -20,7 +20,7 @@ def listen_on_loopback_only() -> None:
 
     plain = endpoints.TCP4ServerEndpoint.__init__
 
-    def bound(self, reactor, port, backlog=50, interface="127.0.0.1"):  # type: ignore[no-untyped-def]
+    def bound(self, reactor, port, backlog=50, interface="127.0.0.1"):
         plain(self, reactor, port, backlog, interface or "127.0.0.1")
 
     endpoints.TCP4ServerEndpoint.__init__ = bound

@@ -67,7 +67,8 @@ class Keeper:
 
     def after(self, _chain: Any, context: Any, _response: Any) -> None:
         """LocalStack calls this for every answer, in the thread that made it."""
-        dirty, _local.dirty = getattr(_local, "dirty", set()), set()
+        dirty: set[tuple[int, str]] = getattr(_local, "dirty", set())
+        _local.dirty = set()
         operation = getattr(context.operation, "name", "") if context.operation else ""
         if not operation or operation.startswith(_READS):
             return

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError
 from emulator.conftest import BUCKET, ROLE, Cloud
+
+from llmtuner_kit import aws as aws_module
 
 # A model archive whose server answers with what it got; the image's name says that the archive brings it.
 SERVER = """
@@ -152,8 +155,9 @@ def test_error_of_the_container_comes_with_its_own_words(emulator: Cloud, endpoi
 
 def test_replica_that_dies_is_replaced(emulator: Cloud, endpoint: str) -> None:
     log_before = starts(emulator, endpoint)
+    once = aws_module.connect("local").session.client("sagemaker-runtime", config=Config(retries={"max_attempts": 0}))
     with pytest.raises(ClientError, match="ServiceUnavailable"):
-        emulator.runtime.invoke_endpoint(EndpointName=endpoint, Body=b"die")
+        once.invoke_endpoint(EndpointName=endpoint, Body=b"die")
     emulator.until(lambda: starts(emulator, endpoint), lambda count: count > log_before)
 
     def answers() -> bool:
@@ -250,3 +254,114 @@ def test_configuration_and_model_may_go_while_the_endpoint_serves(emulator: Clou
     assert ask(emulator, name)["body"] == "{}"
     remove(emulator, name)
     assert not (emulator.home / "endpoints" / name).exists()
+
+
+def config(emulator: Cloud, model: str, *, instances: int = 1) -> str:
+    """One more configuration of a model."""
+    name = emulator.name("cfg")
+    variant = {"VariantName": "AllTraffic", "ModelName": model, "InstanceType": "ml.g5.xlarge"}
+    variants = [variant | {"InitialInstanceCount": instances, "ContainerStartupHealthCheckTimeoutInSeconds": 60}]
+    emulator.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants)
+    return name
+
+
+def model(emulator: Cloud, server: str, value: str) -> str:
+    """One more model, which tells a value."""
+    name = emulator.name("model")
+    uri = emulator.put(f"models/{name}.tar.gz", archive(server))
+    container = {"Image": "example/vllm:1", "ModelDataUrl": uri, "Environment": {"MINE": value}}
+    emulator.sagemaker.create_model(ModelName=name, PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    return name
+
+
+def test_update_serves_the_old_fleet_until_the_new_one_is_healthy(emulator: Cloud, endpoint: str) -> None:
+    green = config(emulator, model(emulator, SERVER, "green"))
+    emulator.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=green)
+    assert emulator.sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"] == "Updating"
+    with pytest.raises(ClientError, match="Cannot update in-progress endpoint"):
+        emulator.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=green)
+    seen = []
+    while emulator.sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"] == "Updating":
+        seen.append(ask(emulator, endpoint)["env"])
+    assert ask(emulator, endpoint)["env"] == "green"
+    assert seen[0] == "yes"
+    assert seen == sorted(seen, key=["yes", "green"].index)
+    assert settled(emulator, endpoint)["EndpointConfigName"] == green
+
+
+def test_update_with_a_model_that_does_not_start_rolls_back(emulator: Cloud, endpoint: str) -> None:
+    bad = config(emulator, model(emulator, "raise SystemExit(1)", "bad"))
+    emulator.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=bad)
+    found = emulator.until(
+        lambda: emulator.sagemaker.describe_endpoint(EndpointName=endpoint),
+        lambda item: item["EndpointStatus"] == "InService",
+    )
+    assert "did not pass the ping health check" in found["FailureReason"]
+    assert found["EndpointConfigName"] == endpoint
+    assert ask(emulator, endpoint)["env"] == "yes"
+
+
+def test_capacity_changes_while_it_serves(emulator: Cloud, endpoint: str) -> None:
+    def resize(count: int) -> dict[str, Any]:
+        change = [{"VariantName": "AllTraffic", "DesiredInstanceCount": count}]
+        emulator.sagemaker.update_endpoint_weights_and_capacities(
+            EndpointName=endpoint, DesiredWeightsAndCapacities=change
+        )
+        return settled(emulator, endpoint)["ProductionVariants"][0]  # type: ignore[no-any-return]
+
+    assert resize(2)["CurrentInstanceCount"] == 2
+    assert {ask(emulator, endpoint)["pid"] for _ in range(4)}
+    assert resize(1)["CurrentInstanceCount"] == 1
+    with pytest.raises(ClientError, match='The variant name\\(s\\) "Other" is/are not present'):
+        emulator.sagemaker.update_endpoint_weights_and_capacities(
+            EndpointName=endpoint, DesiredWeightsAndCapacities=[{"VariantName": "Other", "DesiredWeight": 1.0}]
+        )
+
+
+def test_target_tracking_adds_an_instance_under_load_and_takes_it_away(emulator: Cloud, endpoint: str) -> None:
+    scaling = aws_module.connect("local").client("application-autoscaling")
+    resource = {
+        "ServiceNamespace": "sagemaker",
+        "ResourceId": f"endpoint/{endpoint}/variant/AllTraffic",
+        "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
+    }
+    scaling.register_scalable_target(**resource, MinCapacity=1, MaxCapacity=2)
+    tracking = {
+        "TargetValue": 5.0,
+        "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
+        "ScaleOutCooldown": 0,
+        "ScaleInCooldown": 0,
+    }
+    scaling.put_scaling_policy(
+        **resource,
+        PolicyName="track",
+        PolicyType="TargetTrackingScaling",
+        TargetTrackingScalingPolicyConfiguration=tracking,
+    )
+    for _ in range(12):
+        ask(emulator, endpoint)
+    found = emulator.until(
+        lambda: emulator.sagemaker.describe_endpoint(EndpointName=endpoint)["ProductionVariants"][0],
+        lambda item: item["CurrentInstanceCount"] == 2,
+    )
+    assert found["DesiredInstanceCount"] == 2
+    (activity,) = scaling.describe_scaling_activities(ServiceNamespace="sagemaker", ResourceId=resource["ResourceId"])[
+        "ScalingActivities"
+    ]
+    assert activity["Description"] == "Setting desired instance count to 2."
+    # A target so high that one instance is enough brings the second one down again.
+    scaling.put_scaling_policy(
+        **resource,
+        PolicyName="track",
+        PolicyType="TargetTrackingScaling",
+        TargetTrackingScalingPolicyConfiguration=tracking | {"TargetValue": 5000.0},
+    )
+    emulator.until(
+        lambda: settled(emulator, endpoint)["ProductionVariants"][0], lambda item: item["CurrentInstanceCount"] == 1
+    )
+    scaling.deregister_scalable_target(**resource)
+    assert not scaling.describe_scalable_targets(ServiceNamespace="sagemaker", ResourceIds=[resource["ResourceId"]])[
+        "ScalableTargets"
+    ]
+    with pytest.raises(ClientError, match="No scalable target found"):
+        scaling.deregister_scalable_target(**resource)

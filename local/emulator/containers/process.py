@@ -72,16 +72,18 @@ class Container:
 @lru_cache(maxsize=1)
 def best_mode() -> Mode:
     """The best way that works here; LLMTUNER_CONTAINERS=bwrap|unshare|mapped forces one."""
+    modes: tuple[Mode, ...] = ("bwrap", "unshare", "mapped")
     forced = os.environ.get("LLMTUNER_CONTAINERS")
-    if forced in ("bwrap", "unshare", "mapped"):
-        return forced  # type: ignore[return-value]
-    for mode in ("bwrap", "unshare"):
+    for mode in modes:
+        if mode == forced:
+            return mode
+    for mode in modes[:2]:
         command = wrap(["true"], Path("/tmp"), mode=mode, hide=None, hosts=None)  # noqa: S108 - only bound, not used
         if (
             shutil.which(command[0])
             and not subprocess.run(command, capture_output=True, check=False, timeout=20).returncode
         ):
-            return mode  # type: ignore[return-value]
+            return mode
     return "mapped"
 
 

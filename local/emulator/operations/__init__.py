@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.operations import endpoint_configs, endpoints, models, tags, training_jobs
+from llmtuner_local.emulator.operations import autoscaling, endpoint_configs, endpoints, models, tags, training_jobs
 
 Operation = Callable[[Context, dict[str, Any]], dict[str, Any] | None]
 
@@ -27,8 +27,20 @@ SAGEMAKER: dict[str, Operation] = {
     "CreateEndpoint": endpoints.create,
     "DescribeEndpoint": endpoints.describe,
     "ListEndpoints": endpoints.list_endpoints,
+    "UpdateEndpoint": endpoints.update,
+    "UpdateEndpointWeightsAndCapacities": endpoints.update_capacities,
     "DeleteEndpoint": endpoints.delete,
     "AddTags": tags.add,
     "ListTags": tags.list_tags,
     "DeleteTags": tags.delete,
+}
+
+AUTOSCALING: dict[str, Operation] = {
+    "RegisterScalableTarget": autoscaling.register,
+    "DescribeScalableTargets": autoscaling.describe_targets,
+    "DeregisterScalableTarget": autoscaling.deregister,
+    "PutScalingPolicy": autoscaling.put_policy,
+    "DescribeScalingPolicies": autoscaling.describe_policies,
+    "DeleteScalingPolicy": autoscaling.delete_policy,
+    "DescribeScalingActivities": autoscaling.describe_activities,
 }

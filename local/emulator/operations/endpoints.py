@@ -102,33 +102,83 @@ def refresh(context: Context, document: dict[str, Any]) -> dict[str, Any] | None
     """Bring an endpoint up to what its supervisors have written since; None when its deletion has ended."""
     if document["EndpointStatus"] == "Deleting":
         return _finish_deletion(context, document)
-    replicas = [_refresh_replica(context, document, item) for item in document["_replicas"]]
-    status, reason = _status(document, replicas)
-    if replicas == document["_replicas"] and status == document["EndpointStatus"]:
+    changed = dict(document)
+    changed["_replicas"] = [_refresh_replica(context, document, item) for item in document["_replicas"]]
+    if document.get("_green"):
+        green = dict(document["_green"])
+        green["replicas"] = [_refresh_replica(context, document, item, green) for item in green["replicas"]]
+        changed["_green"] = green
+    changed["_retiring"] = [item for item in document.get("_retiring", []) if not _retired(context, document, item)]
+    _advance(context, changed)
+    if changed == document:
         return document
-    document = dict(document, _replicas=replicas, EndpointStatus=status)
-    if reason:
-        document["FailureReason"] = reason
-    if status != "Creating":
-        document["LastModifiedTime"] = context.now()
-    if status == "Failed":
-        for replica in replicas:
-            supervisors.signal_stop(_folder(context, document["EndpointName"], replica))
-    return context.store.put(KIND, document["EndpointName"], document)
+    if changed["EndpointStatus"] != document["EndpointStatus"]:
+        changed["LastModifiedTime"] = context.now()
+    return context.store.put(KIND, document["EndpointName"], changed)
 
 
-def _status(document: dict[str, Any], replicas: list[dict[str, Any]]) -> tuple[str, str]:
-    current = document["EndpointStatus"]
-    if current == "Creating":
-        failed = [item for item in replicas if item["state"] == "Failed"]
+def _advance(context: Context, document: dict[str, Any]) -> None:
+    """The next state, from what the replicas are now."""
+    replicas = document["_replicas"]
+    failed = [item for item in replicas if item["state"] == "Failed"]
+    status = document["EndpointStatus"]
+    if status == "Creating":
         if failed:
-            return "Failed", failed[0].get("reason", "")
-        if replicas and all(item["state"] == "InService" for item in replicas):
-            return "InService", ""
-    return current, ""
+            document |= {"EndpointStatus": "Failed", "FailureReason": failed[0].get("reason", "")}
+            retire(context, document, replicas)
+        elif replicas and all(item["state"] == "InService" for item in replicas):
+            document["EndpointStatus"] = "InService"
+    elif status == "Updating" and document.get("_green"):
+        _advance_update(context, document, document["_green"])
+    elif status == "Updating":
+        # More or fewer instances: those that cannot start are given up, the others go on serving.
+        if failed:
+            document["FailureReason"] = failed[0].get("reason", "")
+            retire(context, document, failed)
+            document["_replicas"] = [item for item in replicas if item["state"] != "Failed"]
+        if all(item["state"] == "InService" for item in document["_replicas"]):
+            document["EndpointStatus"] = "InService"
+    elif status == "RollingBack" and not document["_retiring"]:
+        document["EndpointStatus"] = "InService"
 
 
-def _refresh_replica(context: Context, document: dict[str, Any], replica: dict[str, Any]) -> dict[str, Any]:
+def _advance_update(context: Context, document: dict[str, Any], green: dict[str, Any]) -> None:
+    """Blue/green: all traffic moves when the whole new fleet is healthy; a new fleet that fails is dropped."""
+    failed = [item for item in green["replicas"] if item["state"] == "Failed"]
+    if failed:
+        document |= {"EndpointStatus": "RollingBack", "FailureReason": failed[0].get("reason", "")}
+        retire(context, document, green["replicas"])
+        document.pop("_green")
+    elif all(item["state"] == "InService" for item in green["replicas"]):
+        retire(context, document, document["_replicas"])
+        document |= {
+            "EndpointStatus": "InService",
+            "EndpointConfigName": green["config"],
+            "_variants": green["variants"],
+            "_replicas": green["replicas"],
+        }
+        document.pop("_green")
+        document.pop("FailureReason", None)
+
+
+def retire(context: Context, document: dict[str, Any], replicas: list[dict[str, Any]]) -> None:
+    """Stop replicas; they stay on the list until they are gone."""
+    for replica in replicas:
+        supervisors.signal_stop(_folder(context, document["EndpointName"], replica))
+    document["_retiring"] = [*document.get("_retiring", []), *replicas]
+
+
+def _retired(context: Context, document: dict[str, Any], replica: dict[str, Any]) -> bool:
+    folder = _folder(context, document["EndpointName"], replica)
+    if supervisors.alive(folder):
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def _refresh_replica(
+    context: Context, document: dict[str, Any], replica: dict[str, Any], fleet: dict[str, Any] | None = None
+) -> dict[str, Any]:
     folder = _folder(context, document["EndpointName"], replica)
     was_alive = supervisors.alive(folder)
     lines, offset = journal.read(folder / "journal.jsonl", replica["offset"])
@@ -143,7 +193,8 @@ def _refresh_replica(context: Context, document: dict[str, Any], replica: dict[s
         and document["EndpointStatus"] in ("Creating", "InService", "Updating")
     ):
         # Its supervisor was killed, or the machine was started again: the instance is replaced.
-        variant = next(item for item in document["_variants"] if item["VariantName"] == replica["variant"])
+        variants = fleet["variants"] if fleet else document["_variants"]
+        variant = next(item for item in variants if item["VariantName"] == replica["variant"])
         (folder / "journal.jsonl").unlink(missing_ok=True)
         replica = dict(replica, state="Starting", offset=0)
         _launch(context, document, variant, replica)
@@ -152,7 +203,8 @@ def _refresh_replica(context: Context, document: dict[str, Any], replica: dict[s
 
 def _finish_deletion(context: Context, document: dict[str, Any]) -> dict[str, Any] | None:
     name = document["EndpointName"]
-    if any(supervisors.alive(_folder(context, name, item)) for item in document["_replicas"]):
+    everyone = [*document["_replicas"], *document.get("_retiring", [])]
+    if any(supervisors.alive(_folder(context, name, item)) for item in everyone):
         return document
     context.store.delete(KIND, name)
     tags.drop(context, document["EndpointArn"])
@@ -213,6 +265,69 @@ def delete(context: Context, params: dict[str, Any]) -> dict[str, Any] | None:
     for replica in document["_replicas"]:
         supervisors.signal_stop(_folder(context, name, replica))
     return None
+
+
+def update(context: Context, params: dict[str, Any]) -> dict[str, Any]:
+    """UpdateEndpoint: a new fleet beside the old one, which serves until the new one is healthy."""
+    document = _changeable(context, params["EndpointName"])
+    config = endpoint_configs.require(context, params["EndpointConfigName"])
+    variants = [_variant(context, item) for item in config["ProductionVariants"]]
+    if params.get("RetainAllVariantProperties"):
+        old = {item["VariantName"]: item for item in document["_variants"]}
+        for variant in variants:
+            if variant["VariantName"] in old:
+                kept = old[variant["VariantName"]]
+                variant |= {name: kept[name] for name in ("DesiredWeight", "DesiredInstanceCount")}
+    replicas = [
+        launch_replica(context, document, variant)
+        for variant in variants
+        for _ in range(variant["DesiredInstanceCount"])
+    ]
+    green = {"config": params["EndpointConfigName"], "variants": variants, "replicas": replicas}
+    changed = dict(document, EndpointStatus="Updating", LastModifiedTime=context.now(), _green=green)
+    context.store.put(KIND, document["EndpointName"], changed)
+    return {"EndpointArn": document["EndpointArn"]}
+
+
+def update_capacities(context: Context, params: dict[str, Any]) -> dict[str, Any]:
+    """UpdateEndpointWeightsAndCapacities: weights at once, instances as they start and stop."""
+    document = _changeable(context, params["EndpointName"])
+    wanted = params["DesiredWeightsAndCapacities"]
+    names = [item["VariantName"] for item in wanted]
+    for name in names:
+        if names.count(name) > 1:
+            raise validation(f'The variant name "{name}" was non-unique within the request.')
+    known = {item["VariantName"] for item in document["_variants"]}
+    missing = [name for name in names if name not in known]
+    if missing:
+        listed = ", ".join(f'"{name}"' for name in missing)
+        config = document["EndpointConfigName"]
+        raise validation(f'The variant name(s) {listed} is/are not present within endpoint configuration "{config}".')
+    changed = dict(document, EndpointStatus="Updating", LastModifiedTime=context.now())
+    by_name = {item["VariantName"]: item for item in wanted}
+    changed["_variants"] = [_resized(item, by_name.get(item["VariantName"], {})) for item in document["_variants"]]
+    for variant in changed["_variants"]:
+        mine = [item for item in changed["_replicas"] if item["variant"] == variant["VariantName"]]
+        surplus = mine[variant["DesiredInstanceCount"] :]
+        retire(context, changed, surplus)
+        changed["_replicas"] = [item for item in changed["_replicas"] if item not in surplus]
+        for _ in range(variant["DesiredInstanceCount"] - len(mine)):
+            changed["_replicas"].append(launch_replica(context, changed, variant))
+    context.store.put(KIND, document["EndpointName"], changed)
+    return {"EndpointArn": document["EndpointArn"]}
+
+
+def _resized(variant: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    return variant | {name: change[name] for name in ("DesiredWeight", "DesiredInstanceCount") if name in change}
+
+
+def _changeable(context: Context, name: str) -> dict[str, Any]:
+    document = require(context, name)
+    if document["EndpointStatus"] in BUSY:
+        raise validation(f'Cannot update in-progress endpoint "{document["EndpointArn"]}".')
+    if document["EndpointStatus"] == "Failed":
+        raise validation(f'Cannot update endpoint "{document["EndpointArn"]}" in status Failed; delete it instead.')
+    return document
 
 
 class Router:

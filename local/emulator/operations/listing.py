@@ -56,7 +56,8 @@ def _offset(token: str | None) -> int:
 
 
 def _keeps(item: Document, params: dict[str, Any], name: str, status: str) -> bool:
-    created, modified = item["CreationTime"], item.get("LastModifiedTime", item["CreationTime"])
+    created: float = item["CreationTime"]
+    modified: float = item.get("LastModifiedTime", created)
     return not (
         params.get("NameContains", "").lower() not in item[name].lower()
         or (status and params.get("StatusEquals", item.get(status)) != item.get(status))

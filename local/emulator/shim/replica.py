@@ -3,7 +3,7 @@
     python -m llmtuner_local.emulator.shim.replica FOLDER
 
 `replica.json` in the folder says what to run. The journal tells the port when the replica is healthy, and the
-reason when it will never be. A container that dies while serving is started again, a few times.
+reason when it will never be. A container that dies while serving is started again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from llmtuner_local.emulator.shim.journal import Journal
 
 STOP_GRACE_SECONDS = 30
 PING_SECONDS = 2.0
-RESTARTS = 3
 
 
 class ReplicaSupervisor:
@@ -45,15 +44,9 @@ class ReplicaSupervisor:
         shipper = cloud.LogShipper(self.spec["localstack_url"], self.spec["log_group"], self.spec["log_stream"])
         try:
             self._fetch_model()
-            for attempt in range(RESTARTS + 1):
-                if self.stopping.is_set():
-                    break
-                healthy = self._serve(shipper)
-                if self.stopping.is_set() or not healthy:
-                    break
-                self.journal.write(state="Restarting", attempt=attempt + 1)
-            else:
-                self.journal.write(state="Failed", reason="The container kept ending while it was serving.")
+            # A container that was healthy once is started again whenever it ends; one that never was is given up.
+            while not self.stopping.is_set() and self._serve(shipper) and not self.stopping.is_set():
+                self.journal.write(state="Restarting")
         except Exception as error:
             # The last line of defence of a process nobody watches: the reason must reach DescribeEndpoint.
             self.journal.write(state="Failed", reason=f"{type(error).__name__}: {error}")
