@@ -34,7 +34,6 @@ _MARKUP = re.compile(
     re.I,
 )
 _CODE = re.compile(r"```|`[^`\n]*<")
-_WORD = re.compile(r"\w+")
 
 
 def examine(row: Row, control_tokens: re.Pattern[str] | None = None) -> list[Finding]:
@@ -108,8 +107,9 @@ def _repetition(text: str) -> str | None:
     """A line or phrase that makes up most of a longer text, or None."""
     if len(text) < 120:
         return None
-    words = _WORD.findall(text.lower())
-    if len(words) < 24:
+    words = text.lower().split()
+    # There are at least as many different triples as different words, less two.
+    if len(words) < 24 or (len(set(words)) - 2) * 3 > len(words):
         return None
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
     if len(triples) * 3 > triples.total():

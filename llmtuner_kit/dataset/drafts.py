@@ -33,7 +33,11 @@ class Draft:
     @property
     def line(self) -> bytes:
         """The row as it is written: one line of JSON, always the same bytes for the same row."""
-        return json.dumps(self.row, ensure_ascii=False).encode()
+        return _encode(self.row).encode()
+
+
+# json.dumps builds a new encoder for each call that is not of its default kind.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def drafts_of(

@@ -5,7 +5,9 @@ Made for the mix of a dataset, not for single short texts: what cannot be told c
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 
 _COMMON = {
     "en": "the and is of to in that it you for on with are this was have be not your we what can will from",
@@ -41,8 +43,7 @@ _SCRIPTS = (
     ("th", re.compile(r"[\u0e00-\u0e7f]")),
 )
 _LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
-_WORD = re.compile(r"[^\W\d_]+")
-_LOOKED_AT = 600
+_LOOKED_AT = 500
 
 
 def detect(text: str) -> str:
@@ -53,12 +54,9 @@ def detect(text: str) -> str:
         for code, letters in _SCRIPTS:
             if len(letters.findall(text)) * 3 > latin:
                 return code
-    votes: dict[str, int] = {}
-    for word in _WORD.findall(text.lower()):
-        for code in _VOTES.get(word, ()):
-            votes[code] = votes.get(code, 0) + 1
+    # Punctuation hides a few words, never enough to matter, and splitting is many times faster than an expression.
+    votes = Counter(itertools.chain.from_iterable(filter(None, map(_VOTES.get, text.lower().split()))))
     if not votes:
         return "und"
-    best = max(votes, key=lambda code: votes[code])
-    tied = sum(1 for count in votes.values() if count == votes[best]) > 1
-    return "und" if tied or votes[best] < 2 else best
+    (best, most), *others = votes.most_common(2)
+    return "und" if most < 2 or (others and others[0][1] == most) else best
