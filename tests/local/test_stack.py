@@ -1,0 +1,143 @@
+"""Up, down, status and reset: idempotent, safe to call at once, readable when something is in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+
+class Local:
+    """`python -m llmtuner_local ...` on one home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        values = os.environ | {"LLMTUNER_HOME": str(self.home)} | environment
+        command = [sys.executable, "-m", "llmtuner_local", *arguments]
+        return subprocess.run(command, env=values, capture_output=True, text=True, check=False, timeout=120)
+
+    def up(self, **environment: str) -> dict[str, Any]:
+        done = self.run("up", "--json", **environment)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def pids(self) -> dict[str, int]:
+        state = json.loads((self.home / "local.json").read_text())
+        return {name: state[name]["pid"] for name in ("localstack", "emulator")}
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Local]:
+    made = Local(tmp_path / "home")
+    yield made
+    assert made.run("down").returncode == 0
+
+
+def test_up_is_idempotent_and_listens_on_loopback_only(local: Local) -> None:
+    first = local.up()
+    pids = local.pids()
+    assert local.up() == first
+    assert local.pids() == pids
+    for pid in pids.values():
+        addresses = {item.laddr.ip for item in psutil.Process(pid).net_connections("inet") if item.status == "LISTEN"}
+        assert addresses == {"127.0.0.1"}
+
+
+def test_two_callers_at_once_get_one_cloud(local: Local) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: local.up(), range(3)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_down_leaves_no_process_and_status_says_so(local: Local) -> None:
+    local.up()
+    pids = local.pids()
+    status = json.loads(local.run("status", "--json").stdout)
+    assert status["localstack"]["healthy"]
+    assert status["emulator"]["healthy"]
+    assert local.run("down").stdout.startswith("Stopped: emulator, localstack")
+    assert not [pid for pid in pids.values() if psutil.pid_exists(pid)]
+    assert local.run("status").returncode == 3
+    assert "Nothing was running" in local.run("down").stdout
+
+
+def test_what_was_killed_is_started_again_at_the_same_address(local: Local) -> None:
+    first = local.up()
+    for pid in local.pids().values():
+        os.kill(pid, signal.SIGKILL)
+    assert local.up() == first
+
+
+def test_taken_port_is_named_with_what_to_do_and_nothing_is_started(local: Local) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        done = local.run("up", LLMTUNER_LOCALSTACK_PORT=port)
+        assert done.returncode == 1
+        assert f"Port {port} for LocalStack is taken" in done.stderr
+        assert f"pid {os.getpid()}" in done.stderr
+        assert "LLMTUNER_LOCALSTACK_PORT" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (local.home / "local.json").exists()
+
+
+def test_port_that_is_no_port_is_refused(local: Local) -> None:
+    done = local.run("up", LLMTUNER_SAGEMAKER_PORT="ninety")
+    assert done.returncode == 1
+    assert "LLMTUNER_SAGEMAKER_PORT is 'ninety'" in done.stderr
+
+
+def test_pid_of_somebody_else_is_never_stopped(local: Local) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        local.home.mkdir(parents=True)
+        state = {"localstack": {"pid": stranger.pid, "created": 1.0}, "localstack_url": "http://127.0.0.1:9"}
+        (local.home / "local.json").write_text(json.dumps(state))
+        assert local.run("down").returncode == 0
+        assert stranger.poll() is None
+        stranger.terminate()
+
+
+def test_env_lines_are_for_a_shell(local: Local) -> None:
+    done = local.run("env")
+    lines = dict(line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines())
+    assert lines["AWS_ENDPOINT_URL_SAGEMAKER"] == lines["AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"]
+    assert lines["AWS_ENDPOINT_URL_S3"].startswith("http://127.0.0.1:")
+    assert Path(lines["SAGEMAKER_USER_CONFIG_OVERRIDE"]).exists()
+    assert Path(lines["AWS_CONFIG_FILE"]).read_text().count("[profile ") == 2
+
+
+def test_reset_asks_first_and_then_forgets_everything(local: Local) -> None:
+    local.up()
+    values = os.environ | {"LLMTUNER_HOME": str(local.home)}
+    refused = subprocess.run(
+        [sys.executable, "-m", "llmtuner_local", "reset"],
+        env=values,
+        input="no\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert (local.home / "local.json").exists()
+    assert local.run("reset", "--yes").returncode == 0
+    assert {item.name for item in local.home.iterdir()} <= {".lock"}
+
+
+def test_unknown_base_model_lists_the_models(local: Local) -> None:
+    done = local.run("base-model", "gpt-99")
+    assert done.returncode == 1
+    assert "smollm2-135m-instruct, tiny-llama, tiny-t5" in done.stderr
