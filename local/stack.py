@@ -182,7 +182,7 @@ def _start_localstack(home: Path, state: dict[str, Any]) -> dict[str, Any]:
         "GATEWAY_LISTEN": f"127.0.0.1:{port}",
         "DNS_ADDRESS": "0",
         "FILESYSTEM_ROOT": str(root),
-        "XDG_CACHE_HOME": str(root / "cache"),
+        "XDG_CACHE_HOME": str(python.parents[1] / "cache"),
         "SKIP_SSL_CERT_DOWNLOAD": "1",
         "DISABLE_EVENTS": "1",
         "EAGER_SERVICE_LOADING": "1",
@@ -192,12 +192,32 @@ def _start_localstack(home: Path, state: dict[str, Any]) -> dict[str, Any]:
         "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
         "LLMTUNER_S3_FOLDER": str(home / "s3"),
     }
+    catalog = _seed_catalog(python.parents[1], root)
     command = [str(python), str(Path(__file__).parent / "localstack" / "launcher.py")]
     log = home / "logs" / "localstack.log"
     process = start(command, environment=environment, log=log, folder=root)
     url = f"http://127.0.0.1:{port}"
     _wait(process, url + "/_localstack/health", "LocalStack", log)
+    _keep_catalog(python.parents[1], catalog)
     return {**state, "localstack": process.record(), "localstack_port": port, "localstack_url": url}
+
+
+def _seed_catalog(environment: Path, root: Path) -> Path:
+    """LocalStack's index of all AWS services takes seconds to build: every new state folder gets a copy."""
+    folder = root / "var" / "lib" / "localstack" / "cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kept in environment.glob("service-catalog-*.dill"):
+        if not (folder / kept.name).exists():
+            shutil.copy(kept, folder / kept.name)
+    return folder
+
+
+def _keep_catalog(environment: Path, folder: Path) -> None:
+    for made in folder.glob("service-catalog-*.dill"):
+        if not (environment / made.name).exists():
+            part = environment / f".{made.name}-{os.getpid()}"
+            shutil.copy(made, part)
+            part.replace(environment / made.name)
 
 
 def _start_emulator(home: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def load_model(base: Base, settings: Hyperparameters, *, recompute: bool = False
         plain = speed_up(module)
     network.to(device)
     if recompute:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        network.activation_checkpointing_enable({"use_reentrant": False})
     network.train()
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     # fp32 weights, or layers whose arithmetic is PEFT's own, are multiplied in bf16 through autocast.
