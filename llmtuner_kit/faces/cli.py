@@ -12,6 +12,7 @@ import yaml
 
 import llmtuner_kit
 from llmtuner_kit.errors import KitError
+from llmtuner_kit.faces import account
 
 
 class _Plain(click.Group):
@@ -80,3 +81,7 @@ def report(file: Path) -> None:
 def local(arguments: tuple[str, ...]) -> None:
     """The local cloud: up, down, status, reset, env, fault."""
     sys.exit(subprocess.call([sys.executable, "-m", "llmtuner_local", *arguments]))
+
+
+for command in (account.access, account.guard, account.prices):
+    main.add_command(command)

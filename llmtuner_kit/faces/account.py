@@ -1,0 +1,115 @@
+"""Commands about an account rather than a run: access, guard, prices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from llmtuner_kit.workspace import Workspace
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name, text in (
+        ("bucket", "S3 bucket; default: the kit's own"),
+        ("user-id", "user of the kit; default: your login name"),
+        ("region", "AWS region; default: the configured one"),
+    ):
+        command = click.option(f"--{name}", default="", help=text)(command)
+    choice = click.Choice(["local", "local-docker", "aws"])
+    return click.option("--target", type=choice, default="aws", show_default=True)(command)
+
+
+def _workspace(target: str, region: str, user_id: str, bucket: str) -> Workspace:
+    from llmtuner_kit import settings  # here, not above: `llmtuner --help` must not wait for boto3
+    from llmtuner_kit.workspace import open_workspace
+
+    given = {"target": target, "region": region, "user_id": user_id, "bucket": bucket}
+    return open_workspace(settings.load("start", given))
+
+
+@click.group()
+def access() -> None:
+    """Policies: what a user may do, what jobs may do."""
+
+
+@access.command()
+@click.option("--json", "as_json", is_flag=True, help="the policy document instead of sentences")
+@_options
+def show(target: str, region: str, user_id: str, bucket: str, *, as_json: bool) -> None:
+    """The policy one user of the kit needs, and nothing more."""
+    from llmtuner_kit import access as policies
+
+    found = _workspace(target, region, user_id, bucket)
+    policy = policies.user_policy(found.bucket, found.user_id, found.aws.account_id, found.aws.region)
+    click.echo(json.dumps(policy, indent=2) if as_json else "\n".join(policies.sentences(policy)))
+
+
+@access.command()
+@click.option("--create", is_flag=True, help="create the role, or bring it up to date")
+@_options
+def role(target: str, region: str, user_id: str, bucket: str, *, create: bool) -> None:
+    """The execution role of jobs and endpoints."""
+    from llmtuner_kit import access as policies
+
+    found = _workspace(target, region, user_id, bucket)
+    if create:
+        click.echo(policies.create_execution_role(found.aws, found.bucket))
+    else:
+        click.echo(policies.execution_role(found.aws))
+
+
+@click.command()
+@click.option("--delete", is_flag=True, help="delete what has outlived its time")
+@_options
+def guard(target: str, region: str, user_id: str, bucket: str, *, delete: bool) -> None:
+    """Your endpoints with what they cost; --delete removes those whose time is over."""
+    from llmtuner_kit import costs, endpoints
+
+    found = _workspace(target, region, user_id, bucket)
+    living = endpoints.list_own(found)
+    for item in living:
+        until = item.expires_at.isoformat(timespec="minutes") if item.expires_at else "no end set"
+        over = "  OVER" if item.expired else ""
+        hourly = f"{costs.usd(item.usd_per_hour)} an hour, {costs.usd(item.cost_usd)} so far"
+        click.echo(
+            f"{item.endpoint_name}  {item.status}  {item.instance_type} x{item.instances}  {hourly}  until {until}{over}"
+        )
+    if not living:
+        click.echo("No endpoint of yours is running.")
+    if delete:
+        gone = endpoints.delete_expired(found)
+        click.echo(f"Deleted: {', '.join(gone)}." if gone else "Nothing has outlived its time.")
+    elif any(item.expired for item in living):
+        click.echo("Run again with --delete to remove what is over.")
+
+
+@click.group()
+def prices() -> None:
+    """The price book."""
+
+
+@prices.command()
+@click.option("--region", default="", help="AWS region; default: the configured one")
+def refresh(region: str) -> None:
+    """Read the prices of a region from the AWS Price List API into your own price book."""
+    from llmtuner_kit import aws, costs
+
+    path = costs.refresh(aws.connect("aws", region), datetime.now(UTC).date().isoformat())
+    click.echo(f"Prices are in {path}.")
+
+
+@prices.command("show")
+@click.option("--region", default="us-east-1", show_default=True)
+def show_prices(region: str) -> None:
+    """What the price book knows of a region."""
+    from llmtuner_kit import catalog, costs
+
+    for item in catalog.INSTANCES:
+        found = costs.price(item.instance_type, region)
+        text = f"{costs.usd(found.usd_per_hour)} an hour  ({found.source}, {found.date})" if found else "unknown"
+        click.echo(f"{item.instance_type:18} {text}")

@@ -1,0 +1,49 @@
+"""The account commands print what a person can act on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from llmtuner_kit.faces.cli import main
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(main, list(arguments))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_access_show_is_the_users_own_prefix_in_words_and_as_a_document(cloud: Path) -> None:
+    words = run("access", "show", "--target", "local", "--user-id", "ada")
+    assert "s3:GetObject" in words
+    assert "users/ada/*" in words
+    document = json.loads(run("access", "show", "--json", "--target", "local", "--user-id", "ada"))
+    assert {item["Effect"] for item in document["Statement"]} == {"Allow"}
+
+
+def test_access_role_is_created_once_and_found_again(cloud: Path) -> None:
+    made = run("access", "role", "--create", "--target", "local").strip()
+    assert made == "arn:aws:iam::000000000000:role/llmtuner-execution"
+    assert run("access", "role", "--target", "local").strip() == made
+
+
+def test_guard_says_when_nothing_runs(cloud: Path) -> None:
+    out = run("guard", "--delete", "--target", "local", "--user-id", "nobody-here")
+    assert "No endpoint of yours is running." in out
+    assert "Nothing has outlived its time." in out
+
+
+def test_prices_show_names_source_and_unknown() -> None:
+    assert "ml.g5.xlarge       $1.41 an hour  (" in run("prices", "show")
+    assert "unknown" in run("prices", "show", "--region", "eu-central-9")
+
+
+def test_missing_configuration_is_one_plain_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = CliRunner().invoke(main, ["access", "show"])
+    assert done.exit_code == 1
+    assert "No AWS region is set." in done.output
+    assert "Traceback" not in done.output
