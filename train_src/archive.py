@@ -57,6 +57,8 @@ def write_archive(
     work.mkdir()
     network: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     network.eval()
+    # As servers do: training's own attention knows no cache.
+    network.set_attn_implementation("sdpa")
     tokenizer.save_pretrained(work)
     encoder = Encoder(work, base_info["family"])
     prompts = [(messages, encoder.prompt_ids(messages)) for messages in probes]
@@ -67,7 +69,6 @@ def write_archive(
         network = _merge(model, base_info)
     network.generation_config = _generation_config(network, tokenizer, stop_ids)
     network.to(torch.bfloat16)
-    network.config._attn_implementation_internal = None
     network.save_pretrained(work, max_shard_size="4GB")
     _write_json(work / "parity.json", {"dtype": "bfloat16", "stop_ids": sorted(stop_ids), "probes": recorded})
     if evaluation is not None:

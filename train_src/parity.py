@@ -2,8 +2,9 @@
 
 The trainer writes, for a few prompts, the ids of the prompt, its own greedy answer and the log-probability of every
 token of it. Whoever loads the archive computes the same under the archive's template, weights and stop tokens. Merging
-an adapter into bf16 weights moves log-probabilities a little, so they may differ by the tolerances below; the likeliest
-token must be the same wherever the trainer's first choice led the second by more than `MARGIN`.
+an adapter into bf16 weights moves log-probabilities a little (SmolLM2-135M: 0.04 on average, 0.16 at most), so they may
+differ by the tolerances below; the likeliest token must be the same wherever the trainer's first choice led the second
+by more than `MARGIN`. An adapter merged twice or not at all moves the same probes by 0.26 to 0.56 on average.
 """
 
 import json
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from generation import Generator, answer_logprobs
 
 PROBE_TOKENS = 24
-MEAN_TOLERANCE = 0.05  # nats, mean over the tokens of a probe
-LARGEST_TOLERANCE = 0.5  # nats, any token
-MARGIN = 0.35  # nats
+MEAN_TOLERANCE = 0.12  # nats, mean over the tokens of a probe
+LARGEST_TOLERANCE = 1.0  # nats, any token
+MARGIN = 0.5  # nats
 
 
 class ParityError(Exception):
@@ -32,11 +34,20 @@ def record(
     """Probes of the model as it is in memory. `prompts` are conversations with their ids."""
     probes = []
     for messages, prompt_ids in prompts:
-        tokens: list[int] = []
-        while len(tokens) < PROBE_TOKENS and not (tokens and tokens[-1] in stop_ids):
-            # One forward pass a token: no cache that could differ from training's own arithmetic.
-            following = answer_logprobs(network, family, prompt_ids, [*tokens, 0])[-1]
-            tokens.append(int(following.argmax()))
+        ids = torch.tensor([prompt_ids], device=network.device)
+        answer = network.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                max_new_tokens=PROBE_TOKENS,
+                do_sample=False,
+                eos_token_id=list(stop_ids),
+                pad_token_id=min(stop_ids, default=0),
+                decoder_start_token_id=getattr(network.config, "decoder_start_token_id", None),
+            ),
+        )[0].tolist()
+        tokens = answer[1:] if family == "seq2seq" else answer[len(prompt_ids) :]
+        # All of them once more in one pass, without the cache: what the check will compute.
         logprobs = answer_logprobs(network, family, prompt_ids, tokens)
         best = logprobs.topk(2, dim=-1).values
         index = torch.tensor(tokens, device=logprobs.device)[:, None]

@@ -56,7 +56,7 @@ def finished(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return jobs
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_job(tmp_path: Path, models: dict[str, Path]) -> JobMaker:
     """Lay out a new job in the test's own folder."""
 

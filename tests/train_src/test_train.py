@@ -69,13 +69,19 @@ def test_metric_lines_have_the_agreed_form(make_job: JobMaker, capfd: pytest.Cap
     assert run_job(make_job(max_steps=2)) == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("metric ")]
     names = [re.findall(r"(\w+)=", line) for line in lines]
-    assert (
-        names[1]
-        == (
-            "step total_steps epoch train_loss token_accuracy learning_rate grad_norm tokens_per_second tokens "
-            "eta_seconds memory_gb"
-        ).split()
-    )
+    assert names[1] == [
+        "step",
+        "total_steps",
+        "epoch",
+        "train_loss",
+        "token_accuracy",
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "tokens",
+        "eta_seconds",
+        "memory_gb",
+    ]
     assert ["step", "eval_loss", "eval_token_accuracy"] in names
     assert names[0] == ["base_loss", "base_perplexity"]
     assert names[-1] == ["base_loss", "base_perplexity", "test_loss", "perplexity", "test_token_accuracy"]

@@ -1,0 +1,199 @@
+"""The archive is what was trained, and twelve ways of spoiling it are noticed."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import parity
+import peft
+import pytest
+import torch
+from generation import Generator, Sampling
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+
+@pytest.fixture
+def archive(finished: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    shutil.copytree(finished["causal"] / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    tensors = {name: change(name, tensor).contiguous() for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_the_manifest_names_every_file_with_its_hash(finished: dict[str, Path]) -> None:
+    folder = finished["causal"] / "model"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest["files"]) == present
+    for name, entry in manifest["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
+        assert (folder / name).stat().st_size == entry["bytes"]
+    assert manifest["base"]["model_id"] == "tiny-causal"
+    assert manifest["dataset_sha256"] == "abc123"
+    assert manifest["metrics"]["tuned"]["perplexity"] < manifest["metrics"]["base"]["perplexity"]
+
+
+def test_nothing_in_it_is_a_pickle(finished: dict[str, Path]) -> None:
+    allowed = {".json", ".jinja", ".md", ".py", ".safetensors", ".txt"}
+    names = {path.suffix for job in finished.values() for path in (job / "model").rglob("*") if path.is_file()}
+    assert names <= allowed
+
+
+@pytest.mark.parametrize(("family", "loader"), [("causal", AutoModelForCausalLM), ("seq2seq", AutoModelForSeq2SeqLM)])
+def test_it_loads_with_from_pretrained_as_bf16(finished: dict[str, Path], family: str, loader: Any) -> None:
+    folder = finished[family] / "model"
+    assert loader.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.chat_template is not None) == (family == "causal")
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_it_passes_its_own_check_when_loaded_again(finished: dict[str, Path], family: str) -> None:
+    assert parity.check(finished[family] / "model")["mean_difference"] <= parity.MEAN_TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_taking_the_adapter_away_gives_the_base_models_answers(
+    finished: dict[str, Path], models: dict[str, Path], family: str
+) -> None:
+    tuned, untouched = Generator(finished[family] / "model"), Generator(models[family])
+    ids = tuned.prompt_ids([{"role": "user", "content": "What is the colour of thing 3?"}])
+    sampling = Sampling(max_new_tokens=6)
+    base = [(piece.token_id, piece.logprob) for piece in tuned.stream(ids, sampling, base=True)]
+    reference = [(piece.token_id, piece.logprob) for piece in untouched.stream(ids, sampling)]
+    own = [piece.token_id for piece in tuned.stream(ids, sampling)]
+    assert base[0][1] == pytest.approx(reference[0][1], abs=0.05)
+    assert own != [token for token, _ in reference]
+
+
+def wrong_eos(folder: Path) -> None:
+    edit(folder / "generation_config.json", eos_token_id=[5])
+    edit(folder / "tokenizer_config.json", eos_token="!")
+
+
+def missing_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def other_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|im_start|>assistant", "<|im_start|>bot"))
+
+
+def template_with_a_system_turn(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text("<|im_start|>system\nBe nice<|im_end|>\n" + path.read_text())
+
+
+def base_weights_without_adapter(folder: Path) -> None:
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    scale = config["lora_alpha"] / config["r"]
+
+    def subtract(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{stem}.lora_A.weight" not in adapter:
+            return tensor
+        delta = adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]
+        return (tensor.float() - scale * delta).to(tensor.dtype)
+
+    change_weights(folder / "model.safetensors", subtract)
+
+
+def adapter_merged_twice(folder: Path) -> None:
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+
+    def add(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{stem}.lora_A.weight" not in adapter:
+            return tensor
+        delta = adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]
+        return (tensor.float() + 2 * delta).to(tensor.dtype)
+
+    change_weights(folder / "model.safetensors", add)
+
+
+def merged_into_another_base(folder: Path) -> None:
+    torch.manual_seed(1)
+    change_weights(folder / "model.safetensors", lambda _, t: (t.float() + 0.02 * torch.randn(t.shape)).to(t.dtype))
+
+
+def saved_as_fp16(folder: Path) -> None:
+    change_weights(folder / "model.safetensors", lambda _, tensor: tensor.half())
+    edit(folder / "config.json", dtype="float16")
+
+
+def vocabulary_shifted(folder: Path) -> None:
+    change_weights(folder / "model.safetensors", lambda name, t: t.roll(1, 0) if "embed_tokens" in name else t)
+
+
+def weights_with_a_nan(folder: Path) -> None:
+    change_weights(folder / "model.safetensors", lambda name, t: t.fill_(float("nan")) if "norm" in name else t)
+
+
+def missing_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def other_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][::2]
+    path.write_text(json.dumps(tokenizer))
+
+
+FAULTS = [
+    wrong_eos,
+    missing_template,
+    other_template,
+    template_with_a_system_turn,
+    base_weights_without_adapter,
+    adapter_merged_twice,
+    merged_into_another_base,
+    saved_as_fp16,
+    vocabulary_shifted,
+    weights_with_a_nan,
+    missing_tokenizer,
+    other_tokenizer,
+]
+
+
+@pytest.mark.parametrize("spoil", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_is_caught(archive: Path, spoil: Callable[[Path], None]) -> None:
+    parity.check(archive)
+    spoil(archive)
+    with pytest.raises((parity.ParityError, OSError, ValueError, KeyError)):
+        parity.check(archive)
+
+
+def test_a_job_whose_archive_fails_the_check_fails_with_the_differences(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import archive
+    from conftest import run_job
+
+    honest = archive._merge
+
+    def forgetful(model: Any, base_info: dict[str, str]) -> Any:
+        for layer in model.modules():
+            if isinstance(layer, peft.tuners.lora.Linear):
+                layer.scaling["default"] = 0.0
+        return honest(model, base_info)
+
+    monkeypatch.setattr(archive, "_merge", forgetful)
+    base = make_job(epochs=3)
+    assert run_job(base) == 1
+    assert (base / "output" / "failure").read_text().startswith("the archive does not answer as the trained model")
+    assert not (base / "model" / "manifest.json").exists()

@@ -1,0 +1,240 @@
+"""The endpoint's server over a real archive, spoken to over HTTP as SageMaker and OpenAI clients do."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import inference
+import openai
+import pytest
+from generation import Generator, RequestError, Sampling
+
+QUESTION = "What is the colour of thing 3?"
+
+
+class Endpoint:
+    """serve.py as a process of its own."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, str(folder / "code" / "serve.py")],
+            env={
+                **os.environ,
+                "SM_MODEL_DIR": str(folder),
+                "SAGEMAKER_BIND_TO_PORT": str(self.port),
+                "LLMTUNER_HOST": "127.0.0.1",
+                "OMP_NUM_THREADS": "1",
+                **environment,
+            },
+        )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+
+    def wait(self, status: int = 200) -> httpx.Response:
+        """The first answer of /ping with this status."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                answer = self.client.get("/ping")
+                if answer.status_code == status:
+                    return answer
+            except httpx.TransportError:
+                assert self.process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline
+
+    def post(self, body: Any, path: str = "/invocations") -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    def close(self) -> int:
+        self.client.close()
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def endpoint(finished: dict[str, Path]) -> Iterator[Endpoint]:
+    server = Endpoint(finished["causal"] / "model")
+    server.wait()
+    yield server
+    assert server.close() in (0, -15)
+
+
+@pytest.fixture(scope="module")
+def seq2seq(finished: dict[str, Path]) -> Generator:
+    return Generator(finished["seq2seq"] / "model")
+
+
+def test_both_kinds_of_body_give_the_same_greedy_answer(endpoint: Endpoint) -> None:
+    inputs = endpoint.post({"inputs": QUESTION, "parameters": {"max_new_tokens": 12}}).json()
+    chat = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12, "temperature": 0}
+    for path in ("/invocations", "/v1/chat/completions"):
+        answer = endpoint.post(chat, path).json()
+        assert answer["choices"][0]["message"] == {"role": "assistant", "content": inputs[0]["generated_text"]}
+    assert answer["usage"]["completion_tokens"] <= 12
+    assert answer["usage"]["total_tokens"] == sum(
+        answer["usage"][f"{kind}_tokens"] for kind in ("prompt", "completion")
+    )
+
+
+def test_the_base_answers_differently_and_on_demand(endpoint: Endpoint) -> None:
+    body = {"inputs": QUESTION, "parameters": {"max_new_tokens": 12}}
+    tuned = endpoint.post(body).json()
+    assert endpoint.post({**body, "model": "base"}).json() != tuned
+    assert endpoint.post(body).json() == tuned
+
+
+def test_a_stream_joins_to_the_whole_answer(endpoint: Endpoint) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12, "temperature": 0}
+    whole = endpoint.post(body).json()["choices"][0]["message"]["content"]
+    with endpoint.client.stream("POST", "/invocations", json={**body, "stream": True}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert events.pop() == "[DONE]"
+    deltas = [json.loads(event)["choices"][0] for event in events]
+    assert "".join(delta["delta"]["content"] for delta in deltas) == whole
+    assert deltas[-1]["finish_reason"] in ("stop", "length")
+
+
+def test_the_openai_client_works_unchanged(endpoint: Endpoint) -> None:
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{endpoint.port}/v1", api_key="none")
+    with client:
+        answer = client.chat.completions.create(
+            model="tuned", messages=[{"role": "user", "content": QUESTION}], max_tokens=5, temperature=0
+        )
+        assert answer.choices[0].message.content is not None
+        stream = client.chat.completions.create(
+            model="tuned",
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=5,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == answer.choices[0].message.content
+    assert chunks[-1].usage == answer.usage
+
+
+def test_a_seed_repeats_a_sampled_answer(endpoint: Endpoint) -> None:
+    def sample(seed: int) -> str:
+        parameters = {"max_new_tokens": 16, "temperature": 1.5, "seed": seed}
+        return endpoint.post({"inputs": QUESTION, "parameters": parameters}).json()[0]["generated_text"]
+
+    assert sample(1) == sample(1)
+    assert len({sample(seed) for seed in range(5)}) > 1
+
+
+def test_a_stop_sequence_ends_the_answer_and_is_not_part_of_it(endpoint: Endpoint) -> None:
+    parameters = {"max_new_tokens": 30}
+    whole = endpoint.post({"inputs": QUESTION, "parameters": parameters}).json()[0]["generated_text"]
+    stop = whole[4:7]
+    answer = endpoint.post({"inputs": QUESTION, "parameters": {**parameters, "stop": [stop], "details": True}}).json()
+    assert answer[0]["generated_text"] == whole[: whole.index(stop)]
+    assert answer[0]["details"]["finish_reason"] == "stop"
+
+
+def test_several_prompts_get_an_answer_each(endpoint: Endpoint) -> None:
+    answers = endpoint.post({"inputs": [QUESTION, "Hello"], "parameters": {"max_new_tokens": 4}}).json()
+    assert len(answers) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ({"x": 1}, 400, 'the body needs "inputs", "messages" or "prompt"'),
+        ([1], 400, "the body must be a JSON object"),
+        ({"inputs": ""}, 400, "inputs must be text that is not empty"),
+        ({"inputs": "a", "parameters": {"max_tokens": 3}}, 400, "unknown parameters max_tokens; known: max_new_tokens"),
+        ({"inputs": "a", "parameters": {"temperature": "hot"}}, 400, "temperature is 'hot', it must be a number"),
+        ({"inputs": "a", "parameters": {"max_new_tokens": 0}}, 400, "max_new_tokens is 0, it must be a whole number"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, 400, "message 1 needs a role: system, user or assistant"),
+        ({"prompt": "a", "n": 2}, 400, "n is 2"),
+        ({"inputs": "word " * 600}, 413, "tokens, the model reads 512"),
+    ],
+)
+def test_a_bad_request_is_told_what_is_wrong(endpoint: Endpoint, body: Any, status: int, reason: str) -> None:
+    answer = endpoint.post(body)
+    assert answer.status_code == status
+    assert reason in answer.json()["error"]["message"]
+
+
+def test_a_body_that_is_not_json_is_told_so(endpoint: Endpoint) -> None:
+    answer = endpoint.client.post("/invocations", content=b"{broken")
+    assert answer.status_code == 400
+    assert "the body is not JSON" in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_refuses_at_once_and_recovers(finished: dict[str, Path]) -> None:
+    server = Endpoint(finished["causal"] / "model", LLMTUNER_QUEUE="1")
+    try:
+        server.wait()
+        long = {
+            "inputs": QUESTION,
+            "parameters": {"max_new_tokens": 400, "temperature": 2.0, "seed": 1},
+            "stream": True,
+        }
+        with server.client.stream("POST", "/invocations", json=long) as answer:
+            next(answer.iter_lines())
+            refused = server.post({"inputs": "Hello"})
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "2"
+        deadline = time.monotonic() + 20
+        while server.post({"inputs": "Hello", "parameters": {"max_new_tokens": 1}}).status_code == 429:
+            assert time.monotonic() < deadline, "hanging up did not free the place"
+    finally:
+        server.close()
+
+
+def test_requests_at_the_same_time_are_all_answered_alike(endpoint: Endpoint) -> None:
+    body = {"inputs": QUESTION, "parameters": {"max_new_tokens": 8}}
+    expected = endpoint.post(body).json()
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(endpoint.post(body).json())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 8
+
+
+def test_an_archive_that_fails_its_check_never_becomes_ready(finished: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(finished["causal"] / "model", folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    server = Endpoint(folder)
+    try:
+        deadline = time.monotonic() + 60
+        while not (failure := server.wait(503).json()["failure"]):
+            assert time.monotonic() < deadline
+        assert "other prompt ids than in training" in failure
+        assert server.post({"inputs": "Hello"}).status_code == 503
+    finally:
+        server.close()
+
+
+def test_the_hugging_face_handler_answers_as_the_server_does(endpoint: Endpoint, finished: dict[str, Path]) -> None:
+    body = {"inputs": QUESTION, "parameters": {"max_new_tokens": 12}}
+    model = inference.model_fn(str(finished["causal"] / "model"))
+    answer = inference.transform_fn(model, json.dumps(body), "application/json", "application/json")
+    assert json.loads(answer) == endpoint.post(body).json()
+    with pytest.raises(RequestError, match="cannot stream"):
+        inference.transform_fn(model, json.dumps({**body, "stream": True}), "application/json", "application/json")
+
+
+def test_an_encoder_decoder_archive_answers_and_stops(seq2seq: Generator) -> None:
+    ids = seq2seq.prompt_ids([{"role": "user", "content": QUESTION}])
+    pieces = list(seq2seq.stream(ids, Sampling(max_new_tokens=40)))
+    assert "".join(piece.text for piece in pieces).startswith("Thing")
+    assert pieces[-1].finish_reason in ("stop", "length")
