@@ -97,7 +97,17 @@ class Live:
             return
         self._last, self._drawn = text, time.monotonic()
         clear_output(wait=True)
-        display(card)
+        display(card if now else _Passing(card))
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """A state that will be replaced: whole in the notebook, one line in a log."""
+
+    card: Card
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return {"text/plain": self.card.line(), "text/html": self.card._repr_html_()}
 
 
 class Progress:
