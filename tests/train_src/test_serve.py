@@ -53,6 +53,13 @@ class Endpoint:
                 assert self.process.poll() is None, "the server ended"
             assert time.monotonic() < deadline
 
+    def wait_for(self, status: int, body: Any) -> httpx.Response:
+        """Repeat a request until it is answered with this status."""
+        deadline = time.monotonic() + 60
+        while (answer := self.post(body)).status_code != status:
+            assert time.monotonic() < deadline, answer.text
+        return answer
+
     def post(self, body: Any, path: str = "/invocations") -> httpx.Response:
         return self.client.post(path, json=body)
 
@@ -180,19 +187,16 @@ def test_a_full_queue_refuses_at_once_and_recovers(finished: dict[str, Path]) ->
     server = Endpoint(finished["causal"] / "model", LLMTUNER_QUEUE="1")
     try:
         server.wait()
-        long = {
-            "inputs": QUESTION,
-            "parameters": {"max_new_tokens": 400, "temperature": 2.0, "seed": 1},
-            "stream": True,
-        }
-        with server.client.stream("POST", "/invocations", json=long) as answer:
-            next(answer.iter_lines())
-            refused = server.post({"inputs": "Hello"})
-            assert refused.status_code == 429
+        body = json.dumps({"inputs": [QUESTION] * 2000, "parameters": {"max_new_tokens": 30}}).encode()
+        head = f"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        small = {"inputs": "Hello", "parameters": {"max_new_tokens": 1}}
+        with socket.create_connection(("127.0.0.1", server.port)) as busy:
+            busy.sendall(head + body)
+            refused = server.wait_for(429, small)
+            assert "1 requests are waiting already" in refused.json()["error"]["message"]
             assert refused.headers["retry-after"] == "2"
-        deadline = time.monotonic() + 20
-        while server.post({"inputs": "Hello", "parameters": {"max_new_tokens": 1}}).status_code == 429:
-            assert time.monotonic() < deadline, "hanging up did not free the place"
+        # The client has hung up without reading: its place is free again.
+        assert server.wait_for(200, small).json()
     finally:
         server.close()
 
