@@ -47,7 +47,7 @@ def _shingles(texts: list[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]
     """Hashes of all shingles of all texts, and where each text's begin."""
     joined = b"".join(b" " + text + b"\0" * _SHINGLE for text in texts)
     data = np.frombuffer(joined, np.uint8)
-    starts = np.flatnonzero((data[:-1] == 32) & (data[1:] != 32)) + 1
+    starts = np.flatnonzero((data[:-1] == 32) & (data[1:] > 32)) + 1
     wide = np.lib.stride_tricks.sliding_window_view(data, 8)
     first = np.ascontiguousarray(wide[starts]).view(np.uint64).ravel()
     second = np.ascontiguousarray(wide[np.minimum(starts + 8, len(wide) - 1)]).view(np.uint64).ravel()

@@ -1,0 +1,212 @@
+"""The pure parts: shapes, conversion, passages, near duplicates, splits, expansion, languages."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset.conftest import Prepare, as_bytes, distinct
+from llmtuner_kit.dataset import conversion, kinds, languages, near, passages, shapes, splits
+from llmtuner_kit.dataset.defects import RowError
+
+SAME = {"instruction": "How are you?", "input": "", "output": "Very well, thank you."}
+CHAT = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Very well, thank you."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "How are you?", "input": "", "output": "Very well, thank you."}, SAME),
+        ({"prompt": "How are you?", "completion": " Very well, thank you."}, SAME),
+        ({"question": "How are you?", "answer": "Very well, thank you."}, SAME),
+        ({"Customer Message": "How are you?", "Agent Reply": "Very well, thank you."}, SAME),
+        ({"ticketId": "7", "ticket": "How are you?", "reply": "Very well, thank you."}, SAME),
+        ({"messages": CHAT}, {"messages": CHAT}),
+        (
+            {"conversations": [{"from": "human", "value": "How are you?"}, {"from": "gpt", "value": "Very well, thank you."}]},
+            {"messages": CHAT},
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "How are you?"}]}, CHAT[1]]}, {"messages": CHAT}),
+        (
+            {"instruction": "How are you?", "output": "Very well, thank you.", "history": [["Hi", "Hello"]]},
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, *CHAT]},
+        ),
+        (
+            {"system": "Be kind.", "instruction": "How are you?", "output": "Very well, thank you."},
+            {"messages": [{"role": "system", "content": "Be kind."}, *CHAT]},
+        ),
+    ],
+)  # fmt: skip
+def test_every_known_shape_becomes_the_same_row(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    mapping = shapes.recognise(tuple(row))
+    assert mapping is not None
+    assert conversion.convert(row, mapping) == expected
+
+
+@pytest.mark.parametrize(
+    "keys", [("subject", "body", "reply"), ("a", "b"), ("message", "email", "reply"), ("reply",), ("title", "date")]
+)
+def test_keys_that_do_not_name_themselves_are_not_guessed(keys: tuple[str, ...]) -> None:
+    assert shapes.recognise(keys) is None
+
+
+def test_a_fixed_instruction_may_hold_columns_of_the_row() -> None:
+    mapping = shapes.ColumnMapping("columns", "ticket", "", "reply")
+    row = {"ticket": "It blinks", "reply": "Press it.", "product": "Hub"}
+    assert conversion.convert(row, mapping, "Answer the customer.") == {
+        "instruction": "Answer the customer.", "input": "It blinks", "output": "Press it."
+    }  # fmt: skip
+    filled = conversion.convert(row, mapping, "About the {product}: {ticket} {unknown}")
+    assert filled == {"instruction": "About the Hub: It blinks {unknown}", "input": "", "output": "Press it."}
+
+
+@given(st.text(min_size=101, max_size=400).filter(lambda text: text == text.strip() and text[100:].strip() != ""))
+def test_plain_text_is_cut_after_a_hundred_characters_and_nothing_is_lost(text: str) -> None:
+    row = conversion.continuation(text)
+    assert row["instruction"] == "Continue the following text:"
+    assert len(row["input"]) == 100
+    assert row["input"] + row["output"] == text
+
+
+def test_text_shorter_than_that_is_refused() -> None:
+    with pytest.raises(RowError) as caught:
+        conversion.continuation("x" * 100)
+    assert caught.value.kind == "too_short"
+
+
+def words(texts: list[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["alpha.", "beta", "gamma", "Delta", "e"]), min_size=1, max_size=30), max_size=8)
+)
+def test_passages_hold_all_words_in_order_and_keep_to_their_budget(paragraphs: list[list[str]]) -> None:
+    text = "\n\n".join(" ".join(paragraph) for paragraph in paragraphs)
+    found = passages.cut(text, 12, words)
+    assert " ".join(found).split() == text.split()
+    assert all(count <= 12 for count in words(found))
+
+
+def test_passages_end_at_paragraphs_before_sentences_before_words() -> None:
+    text = "One two three. Four five six.\n\nSeven eight nine."
+    assert passages.cut(text, 6, words) == ["One two three. Four five six.", "Seven eight nine."]
+    assert passages.cut(text, 4, words) == ["One two three.", "Four five six.", "Seven eight nine."]
+
+
+def test_markdown_headings_ask_and_code_is_not_searched_for_them() -> None:
+    text = "---\ntitle: x\n---\n# Guide\nIntro.\n\n## Pay\n```\n# not a heading\n```\nBy card.\n\nRefunds?\n--------\nFive days.\n"
+    found = [(item.headings, item.text) for item in passages.markdown_sections(text)]
+    assert found == [
+        (("Guide",), "Intro."),
+        (("Guide", "Pay"), "```\n# not a heading\n```\nBy card."),
+        (("Guide", "Refunds?"), "Five days."),
+    ]
+    assert conversion.explanation(*found[1])["instruction"] == "Explain: Pay (Guide)"
+    assert conversion.explanation(*found[2])["instruction"] == "Refunds? (Guide)"
+
+
+def test_near_duplicates_meet_in_a_band_and_strangers_hardly_ever() -> None:
+    draw = random.Random(4)
+    vocabulary = [f"word{number}" for number in range(3000)]
+    ones = [draw.choices(vocabulary, k=120) for _ in range(400)]
+    others = []
+    for text in ones:
+        changed = list(text)
+        for place in draw.sample(range(120), 3):
+            changed[place] = draw.choice(vocabulary)
+        others.append(changed)
+    texts = [near.normalise(" ".join(text)) for text in ones + others]
+    bands = near.bands(texts)
+    pairs = [(n, n + 400) for n in range(400) if near.similarity(texts[n], texts[n + 400]) >= near.SIMILAR]
+    assert len(pairs) > 300
+    assert all((bands[:, a] == bands[:, b]).any() for a, b in pairs)
+    strangers = sum(bool((bands[:, n] == bands[:, n + 1]).any()) for n in range(399))
+    assert strangers <= 2
+
+
+def test_normalised_texts_differ_in_words_only() -> None:
+    assert near.normalise("Don't  STOP,\nnow!") == near.normalise("dont stop now") == b"dont stop now"
+    assert near.similarity(b"", b"") == 0.0
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=200), st.floats(0, 0.5), st.floats(0, 0.5), st.randoms())
+def test_splits_depend_on_content_alone_and_never_part_a_group(
+    groups: list[int], test: float, validation: float, draw: random.Random
+) -> None:
+    given_groups = np.array(groups, np.uint64)
+    shares = {"test": test, "validation": validation}
+    found = splits.assign(given_groups, shares)
+    by_group = {int(group): {int(s) for g, s in zip(groups, found, strict=True) if g == group} for group in groups}
+    assert all(len(where) == 1 for where in by_group.values())
+    assert 0 in found
+    order = list(range(len(groups)))
+    draw.shuffle(order)
+    assert (splits.assign(given_groups[order], shares) == found[order]).all()
+
+
+def archive(members: dict[str, bytes], kind: str) -> bytes:
+    data = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(data, "w") as file:
+            for name, content in members.items():
+                file.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=data, mode="w") as file:
+            for name, content in members.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                file.addfile(entry, io.BytesIO(content))
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_archives_give_their_files_and_lead_nowhere(prepare: Prepare, kind: str, tmp_path: Path) -> None:
+    inner = gzip.compress(as_bytes(distinct(4, 50)))
+    members = {"a/rows.jsonl": as_bytes(distinct(6)), "../../up.jsonl": as_bytes(distinct(3, 20)), "b.jsonl.gz": inner}
+    built = prepare({f"all.{kind}": archive(members | {"pic.png": b"x", "__MACOSX/rows.jsonl": b"x"}, kind)})
+    assert {source.name: source.rows for source in built.report.sources} == {
+        f"all.{kind}/a/rows.jsonl": 6, f"all.{kind}/../../up.jsonl": 3, f"all.{kind}/b.jsonl.gz": 4, f"all.{kind}/pic.png": 1
+    }  # fmt: skip
+    assert built.kinds() == {"unreadable_file": 1}
+    assert not list(tmp_path.rglob("up.jsonl"))
+
+
+def test_an_archive_made_to_fill_the_disk_is_refused(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmtuner_kit.dataset import expand
+
+    monkeypatch.setattr(expand, "_HARMLESS", 1 << 20)
+    bomb = gzip.compress(b"\0" * (16 << 20))
+    built = prepare({"bomb.txt.gz": bomb, "rows.jsonl": distinct(5)})
+    assert built.rejected[0]["kind"] == "unreadable_file"
+    assert "unpacks to more" in built.rejected[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.jsonl", "jsonl"), ("A.JSONL.GZ", "jsonl"), ("b.tar.zst", "tar"), ("c.tgz", "tar"), ("d.exe", ""), ("e", "")],
+)
+def test_kinds_are_told_by_name_through_compression(name: str, kind: str) -> None:
+    assert kinds.kind_of(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("The lamp is on and you can see it from the street.", "en"), ("Die Lampe ist an und ich sehe sie nicht.", "de"),
+        ("La lampe est dans la rue et vous ne la voyez pas.", "fr"), ("La lámpara está en la calle y no se ve.", "es"),
+        ("ランプがついています", "ja"), ("лампа горит на улице", "ru"), ("램프가 켜져 있습니다", "ko"), ("xyzzy", "und"),
+    ],
+)  # fmt: skip
+def test_languages_are_told_by_script_and_small_words(text: str, code: str) -> None:
+    assert languages.detect(text) == code

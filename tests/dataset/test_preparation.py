@@ -1,0 +1,115 @@
+"""02_prepare against the local cloud: from uploads to a dataset version, and what it leaves in S3 and in the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset.conftest import as_bytes, distinct
+from llmtuner_kit import runs, uploads
+from llmtuner_kit.dataset import Prepared, prepare
+from llmtuner_kit.errors import DataError, NotFoundError
+from llmtuner_kit.settings import PrepareSettings, UploadSettings
+from llmtuner_kit.workspace import Workspace
+
+
+@pytest.fixture
+def run(workspace: Workspace, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """run({"file": content}, **settings) uploads and prepares for tiny-llama."""
+    runs.open_run(workspace, "demo", create=True).save("start", settings={"model_id": "tiny-llama"})
+    shared = {"run_name": "demo", "user_id": workspace.user_id}
+
+    def go(files: dict[str, Any], **settings: Any) -> Prepared:
+        folder = tmp_path / "lamps"
+        folder.mkdir(exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(as_bytes(content))
+        uploads.upload(workspace, UploadSettings(**shared, source=str(folder)))
+        return prepare(workspace, PrepareSettings(**shared, **settings))
+
+    return go
+
+
+def objects(workspace: Workspace, prefix: str) -> dict[str, bytes]:
+    client = workspace.aws.client("s3")
+    listed = client.list_objects_v2(Bucket=workspace.bucket, Prefix=prefix).get("Contents", [])
+    return {
+        item["Key"].removeprefix(prefix): client.get_object(Bucket=workspace.bucket, Key=item["Key"])["Body"].read()
+        for item in listed
+    }
+
+
+def test_a_version_holds_splits_report_rejected_rows_and_card(run, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    made = run({"rows.jsonl": [*distinct(30), {"instruction": "x", "output": ""}]})
+    found = objects(workspace, workspace.paths.dataset("lamps", made.version))
+    assert set(found) == {
+        "train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "report.json", "card.json"
+    }  # fmt: skip
+    card = json.loads(found["card.json"])
+    assert card["counts"] == {"rows_in": 31, "accepted": 30, "rejected": 1, "duplicates": 0, "rows_out": 30}
+    assert {name: len(found[f"{name}.jsonl"].splitlines()) for name in card["splits"]} == {
+        name: split["rows"] for name, split in card["splits"].items()
+    }
+    noted = runs.open_run(workspace, "demo").result("prepare")
+    assert noted["dataset_sha256"] == made.sha256 == card["sha256"]
+    assert noted["splits"]["train"]["uri"] == f"{made.uri}train.jsonl"
+    assert noted["max_length"] == 512
+
+
+def test_the_same_files_and_settings_are_the_same_version_and_are_not_prepared_again(run, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    files = {"rows.jsonl": distinct(20)}
+    first = run(files)
+    before = objects(workspace, workspace.paths.dataset("lamps", first.version))
+    again = run(files)
+    assert (again.version, again.sha256, again.reused, first.reused) == (first.version, first.sha256, True, False)
+    assert again.report == first.report
+    workspace.aws.client("s3").delete_object(
+        Bucket=workspace.bucket, Key=workspace.paths.dataset("lamps", first.version) + "card.json"
+    )
+    anew = run(files)
+    assert not anew.reused
+    assert objects(workspace, workspace.paths.dataset("lamps", first.version)) == before
+
+
+def test_other_content_or_settings_are_another_version(run) -> None:  # type: ignore[no-untyped-def]
+    versions = {run({"rows.jsonl": distinct(20)}).version}
+    versions.add(run({"rows.jsonl": distinct(21)}).version)
+    versions.add(run({"rows.jsonl": distinct(21)}, test_share=0.2).version)
+    versions.add(run({"rows.jsonl": distinct(21)}, max_length=128).version)
+    assert len(versions) == 4
+
+
+def test_only_the_files_of_this_upload_are_prepared(run, workspace: Workspace, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run({"old.jsonl": distinct(20)})
+    (tmp_path / "lamps" / "old.jsonl").unlink()
+    made = run({"new.jsonl": distinct(12, 100)})
+    assert [source.name for source in made.report.sources] == ["new.jsonl"]
+    assert made.report.rows_in == 12
+
+
+def test_masks_show_the_answer_and_only_the_answer_as_trained(run) -> None:  # type: ignore[no-untyped-def]
+    made = run({"rows.jsonl": distinct(20)})
+    for row, mask in zip(made.report.samples, made.masks, strict=False):
+        learned = "".join(piece for piece, trained in zip(mask.pieces, mask.trained, strict=True) if trained)
+        assert learned.startswith(row["output"])
+        assert row["instruction"] not in learned
+    assert len(made.masks) == 3
+
+
+def test_without_an_upload_the_notebook_to_run_is_named(workspace: Workspace) -> None:
+    runs.open_run(workspace, "demo", create=True)
+    with pytest.raises(NotFoundError, match="upload"):
+        prepare(workspace, PrepareSettings(run_name="demo", user_id=workspace.user_id))
+    with pytest.raises(NotFoundError, match="nothing"):
+        prepare(workspace, PrepareSettings(run_name="demo", user_id=workspace.user_id, dataset="nothing"))
+
+
+def test_a_refused_file_leaves_what_was_done_before_as_it_is(run, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    run({"rows.jsonl": distinct(20)})
+    noted = runs.open_run(workspace, "demo").result("prepare")
+    with pytest.raises(DataError, match="columns do not say"):
+        run({"table.csv": "alpha,beta\nsome words here,other words there\n"})
+    assert runs.open_run(workspace, "demo").result("prepare") == noted
