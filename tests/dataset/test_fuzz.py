@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,7 +61,11 @@ def wrapped(content: bytes, how: str, suffix: str) -> tuple[str, bytes]:
     return f"f{suffix}", content
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# LLMTUNER_FUZZ=10000 for a long run.
+EXAMPLES = int(os.environ.get("LLMTUNER_FUZZ", "300"))
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=contents, suffix=st.sampled_from(KINDS), how=st.sampled_from(["", "", "gz", "zip", "as zip"]))
 def test_any_bytes_give_rows_or_reasons(encoding: Encoding, content: bytes, suffix: str, how: str) -> None:
     name, data = wrapped(content, how, suffix)
