@@ -146,7 +146,8 @@ def plan_epoch(rows: Sequence[Row], *, batch_tokens: int, seed: int, epoch: int)
         steps[-1].append(number)
         tokens += len(rows[number])
     if len(steps) > 1 and tokens * 2 < batch_tokens:
-        steps[-2] += steps.pop()
+        remainder = steps.pop()
+        steps[-1] += remainder
     return steps
 
 

@@ -1,0 +1,314 @@
+"""The fast arithmetic gives what the plain one gives, and batches hold what they should."""
+
+import math
+import warnings
+from pathlib import Path
+
+import attention
+import label_loss
+import launch
+import memory
+import numpy as np
+import peft
+import pytest
+import requirements
+import torch
+import transformers
+from base import Base
+from conftest import ROWS
+from data import Row, load_channel, plan_epoch, share_of, split_micro
+from encoding import Encoder
+from failures import TrainingError, write_failure
+from folders import Folders
+from hyperparameters import Hyperparameters
+from metrics import line
+from model import TunedModel, load_model
+from torch.nn import functional
+
+
+def rows_of(lengths: list[int], sources: list[int] | None = None) -> list[Row]:
+    generator = np.random.default_rng(0)
+
+    def ids(length: int) -> np.ndarray:
+        return generator.integers(5, 300, length).astype(np.int32)
+
+    rows = []
+    for number, length in enumerate(lengths):
+        trained = np.arange(length) >= (0 if sources else length // 2)
+        rows.append(Row(ids(length), trained, ids(sources[number]) if sources else None, f"row {number}"))
+    return rows
+
+
+def load(folder: Path, **settings: object) -> TunedModel:
+    import json
+
+    config = json.loads((folder / "config.json").read_text())
+    return load_model(Base(folder, "tiny", "1", config), Hyperparameters(precision="fp32", **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lengths", [[7], [5, 30, 1, 12], [400, 20]])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_packed_attention_equals_attention_over_each_document_alone(lengths: list[int], key_heads: int) -> None:
+    torch.manual_seed(0)
+    total = sum(lengths)
+    shapes = [(1, 4, total, 8), (1, key_heads, total, 8), (1, key_heads, total, 8)]
+    packed = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    alone = [tensor.detach().clone().requires_grad_() for tensor in packed]
+    attention.set_documents(lengths)
+    ours, _ = attention.packed_attention(torch.nn.Identity(), *packed, None)
+    parts = zip(*(tensor.split(lengths, 2) for tensor in alone), strict=True)
+    theirs = torch.cat(
+        [functional.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True) for part in parts], 2
+    ).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    for one, other in zip(packed, alone, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    attention.set_documents(())
+
+
+def test_packed_attention_refuses_what_it_does_not_do() -> None:
+    tensor = torch.randn(1, 2, 3, 4)
+    with pytest.raises(NotImplementedError, match="sliding_window"):
+        attention.packed_attention(torch.nn.Identity(), tensor, tensor, tensor, None, sliding_window=2)
+
+
+def test_label_losses_and_their_gradient_equal_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_loss, "CHUNK", 4)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(11, 8, requires_grad=True), torch.randn(50, 8)
+    labels = torch.randint(0, 50, (11,))
+    losses, correct = label_loss.label_losses(hidden, weight, labels)
+    plain = hidden.detach().clone().requires_grad_()
+    logits = plain @ weight.t()
+    expected = functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(losses, expected)
+    assert torch.equal(correct, logits.argmax(-1) == labels)
+    scale = torch.rand(11)
+    (losses * scale).sum().backward()
+    (expected * scale).sum().backward()
+    torch.testing.assert_close(hidden.grad, plain.grad)
+
+
+def test_the_fast_lora_layer_equals_pefts_own(models: dict[str, Path]) -> None:
+    model = load(models["causal"])
+    layer = model.network.model.layers[0].mlp.up_proj
+    torch.manual_seed(0)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(2, 5, 64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    fast = layer(x)
+    slow = peft.tuners.lora.Linear.forward(layer, y)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    parameters = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    ours = torch.autograd.grad(fast.square().sum(), [x, *parameters])
+    theirs = torch.autograd.grad(slow.square().sum(), [y, *parameters])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    with model.base():
+        torch.testing.assert_close(layer(x), layer.base_layer(x))
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_a_batchs_losses_equal_transformers_losses_row_by_row(models: dict[str, Path], family: str) -> None:
+    lengths, sources = [9, 31, 14], [5, 12, 7]
+    rows = rows_of(lengths, sources if family == "seq2seq" else None)
+    model = load(models[family])
+    model.network.eval()
+    batch = model.batch(rows)
+    losses, _ = model.losses(batch)
+    loader = transformers.AutoModelForSeq2SeqLM if family == "seq2seq" else transformers.AutoModelForCausalLM
+    reference = loader.from_pretrained(models[family], dtype=torch.float32).eval()
+    for number, row in enumerate(rows):
+        ids = torch.from_numpy(row.ids.astype(np.int64))[None]
+        labels = ids.masked_fill(~torch.from_numpy(row.trained)[None], -100)
+        inputs = {"input_ids": ids}
+        if row.source_ids is not None:
+            inputs = {"input_ids": torch.from_numpy(row.source_ids.astype(np.int64))[None]}
+        expected = float(reference(**inputs, labels=labels).loss.detach())
+        own = losses[batch.owners == number]
+        assert len(own) == row.labels
+        assert float(own.detach().mean()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_step_has_the_same_gradient_however_it_is_cut_into_passes(models: dict[str, Path]) -> None:
+    rows = rows_of([9, 31, 14, 22])
+    gradients = []
+    for size in (1000, 30):
+        model = load(models["causal"])
+        for part in split_micro(rows, range(4), size):
+            losses, _ = model.losses(model.batch([rows[number] for number in part]))
+            losses.sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_an_epoch_has_every_row_once_in_an_order_the_seed_decides() -> None:
+    rows = rows_of([int(n) for n in np.random.default_rng(1).integers(5, 60, 50)])
+    steps = plan_epoch(rows, batch_tokens=200, seed=1, epoch=0)
+    assert sorted(number for step in steps for number in step) == list(range(50))
+    assert steps == plan_epoch(rows, batch_tokens=200, seed=1, epoch=0)
+    assert steps != plan_epoch(rows, batch_tokens=200, seed=1, epoch=1)
+    assert steps != plan_epoch(rows, batch_tokens=200, seed=2, epoch=0)
+    assert all(sum(len(rows[number]) for number in step) <= 200 for step in steps[:-1])
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_a_small_remainder_joins_the_last_step_and_loses_no_row(count: int) -> None:
+    rows = rows_of([10] * count)
+    steps = plan_epoch(rows, batch_tokens=50, seed=3, epoch=0)
+    assert sorted(number for step in steps for number in step) == list(range(count))
+    assert len(steps) == 1 or min(map(len, steps)) >= 3
+
+
+def test_processes_share_the_rows_of_a_step_without_loss_and_evenly() -> None:
+    rows = rows_of([50, 10, 10, 10, 10, 10])
+    shares = [share_of(rows, range(6), rank, 2) for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == list(range(6))
+    assert [sum(len(rows[number]) for number in share) for share in shares] == [50, 50]
+
+
+def test_rows_that_are_cut_or_left_out_are_counted(models: dict[str, Path], tmp_path: Path) -> None:
+    import json
+
+    rows = [*ROWS[:6], {"instruction": "word " * 200, "output": "never seen"}]
+    folder = tmp_path / "train"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    channel = load_channel(folder, Encoder(models["causal"]), max_length=100, long_rows="cut")
+    assert (len(channel.rows), channel.cut, channel.dropped) == (6, 0, 1)
+    assert channel.stop_ids == {2}
+
+
+def test_values_arrive_as_strings_and_leave_as_numbers() -> None:
+    settings = Hyperparameters.from_strings({"epochs": "2.5", "lora_r": "8", "method": '"dora"'})
+    assert (settings.epochs, settings.lora_r, settings.method) == (2.5, 8, "dora")
+    with pytest.raises(TrainingError, match=r"lora_r is 0, it must be from 1 to 1024; max_steps is 1.5"):
+        Hyperparameters.from_strings({"lora_r": "0", "max_steps": "1.5"})
+
+
+def test_metric_lines_are_plain_numbers() -> None:
+    assert line(step=3, train_loss=0.123456789, rate=2e-7) == "metric step=3 train_loss=0.12346 rate=2e-07"
+
+
+def test_the_reason_comes_first_in_the_failure_file(tmp_path: Path) -> None:
+    write_failure(tmp_path / "output" / "failure", "short", "long " * 1000)
+    assert (tmp_path / "output" / "failure").read_text().startswith("short\n\nlong")
+
+
+def test_requirements_that_are_met_cost_no_pip_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("torch>=2.0  # comment\n\nnumpy\n")
+    monkeypatch.setattr(requirements.subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
+    assert requirements.install_missing(path) == []
+
+
+def test_requirements_that_cannot_be_installed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("torch>=99\n")
+    done = requirements.subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(requirements.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(TrainingError, match="the container lacks torch>=99 and pip cannot install it"):
+        requirements.install_missing(path)
+
+
+def test_each_host_starts_its_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("LLMTUNER_PROCESSES", "2")
+    config = tmp_path / "input" / "config"
+    config.mkdir(parents=True)
+    resources = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"], "network_interface_name": "lo"}
+    (config / "resourceconfig.json").write_text(json.dumps(resources))
+    environments = launch.worker_environments(Folders(tmp_path))
+    assert [each["RANK"] for each in environments] == ["2", "3"]
+    assert {each["WORLD_SIZE"] for each in environments} == {"4"}
+    assert environments[0]["MASTER_ADDR"] == "algo-1"
+    assert environments[0]["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("LLMTUNER_PROCESSES", "1")
+    (config / "resourceconfig.json").unlink()
+    assert launch.worker_environments(Folders(tmp_path)) == []
+
+
+LLAMA_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "vocab_size": 32000,
+}
+
+
+def test_weights_are_counted_exactly_from_the_configuration(models: dict[str, Path]) -> None:
+    assert memory.Shape.from_config(LLAMA_7B).weights == 6_738_415_616
+    model = load(models["causal"])
+    base = sum(p.numel() for n, p in model.network.named_parameters() if "lora" not in n)
+    shape = memory.Shape.from_config(model.network.config.to_dict())
+    assert shape.weights == base
+    assert shape.adapter_weights(16) == sum(p.numel() for p in model.parameters())
+
+
+def test_activations_are_predicted_from_what_autograd_really_keeps() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=384,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="packed",
+    )
+    attention.register()
+    network = transformers.LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        module = peft.get_peft_model(network, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    from lora_linear import speed_up
+
+    speed_up(module)
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    model = TunedModel(module, network, "causal", torch.device("cpu"), torch.bfloat16, False, trained)
+    rows = rows_of([100] * 6)
+    frozen = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        losses, _ = model.losses(model.batch(rows))
+    expected = memory.estimate(
+        memory.Shape.from_config(config.to_dict()),
+        method="lora",
+        lora_r=8,
+        micro_batch_tokens=600,
+        checkpointing=False,
+        mean_row=100,
+        device="cpu",
+    ).activations
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
+    assert len(losses) == sum(row.labels for row in rows)
+
+
+def test_a_small_device_gets_smaller_passes_then_recomputation_then_a_refusal() -> None:
+    shape = memory.Shape.from_config(LLAMA_7B)
+    plans = [
+        memory.choose(shape, device="cuda", device_bytes=gb * memory.GB, longest_row=1024, batch_tokens=8192)
+        for gb in (140, 80, 24, 12)
+    ]
+    large, middle, small, none = plans
+    assert large is not None
+    assert middle is not None
+    assert small is not None
+    assert none is None
+    assert not large.gradient_checkpointing
+    assert small.gradient_checkpointing
+    assert large.micro_batch_tokens >= middle.micro_batch_tokens
+    assert math.isclose(small.estimate.weights / memory.GB, 13.6, rel_tol=0.02)
