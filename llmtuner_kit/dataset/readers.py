@@ -126,7 +126,10 @@ def sniff_delimiter(sample: str) -> str:
     """The delimiter of a table: the candidate that cuts the first lines into the same number of fields, most of all."""
     best, most = ",", 1
     for delimiter in (",", ";", "\t", "|"):
-        rows = [row for row in csv.reader(io.StringIO(sample), delimiter=delimiter) if row][:20]
+        try:
+            rows = [row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if row][:20]
+        except csv.Error:
+            continue
         # The sample ends anywhere, so its last row may be half.
         counts = [len(row) for row in (rows[:-1] if len(rows) > 2 else rows)]
         if counts and counts[0] > most and sum(count == counts[0] for count in counts) >= 0.6 * len(counts):
@@ -165,7 +168,8 @@ class _Kept:
     def take(self, encoding: str) -> bytes:
         text = "".join(self._seen).rstrip("\r\n")
         self._seen.clear()
-        return text.encode(line_encoding(encoding), errors="surrogateescape")
+        name = line_encoding(encoding)
+        return text.encode(name, errors="surrogateescape" if name == "utf-8" else "replace")
 
 
 def _lines(file: BinaryIO, encoding: str) -> Iterator[bytes]:

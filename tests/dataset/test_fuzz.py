@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmtuner_kit.dataset import characters, defects, expand
@@ -66,6 +66,8 @@ EXAMPLES = int(os.environ.get("LLMTUNER_FUZZ", "300"))
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(content=b"\r\x00", suffix=".csv", how="")
+@example(content=b"\x00\x9d", suffix=".csv", how="")
 @given(content=contents, suffix=st.sampled_from(KINDS), how=st.sampled_from(["", "", "gz", "zip", "as zip"]))
 def test_any_bytes_give_rows_or_reasons(encoding: Encoding, content: bytes, suffix: str, how: str) -> None:
     name, data = wrapped(content, how, suffix)
