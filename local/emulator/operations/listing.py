@@ -29,7 +29,8 @@ def page(
         name: the member that holds a document's name.
         status: the member that holds its status, where the operation can filter and sort by it.
     """
-    found = [item for item in documents if _keeps(item, params, name, status)]
+    keeps = _filter(params, name, status)
+    found = [item for item in documents if keeps(item)] if keeps else list(documents)
     keys: dict[str, Callable[[Document], Any]] = {
         "Name": lambda item: (item[name],),
         "CreationTime": lambda item: (item["CreationTime"], item[name]),
@@ -55,17 +56,29 @@ def _offset(token: str | None) -> int:
         raise validation("Invalid NextToken.") from None
 
 
-def _keeps(item: Document, params: dict[str, Any], name: str, status: str) -> bool:
-    created: float = item["CreationTime"]
-    modified: float = item.get("LastModifiedTime", created)
-    return not (
-        params.get("NameContains", "").lower() not in item[name].lower()
-        or (status and params.get("StatusEquals", item.get(status)) != item.get(status))
-        or created < epoch(params.get("CreationTimeAfter"), 0.0)
-        or created > epoch(params.get("CreationTimeBefore"), float("inf"))
-        or modified < epoch(params.get("LastModifiedTimeAfter"), 0.0)
-        or modified > epoch(params.get("LastModifiedTimeBefore"), float("inf"))
-    )
+def _filter(params: dict[str, Any], name: str, status: str) -> Callable[[Document], bool] | None:
+    """The filters of a request as one question; None when it asks for everything, as most do."""
+    part = params.get("NameContains", "").lower()
+    wanted = params.get("StatusEquals") if status else None
+    bounds = [
+        (member, side, epoch(params[f"{member}{side}"], 0.0))
+        for member in ("CreationTime", "LastModifiedTime")
+        for side in ("After", "Before")
+        if f"{member}{side}" in params
+    ]
+    if not part and wanted is None and not bounds:
+        return None
+
+    def keeps(item: Document) -> bool:
+        if part not in item[name].lower() or (wanted is not None and item.get(status) != wanted):
+            return False
+        for member, side, bound in bounds:
+            moment = item.get(member, item["CreationTime"])
+            if (moment < bound) if side == "After" else (moment > bound):
+                return False
+        return True
+
+    return keeps
 
 
 def epoch(value: Any, default: float) -> float:

@@ -214,7 +214,7 @@ def describe(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     names = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime")
     return listing.page(
-        [refresh(context, item) for item in context.store.all(KIND)],
+        [item if item["TrainingJobStatus"] in TERMINAL else refresh(context, item) for item in context.store.all(KIND)],
         params,
         name="TrainingJobName",
         output="TrainingJobSummaries",

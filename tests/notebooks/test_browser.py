@@ -1,0 +1,148 @@
+"""A person in JupyterLab: open 03_train, fill the form by its labels, run, see the job start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from llmtuner_kit import dataset, monitoring, runs, settings, start, uploads
+from llmtuner_kit.workspace import Workspace
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ROWS = [{"instruction": f"What is {n} plus {n}?", "output": f"It is {n + n}."} for n in range(40)]
+
+if BROWSER is None and not os.environ.get("CI"):
+    pytest.skip("no Chromium on this machine: install the package chromium to run this test", allow_module_level=True)
+
+
+@pytest.fixture
+def prepared(workspace: Workspace, tmp_path: Path) -> Workspace:
+    """A run up to the step before 03_train."""
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    common = {"run_name": "by-hand", "user_id": workspace.user_id}
+    start.begin(settings.StartSettings(**common, model_id="tiny-llama"))
+    uploads.upload(workspace, settings.UploadSettings(**common, source=str(file)))
+    dataset.prepare(workspace, settings.PrepareSettings(**common))
+    return workspace
+
+
+@pytest.fixture
+def lab(prepared: Workspace, tmp_path: Path) -> Iterator[str]:
+    """A JupyterLab server on a copy of the notebooks; its address."""
+    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks", ignore=shutil.ignore_patterns("samples"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
+    command += [
+        "--IdentityProvider.token=",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={tmp_path / 'notebooks'}",
+    ]
+    if os.geteuid() == 0:
+        command.append("--allow-root")
+    folders = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    # The notebooks run untouched: the newest run of the login name is the prepared one.
+    environment = (
+        os.environ | folders | {"LOGNAME": prepared.user_id, "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "ws")}
+    )
+    environment |= {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}
+    log = tmp_path / "lab.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while not answers(f"{url}/api/status"):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)  # a server gives no other sign of being ready than its answer
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of a headless browser that keeps to itself."""
+    assert BROWSER, "CI needs Chromium: .ci/run installs it"
+    quiet = [
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=[*quiet, *sandbox])
+        made = browser.new_page(viewport={"width": 1400, "height": 1600})
+        yield made
+        browser.close()
+
+
+def menu(page: Page, *names: str) -> None:
+    """Choose an entry of JupyterLab's menus by its words."""
+    page.get_by_role("menuitem", name=names[0], exact=True).click()
+    for name in names[1:]:
+        page.get_by_role("menuitem", name=name).first.click()
+
+
+@pytest.mark.timeout(240)
+def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page: Page, prepared: Workspace) -> None:
+    page.goto(f"{lab}/lab/tree/03_train.ipynb?reset")
+    expect(page.get_by_text("| Idle").first).to_be_visible(timeout=90_000)
+    notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    form_cell = notebook.locator(".jp-CodeCell").nth(1)
+    form_cell.scroll_into_view_if_needed()
+    form_cell.locator(".cm-content").click()
+    menu(page, "Run", "Run All Above Selected Cell")
+    menu(page, "Run", "Run Selected Cell")
+    steps = page.get_by_label("Max steps")
+    expect(steps).to_be_visible(timeout=60_000)
+    steps.fill("2")
+    page.get_by_label("Learning rate").fill("0.003")
+    page.get_by_label("Base model").select_option("tiny-llama")
+    page.get_by_label("Evaluation samples").fill("0")
+    page.get_by_label("Evaluation samples").press("Tab")
+    expect(notebook.get_by_text("$").first).to_be_visible()  # the quote beside the form
+    for number in (2, 3):
+        cell = notebook.locator(".jp-CodeCell").nth(number)
+        cell.scroll_into_view_if_needed()
+        cell.locator(".cm-content").click()
+        menu(page, "Run", "Run Selected Cell")
+        expect(cell.locator(".jp-InputPrompt").first).to_have_text(re.compile(r"\[\d+\]:"), timeout=90_000)
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/03_train.png")
+    result = runs.open_run(prepared, "by-hand").result("train")
+    expect(notebook.locator(".jp-CodeCell").nth(3).get_by_text(result["job_name"]).first).to_be_visible()
+    assert result["model_id"] == "tiny-llama"
+    assert result["hyperparameters"]["max_steps"] == "2"
+    assert result["hyperparameters"]["learning_rate"] == "0.003"
+    watch = settings.MonitorSettings(run_name="by-hand", user_id=prepared.user_id, poll_seconds=0.3)
+    *_, last = monitoring.watch(prepared, watch)
+    assert last.status == "Completed", last.failure_reason
