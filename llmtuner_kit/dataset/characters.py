@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import mmap
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from charset_normalizer import from_bytes
 
@@ -46,29 +47,27 @@ def detect(path: Path, *, json: bool = False) -> TextEncoding:
     are reported one by one); a file most of whose accented lines are not UTF-8 was saved in an older encoding. JSON
     is UTF-8 by its standard (RFC 8259), so there a line or two prove nothing.
     """
-    if path.stat().st_size == 0:
-        return TextEncoding("utf-8")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for mark, name in _BOMS:
-            if data[: len(mark)] == mark:
-                return TextEncoding(name)
-        return _without_mark(data, json)
+    with path.open("rb") as file:
+        return _detect(file, json)
 
 
 def detect_bytes(data: bytes, *, json: bool = False) -> TextEncoding:
     """The encoding of bytes in memory; the same rule as `detect`."""
+    return _detect(io.BytesIO(data), json)
+
+
+def _detect(file: BinaryIO, json: bool) -> TextEncoding:
+    head = file.read(4096)
     for mark, name in _BOMS:
-        if data.startswith(mark):
+        if head.startswith(mark):
             return TextEncoding(name)
-    return _without_mark(data, json)
-
-
-def _without_mark(data: bytes | mmap.mmap, json: bool) -> TextEncoding:
-    if (wide := _wide(data[:4096])) is not None:
+    if (wide := _wide(head)) is not None:
         return wide
+    file.seek(0)
     good = broken = 0
     sample: list[bytes] = []
-    for block in _blocks(data):
+    # Read, not mapped: pages of a mapped file would count as this process's memory.
+    while block := file.read(_BLOCK) + file.readline(_BLOCK):
         if block.isascii():
             continue
         try:
@@ -114,27 +113,6 @@ def _wide(head: bytes) -> TextEncoding | None:
     if even > len(head) // 2 * 0.4 and odd < len(head) // 2 * 0.05:
         return TextEncoding("utf-16-be", certain=False)
     return None
-
-
-def _blocks(data: bytes | mmap.mmap) -> list[bytes] | _Blocks:
-    return [data] if isinstance(data, bytes) else _Blocks(data)
-
-
-class _Blocks:
-    """The file in blocks that end at a line end, so that no character is cut."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        start, size = 0, len(self._data)
-        while start < size:
-            end = min(start + _BLOCK, size)
-            if end < size:
-                cut = self._data.find(b"\n", end)
-                end = size if cut < 0 else cut + 1
-            yield self._data[start:end]
-            start = end
 
 
 def decode(raw: bytes, encoding: str = "utf-8") -> tuple[str, tuple[str, str] | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,13 +84,13 @@ class Plan:
         encoding = self.encodings.get(index, characters.TextEncoding("")).name
         if source.kind in kinds.DOCUMENTS:
             if source.kind == "text" and encoding == "utf-8" and source.size > CHUNK_BYTES:
-                yield from _ranges(index, source, encoding, None, b"\n\n")
+                yield from _ranges(index, source, encoding, None, at_blank=True)
             else:
                 yield Chunk(0, index, source.name, source.kind, encoding, str(source.path))
             return
         records, told = self._probed(source, encoding)
         if source.kind == "jsonl" and encoding in ("utf-8", "utf-8-sig"):
-            yield from _ranges(index, source, "utf-8", told, b"\n")
+            yield from _ranges(index, source, "utf-8", told, at_blank=False)
             return
         for batch in _batches(records):
             yield Chunk(0, index, source.name, source.kind, encoding, records=batch, told=told)
@@ -130,18 +129,20 @@ def _batches(records: Iterator[Record]) -> Iterator[tuple[Record, ...]]:
         yield tuple(batch)
 
 
-def _ranges(index: int, source: Source, encoding: str, told: ColumnMapping | None, boundary: bytes) -> Iterator[Chunk]:
-    """Byte ranges that end at a boundary, with the number of their first line."""
-    row = 1
-    if not source.size:
-        return
-    with source.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        start, size = 0, len(data)
-        while start < size:
-            end = min(start + CHUNK_BYTES, size)
-            if end < size:
-                cut = data.find(boundary, end)
-                end = size if cut < 0 else cut + len(boundary)
+def _ranges(
+    index: int, source: Source, encoding: str, told: ColumnMapping | None, *, at_blank: bool
+) -> Iterator[Chunk]:
+    """Byte ranges that end at a line (or a blank line), with the number of their first line."""
+    row, start = 1, 0
+    with source.path.open("rb") as file:
+        while data := file.read(CHUNK_BYTES):
+            lines, size = data.count(b"\n"), len(data)
+            ended = False
+            while not ended and (line := file.readline(readers.LARGEST_ROW)):
+                size += len(line)
+                whole = line.endswith(b"\n")
+                lines += whole
+                ended = whole and (not at_blank or line.strip() == b"")
+            end = start + size
             yield Chunk(0, index, source.name, source.kind, encoding, str(source.path), start, end, row, told=told)
-            row += readers.count_lines(data, start, end)
-            start = end
+            row, start = row + lines, end

@@ -205,8 +205,3 @@ def _json_problem(error: Exception, text: str) -> str:
     if isinstance(error, RecursionError):
         return "not a row: brackets are nested thousands of levels deep"
     return f"not JSON: {error}"
-
-
-def count_lines(data: Any, start: int, end: int) -> int:
-    """Line ends in data[start:end], a megabyte at a time (data may be a memory map larger than memory)."""
-    return sum(data[at : min(at + (1 << 20), end)].count(b"\n") for at in range(start, end, 1 << 20))

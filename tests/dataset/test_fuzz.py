@@ -93,7 +93,11 @@ def test_any_bytes_give_rows_or_reasons(encoding: Encoding, content: bytes, suff
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=200), name=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"]))
+# A NUL after the mark of UTF-16 is the mark of UTF-32: no reader can tell them apart.
+@given(
+    text=st.text(max_size=200).filter(lambda text: not text.startswith("\0")),
+    name=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"]),
+)
 def test_what_was_written_in_an_encoding_with_a_mark_is_read_again(text: str, name: str) -> None:
     data = text.encode(name, errors="ignore")
     if name in ("utf-8-sig", "utf-16", "utf-32"):
