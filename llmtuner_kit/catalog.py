@@ -101,7 +101,7 @@ BASE_MODELS: tuple[BaseModel, ...] = (
     ),
     BaseModel(
         "llama-2-13b", "Llama 2 13B", "causal", "meta-llama/Llama-2-13b-hf", "5c31dfb671ce7cfe2d7bb7c04375e44c55e815b1",
-        "llama2", 13_015_864_320, 40, 5120, 13824, 40, 40, 128, 32000, 4096, gated=True, instance="ml.g5.12xlarge",
+        "llama2", 13_015_864_320, 40, 5120, 13824, 40, 40, 128, 32000, 4096, gated=True, instance="ml.g6e.2xlarge",
     ),
     BaseModel(
         "flan-t5-xl", "FLAN-T5 XL", "seq2seq", "google/flan-t5-xl", "7d6315df2c2fb742f0f5b556879d730926ca9001",

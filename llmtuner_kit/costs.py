@@ -1,4 +1,4 @@
-"""Money: the price book, quotes, the running cost, the receipt.
+"""Money: the price book, amounts as ranges, the running cost, the lines of a receipt.
 
 A price that is not in the book is unknown and said to be so; nothing is guessed. Amounts are USD.
 """
@@ -6,14 +6,18 @@ A price that is not in the book is unknown and said to be so; nothing is guessed
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmtuner_kit.catalog import cache_folder
-from llmtuner_kit.errors import SettingsError
+from llmtuner_kit.errors import DataError
+
+Use = Literal["hosting", "training"]
+HOURS_PER_MONTH = 730
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,8 @@ class Money:
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return "unknown (no price in the book)"
-        if round(self.low, 2) == round(self.high, 2):
-            return usd(self.high)
-        return f"{usd(self.low)} to {usd(self.high)}"
+        low, high = usd(self.low), usd(self.high)
+        return high if low == high else f"{low} to {high}"
 
 
 def usd(amount: float | None) -> str:
@@ -57,38 +60,65 @@ def refreshed_book() -> Path:
 
 
 @cache
-def _books() -> tuple[dict[str, Any], ...]:
-    packaged = json.loads(resources.files("llmtuner_kit.data").joinpath("prices.json").read_text())
-    refreshed = refreshed_book()
-    return (json.loads(refreshed.read_text()), packaged) if refreshed.exists() else (packaged,)
+def _packaged() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(resources.files("llmtuner_kit.data").joinpath("prices.json").read_text())
+    return found
 
 
-def price(instance_type: str, region: str) -> Price | None:
-    """The hourly price of an instance type, or None when it is not known; a refreshed book goes first."""
-    for book in _books():
-        found = book["regions"].get(region, {}).get(instance_type)
-        if found:
-            return Price(**found)
-    return None
+def _refreshed() -> dict[str, Any]:
+    path = refreshed_book()
+    if not path.exists():
+        return {"regions": {}}
+    try:
+        found = json.loads(path.read_text())
+        found["regions"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"The refreshed price book {path} cannot be read: {error}",
+            fix="delete the file, or run `llmtuner prices refresh` again",
+        ) from None
+    return dict(found)
 
 
-def hourly(instance_type: str, region: str, count: int = 1) -> float | None:
+def price_book(region: str) -> Mapping[str, Price]:
+    """Instance type -> hosting price of a region; refreshed prices stand before the packaged ones."""
+    return _prices_of(region, "hosting")
+
+
+def _prices_of(region: str, use: Use) -> dict[str, Price]:
+    books = (_packaged(), _refreshed())
+    return {
+        name: Price(entry.get(f"{use}_usd_per_hour", entry["usd_per_hour"]), entry["date"], entry["source"])
+        for book in books
+        for name, entry in book["regions"].get(region, {}).items()
+    }
+
+
+def price(instance_type: str, region: str, use: Use = "hosting") -> Price | None:
+    """The hourly price of an instance type, or None when it is not known."""
+    return _prices_of(region, use).get(instance_type)
+
+
+def hourly(instance_type: str, region: str, count: int = 1, use: Use = "hosting") -> float | None:
     """USD per hour for a number of instances, or None."""
-    found = price(instance_type, region)
+    found = price(instance_type, region, use)
     return found.usd_per_hour * count if found else None
 
 
-def running_cost(instance_type: str, region: str, seconds: float, count: int = 1) -> float | None:
+def running_cost(
+    instance_type: str, region: str, seconds: float, count: float = 1, use: Use = "hosting"
+) -> float | None:
     """USD for a number of billable seconds on each instance, or None when the price is unknown."""
-    rate = hourly(instance_type, region, count)
-    return None if rate is None else rate * seconds / 3600
+    found = price(instance_type, region, use)
+    return None if found is None else found.usd_per_hour * count * seconds / 3600
 
 
-def cost_range(instance_type: str, region: str, seconds: tuple[float, float], count: int = 1) -> Money:
+def cost_range(
+    instance_type: str, region: str, seconds: tuple[float, float], count: int = 1, use: Use = "training"
+) -> Money:
     """USD for a range of seconds."""
-    return Money(
-        running_cost(instance_type, region, seconds[0], count), running_cost(instance_type, region, seconds[1], count)
-    )
+    low, high = (running_cost(instance_type, region, each, count, use) for each in seconds)
+    return Money(low, high)
 
 
 @dataclass(frozen=True)
@@ -113,61 +143,15 @@ class Receipt:
 
     @property
     def total_usd(self) -> float | None:
+        """The sum, or None when a price is unknown."""
         amounts = [line.usd for line in self.lines]
         return None if any(item is None for item in amounts) else sum(item for item in amounts if item is not None)
 
 
 def verdict(amount: float | None, quoted: Money) -> str:
-    """One word on an amount against its quote."""
+    """One phrase on an amount against its quote."""
     if amount is None or quoted.low is None or quoted.high is None:
         return "price unknown"
     if amount < quoted.low:
         return "below the quote"
     return "above the quote" if amount > quoted.high else "within the quote"
-
-
-def parse_price_list(products: list[str], region: str, today: str) -> dict[str, dict[str, Any]]:
-    """SageMaker hosting prices from answers of the AWS Price List API (`GetProducts`, one JSON text a product)."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in products:
-        product = json.loads(text)
-        attributes = product["product"]["attributes"]
-        name = attributes.get("instanceName") or attributes.get("instanceType", "")
-        name = name.removesuffix("-Hosting").removesuffix("-Training")
-        terms = product.get("terms", {}).get("OnDemand", {})
-        for term in terms.values():
-            for dimension in term["priceDimensions"].values():
-                amount = float(dimension["pricePerUnit"].get("USD", 0))
-                if amount and name.startswith("ml."):
-                    found[name] = {"usd_per_hour": amount, "date": today, "source": f"AWS Price List API, {region}"}
-    return found
-
-
-def save_book(region: str, prices: dict[str, dict[str, Any]]) -> Path:
-    """Add a region's prices to the refreshed book."""
-    if not prices:
-        raise SettingsError(f"The Price List API has no SageMaker price for {region}.", fix="check the region's name")
-    path = refreshed_book()
-    book = json.loads(path.read_text()) if path.exists() else {"regions": {}}
-    book["regions"][region] = prices
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(book, indent=2))
-    part.replace(path)
-    _books.cache_clear()
-    return path
-
-
-def refresh(aws: Any, today: str) -> Path:
-    """Read the prices of the connection's region from the AWS Price List API (served in us-east-1) into the book."""
-    client = aws.session.client("pricing", region_name="us-east-1")
-    texts: list[str] = []
-    for page in client.get_paginator("get_products").paginate(
-        ServiceCode="AmazonSageMaker",
-        Filters=[
-            {"Type": "TERM_MATCH", "Field": "regionCode", "Value": aws.region},
-            {"Type": "TERM_MATCH", "Field": "component", "Value": "Hosting"},
-        ],
-    ):
-        texts += page["PriceList"]
-    return save_book(aws.region, parse_price_list(texts, aws.region, today))

@@ -8,7 +8,6 @@ delete(workspace, name)              the endpoint, its configuration, its model 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,18 +15,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, artifacts, catalog, costs, images, paths, runs, training, troubles
+from llmtuner_kit import access, artifacts, catalog, costs, fit, images, paths, runs, training, troubles
 from llmtuner_kit.aws import ClientError, error_code, error_message, is_error
 from llmtuner_kit.errors import BudgetError, ConflictError, JobFailedError, KitError, NotFoundError, SettingsError
-from llmtuner_kit.settings import CleanupSettings, DeploySettings
+from llmtuner_kit.hosting import VARIANT, endpoint_config_request, model_request
+from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
 
-VARIANT = "AllTraffic"
 EXPIRES_TAG = "llmtuner:expires-at"
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 BUSY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting"})
-# Loading 13B weights from a packed archive takes minutes; SageMaker takes 60 to 3600.
-STARTUP_SECONDS = 1800
 _COOLDOWN_SECONDS = {"ScaleInCooldown": 300, "ScaleOutCooldown": 60}
 
 
@@ -89,6 +86,12 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     archive = artifacts.archive_head(workspace, job_name)
     job = training.require_own_job(workspace, job_name)
     model = catalog.base_model(job["HyperParameters"]["model_id"])
+    serving = fit.serving_fit(model, catalog.instance(settings.instance_type))
+    if not serving.fits:
+        raise SettingsError(
+            f"{model.model_id} cannot be served from {settings.instance_type}: {serving.why}.",
+            fix=f"set instance_type to {serving.smallest!r}" if serving.smallest else "deploy a smaller model",
+        )
     name = paths.check_name(settings.endpoint_name or paths.fit_name(job_name), "endpoint_name")
     rate = costs.hourly(settings.instance_type, workspace.aws.region, settings.max_instances)
     until_expiry = None if rate is None else rate * settings.time_to_live_minutes / 60
@@ -98,6 +101,7 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     version = f"{archive['ETag'].strip(chr(34))}-{settings.instance_type}-{settings.min_instances}"
     config_name = paths.fit_name(name, hashlib.sha256(version.encode()).hexdigest()[:8])
     arn, reused = _create(workspace, settings, model, job_name, name, config_name, tags)
+    created = _creation_time(workspace, name)
     autoscaling = _autoscale(workspace, settings, name) if settings.max_instances > settings.min_instances else "off"
     made = Endpoint(
         name, arn, job_name, settings.instance_type, costs.hourly(settings.instance_type, workspace.aws.region),
@@ -111,12 +115,20 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
         "job_name": job_name,
         "family": model.family,
         "instance_type": settings.instance_type,
+        "instances": settings.min_instances,
+        "created_at": created.isoformat(),
         "expires_at": expires.isoformat(),
         "quote": {"usd_per_hour": made.usd_per_hour, "usd_until_expiry": until_expiry},
         "autoscaling": autoscaling,
     }
     runs.open_run(workspace, settings.run_name).save("deploy", settings=settings.model_dump(), result=result)
     return made
+
+
+def _creation_time(workspace: Workspace, name: str) -> datetime:
+    """When AWS created the endpoint: what it is billed from, also when it is deployed a second time."""
+    found = described(workspace, name)
+    return found["CreationTime"].astimezone(UTC) if found else datetime.now(UTC)
 
 
 def _check_budget(workspace: Workspace, settings: DeploySettings, until_expiry: float | None) -> None:
@@ -158,7 +170,7 @@ def _create(
 ) -> tuple[str, bool]:
     """(ARN, reused): the three creations, each of which may have happened before."""
     client = workspace.aws.client("sagemaker")
-    found = _describe(workspace, name)
+    found = described(workspace, name)
     if found is not None:
         if found["EndpointConfigName"] != config_name or found["EndpointStatus"] in ("Failed", "Deleting"):
             raise ConflictError(
@@ -167,11 +179,11 @@ def _create(
             )
         client.add_tags(ResourceArn=found["EndpointArn"], Tags=[tag for tag in tags if tag["Key"] == EXPIRES_TAG])
         return str(found["EndpointArn"]), True
-    role = access.execution_role(workspace.aws, settings.role_arn)
-    image = images.serving_image(model.family, workspace.aws.region, settings.instance_type)
+    role = access.execution_role(workspace.aws, settings.role_arn, workspace.user_id)
+    image = images.serving_image(model.family, workspace.aws.region)
     data = workspace.paths.uri(workspace.paths.model_archive(job_name))
-    _once(client.create_model, **model_request(config_name, model, image, data, role, tags))
-    _once(client.create_endpoint_config, **endpoint_config_request(config_name, settings, tags))
+    _once(client.create_model, **model_request(config_name, model, settings.instance_type, image.uri, data, role, tags))
+    _once(client.create_endpoint_config, **endpoint_config_request(config_name, settings, image.ami, tags))
     try:
         answer = client.create_endpoint(EndpointName=name, EndpointConfigName=config_name, Tags=tags)
     except ClientError as error:
@@ -188,57 +200,6 @@ def _once(create: Callable[..., Any], **request: Any) -> None:
     except ClientError as error:
         if not (is_error(error, "ValidationException") and "already existing" in error_message(error)):
             raise SettingsError(f"SageMaker refuses: {error_message(error)}", fix="change what it names") from error
-
-
-def model_request(
-    name: str, model: catalog.BaseModel, image: str, model_data_url: str, role_arn: str, tags: list[dict[str, str]]
-) -> dict[str, Any]:
-    """The CreateModel request. Pure."""
-    container = {"Image": image, "ModelDataUrl": model_data_url, "Environment": serving_environment(model)}
-    return {"ModelName": name, "PrimaryContainer": container, "ExecutionRoleArn": role_arn, "Tags": tags}
-
-
-def serving_environment(model: catalog.BaseModel) -> dict[str, str]:
-    """What the serving image needs to know.
-
-    vLLM's SageMaker image turns SM_VLLM_X_Y into --x-y; the archive unpacked at /opt/ml/model is the model.
-    The Hugging Face inference image runs code/inference.py of the archive.
-    """
-    if model.family == "causal":
-        return {
-            "SM_VLLM_MODEL": "/opt/ml/model",
-            "SM_VLLM_SERVED_MODEL_NAME": "tuned",
-            "SM_VLLM_DTYPE": "bfloat16",
-            "SM_VLLM_MAX_MODEL_LEN": str(min(model.context, 4096)),
-            "SM_VLLM_GPU_MEMORY_UTILIZATION": "0.9",
-        }
-    return {
-        "HF_TASK": "text2text-generation",
-        "SAGEMAKER_PROGRAM": "inference.py",
-        "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
-    }
-
-
-def endpoint_config_request(name: str, settings: DeploySettings, tags: list[dict[str, str]]) -> dict[str, Any]:
-    """The CreateEndpointConfig request. Pure."""
-    request: dict[str, Any] = {
-        "EndpointConfigName": name,
-        "ProductionVariants": [
-            {
-                "VariantName": VARIANT,
-                "ModelName": name,
-                "InstanceType": settings.instance_type,
-                "InitialInstanceCount": settings.min_instances,
-                "InitialVariantWeight": 1.0,
-                "ContainerStartupHealthCheckTimeoutInSeconds": STARTUP_SECONDS,
-                "ModelDataDownloadTimeoutInSeconds": STARTUP_SECONDS,
-            }
-        ],
-        "Tags": tags,
-    }
-    if settings.kms_key_id:
-        request["KmsKeyId"] = settings.kms_key_id
-    return request
 
 
 def _autoscale(workspace: Workspace, settings: DeploySettings, name: str) -> str:
@@ -277,7 +238,7 @@ def _scaling_target(name: str) -> dict[str, str]:
 
 def status(workspace: Workspace, endpoint_name: str) -> EndpointStatus:
     """An endpoint now; raises NotFoundError with the endpoints there are, AccessError for another user's."""
-    found = _describe(workspace, endpoint_name)
+    found = described(workspace, endpoint_name)
     if found is None:
         names = [item.endpoint_name for item in list_own(workspace)]
         raise NotFoundError(
@@ -321,7 +282,7 @@ def _instance_type(workspace: Workspace, config_name: str) -> str:
     return str(config["ProductionVariants"][0].get("InstanceType", ""))
 
 
-def _describe(workspace: Workspace, name: str) -> dict[str, Any] | None:
+def described(workspace: Workspace, name: str) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = workspace.aws.client("sagemaker").describe_endpoint(EndpointName=name)
     except ClientError as error:
@@ -389,7 +350,7 @@ def scale(workspace: Workspace, endpoint_name: str, instances: int) -> None:
 
 def extend(workspace: Workspace, endpoint_name: str, minutes: int) -> datetime:
     """Let an endpoint live for some more minutes from now; returns when it ends."""
-    found = _describe(workspace, endpoint_name)
+    found = described(workspace, endpoint_name)
     if found is None:
         raise NotFoundError(f"There is no endpoint {endpoint_name!r}.")
     status(workspace, endpoint_name)
@@ -407,9 +368,9 @@ def list_own(workspace: Workspace) -> list[EndpointStatus]:
         for item in page["Endpoints"]:
             tags = _tags_of(workspace, item["EndpointArn"])
             if tags.get(access.OWNER_TAG) == workspace.user_id:
-                described = _describe(workspace, item["EndpointName"])
-                if described:
-                    found.append(_status(workspace, described, tags))
+                seen = described(workspace, item["EndpointName"])
+                if seen:
+                    found.append(_status(workspace, seen, tags))
     return found
 
 
@@ -433,7 +394,7 @@ class Deleted:
 
 def delete(workspace: Workspace, endpoint_name: str) -> Deleted:
     """Delete an endpoint, its configuration, its model entry and its scaling target. What is gone already is fine."""
-    found = _describe(workspace, endpoint_name)
+    found = described(workspace, endpoint_name)
     if found is None:
         return Deleted(endpoint_name, ())
     status(workspace, endpoint_name)  # refuses another user's
@@ -469,118 +430,3 @@ def _gone(call: Callable[..., Any], **names: str) -> bool:
             return False
         raise
     return True
-
-
-@dataclass(frozen=True)
-class CleanUp:
-    """What 08_cleanup did: lines of what was removed, and what is still kept."""
-
-    removed: tuple[str, ...]
-    kept: tuple[str, ...]
-
-
-def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
-    """Delete what still costs money, and what else the settings name. Twice is once."""
-    run = runs.open_run(workspace, settings.run_name)
-    removed: list[str] = []
-    kept: list[str] = []
-    job_name = ((run.section("train") or {}).get("result") or {}).get("job_name", "")
-    deployed = (run.section("deploy") or {}).get("result") or {}
-    if deployed:
-        name = deployed["endpoint_name"]
-        if settings.delete_endpoint:
-            _await_settled(workspace, name)
-            removed += delete(workspace, name).removed
-        elif _describe(workspace, name):
-            kept.append(f"endpoint {name}, which costs {costs.usd(deployed['quote']['usd_per_hour'])} an hour")
-    if job_name and settings.stop_job and training.job_status(workspace, job_name) == "InProgress":
-        training.stop(workspace, job_name)
-        removed.append(f"training job {job_name} (stopped)")
-    prefixes = {
-        "checkpoints": (settings.delete_checkpoints and job_name, job_name and workspace.paths.checkpoints(job_name)),
-        "model archive": (settings.delete_model and job_name, job_name and f"{workspace.paths.models}/{job_name}/"),
-        "uploads": (settings.delete_uploads, _uploads_prefix(workspace, run)),
-    }
-    for what, (wanted, prefix) in prefixes.items():
-        if not prefix:
-            continue
-        count, size = _delete_prefix(workspace, prefix, really=bool(wanted))
-        if count:
-            (removed if wanted else kept).append(f"{what}: {count} objects, {size / 1e6:,.1f} MB")
-    run.save("cleanup", settings=settings.model_dump(), result={"removed": removed, "kept": kept})
-    return CleanUp(tuple(removed), tuple(kept))
-
-
-def _await_settled(workspace: Workspace, name: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
-    """An endpoint that is being created cannot be deleted; AWS asks to wait."""
-    while True:
-        found = _describe(workspace, name)
-        if found is None or found["EndpointStatus"] not in BUSY - {"Deleting"}:
-            return
-        sleep(1.0)
-
-
-def _uploads_prefix(workspace: Workspace, run: runs.Run) -> str:
-    uploaded = (run.section("upload") or {}).get("result") or {}
-    return workspace.paths.uploads(uploaded["dataset"]) if uploaded.get("dataset") else ""
-
-
-def _delete_prefix(workspace: Workspace, prefix: str, *, really: bool) -> tuple[int, int]:
-    """(objects, bytes) under a prefix of the user; deleted when `really`."""
-    client = workspace.aws.client("s3")
-    count = size = 0
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=workspace.bucket, Prefix=prefix):
-        items = page.get("Contents", [])
-        count += len(items)
-        size += sum(item["Size"] for item in items)
-        if really and items:
-            keys = [{"Key": item["Key"]} for item in items]
-            client.delete_objects(Bucket=workspace.bucket, Delete={"Objects": keys, "Quiet": True})
-    return count, size
-
-
-def receipt(workspace: Workspace, run_name: str) -> costs.Receipt:
-    """What a run has cost so far against its quotes; from AWS's own seconds."""
-    run = runs.open_run(workspace, run_name)
-    lines: list[costs.Line] = []
-    trained = (run.section("train") or {}).get("result")
-    if trained:
-        lines.append(_job_line(workspace, trained))
-    deployed = (run.section("deploy") or {}).get("result")
-    if deployed:
-        lines.append(_endpoint_line(workspace, run, deployed))
-    made = costs.Receipt(run.name, tuple(lines), workspace.aws.charged)
-    summary = [
-        {"what": line.what, "seconds": line.seconds, "usd": line.usd, "quoted": line.quoted, "verdict": line.verdict}
-        for line in lines
-    ]
-    kept = (run.section("cleanup") or {}).get("result") or {}
-    run.save("cleanup", result=kept | {"receipt": json.loads(json.dumps(summary))})
-    return made
-
-
-def _job_line(workspace: Workspace, trained: dict[str, Any]) -> costs.Line:
-    job = training.require_own_job(workspace, trained["job_name"])
-    begin, end = job.get("TrainingStartTime"), job.get("TrainingEndTime")
-    running = (datetime.now(UTC) - begin).total_seconds() if begin and not end else 0.0
-    seconds = float(job.get("BillableTimeInSeconds") or running)
-    resources = job["ResourceConfig"]
-    amount = costs.running_cost(resources["InstanceType"], workspace.aws.region, seconds, resources["InstanceCount"])
-    low, high = trained["quote"]["usd"]
-    quoted = costs.Money(low, high)
-    what = f"training job {trained['job_name']}"
-    return costs.Line(what, resources["InstanceType"], seconds, amount, str(quoted), costs.verdict(amount, quoted))
-
-
-def _endpoint_line(workspace: Workspace, run: runs.Run, deployed: dict[str, Any]) -> costs.Line:
-    name = deployed["endpoint_name"]
-    deployed_at = datetime.fromisoformat((run.section("deploy") or {})["at"])
-    found = _describe(workspace, name)
-    living = found is not None and found["EndpointStatus"] != "Deleting"
-    cleaned = (run.section("cleanup") or {}).get("at")
-    end = datetime.now(UTC) if living or not cleaned else datetime.fromisoformat(cleaned)
-    seconds = max(0.0, (end - deployed_at).total_seconds())
-    amount = costs.running_cost(deployed["instance_type"], workspace.aws.region, seconds)
-    quoted = costs.Money(0.0, deployed["quote"]["usd_until_expiry"])
-    what = f"endpoint {name}" + (" (still running)" if living else "")
-    return costs.Line(what, deployed["instance_type"], seconds, amount, str(quoted), costs.verdict(amount, quoted))

@@ -142,6 +142,18 @@ def prompt_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
     ]
 
 
+def _answer(
+    workspace: Workspace,
+    target: inference.Deployed,
+    messages: list[dict[str, str]],
+    settings: InvokeSettings,
+    model: str = "",
+) -> str:
+    """A greedy answer, collected from its stream: a plain invocation ends after 60 s, a stream does not."""
+    parts = inference.stream(workspace, target, messages, max_new_tokens=settings.max_new_tokens, model=model)
+    return "".join(parts)
+
+
 def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
     """Held-out prompts answered by base and tuned at the endpoint, greedy.
 
@@ -152,16 +164,14 @@ def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
     samples, note = [], ""
     for row in test_rows(workspace, settings.run_name, settings.compare):
         messages, reference = prompt_of(row)
-        tuned = inference.invoke(workspace, target, messages, max_new_tokens=settings.max_new_tokens)
+        tuned = _answer(workspace, target, messages, settings)
         try:
-            base = inference.invoke(
-                workspace, target, messages, max_new_tokens=settings.max_new_tokens, model="base"
-            ).text
+            base = _answer(workspace, target, messages, settings, model="base")
         except KitError as error:
             job = runs.open_run(workspace, settings.run_name).result("deploy")["job_name"]
             note = f"This endpoint serves the tuned model only ({error.problem}); these are the job's own held-out answers."
             return Comparison(target.endpoint_name, held_out(workspace, job).samples[: settings.compare], note)
-        samples.append(Sample(messages[-1]["content"], reference, base, tuned.text))
+        samples.append(Sample(messages[-1]["content"], reference, base, tuned))
     run = runs.open_run(workspace, settings.run_name)
     kept = [{"prompt": s.prompt, "reference": s.reference, "base": s.base, "tuned": s.tuned} for s in samples]
     run.save("invoke", settings=settings.model_dump(), result={"endpoint_name": target.endpoint_name, "samples": kept})

@@ -1,27 +1,51 @@
-"""Does it fit, how fast will it be: a memory and speed model of LoRA training, stated and simple.
+"""Does it fit, how fast will it be: the memory and speed of a fine-tune, from a model's sizes alone.
 
-Memory (bytes): base weights (2 a parameter; 0.56 in 4-bit) + adapter (16 a parameter: fp32 weights, gradient, two
-Adam moments) + activations of one micro-batch with checkpointing (per token: one hidden state of 2 bytes a layer,
-one layer in full) + logits of the micro-batch (4 bytes, twice) + a fixed overhead of CUDA and its allocator.
-Full tuning: 2 + 2 + 12 bytes a parameter in place of weights and adapter.
+Memory is the arithmetic by which the training container plans its passes (train_src/memory.py; a test keeps the two
+equal), so what is promised here is what the job will do: weights, gradients, optimizer, activations of one pass, one
+chunk of logits, and what CUDA itself takes. Adapters are trained on whole copies of the model, one a GPU; only full
+tuning shares the weights between GPUs.
 
-Speed: 4 N floating point operations a token with a frozen base (forward 2 N, gradient of activations 2 N), 6 N in
-full tuning, at a share of the GPU's dense bf16 peak. The share is given as a range, since it is modelled.
+Speed is modelled: floating point operations of a token (2 a weight forwards, 2 for the gradient of activations, 2 for
+the gradient of weights where they are trained, 2 more where activations are computed again) at a share of the GPU's
+dense bf16 peak. The share is a range, because it is a model and no measurement.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmtuner_kit.catalog import INSTANCES, BaseModel, Instance
 
 GB = 1e9
-OVERHEAD_GB = 1.6
-# Share of the dense peak that LoRA training reaches: published figures for 7B models lie between these.
+# Share of the dense peak that fine-tuning reaches: published figures for 1B to 13B models lie between these.
 UTILISATION = (0.18, 0.5)
-# Small models are bound by kernel launches, not by arithmetic.
-MOST_TOKENS_PER_SECOND = 40_000.0
-SHORTEST_MICRO_BATCH = 512
+# Small models are bound by kernel launches, not by arithmetic; tokens per second of one GPU.
+MOST_TOKENS_PER_SECOND = (17_000.0, 30_000.0)
+# Several GPUs exchange gradients; a fifth is a cautious loss.
+PARALLEL_SHARE = 0.8
+# fp32 peak of a GPU without bf16 (T4), in TFLOP/s.
+FP32_TFLOPS = 8.1
+SAFE_SHARE = 0.9
+_ALLOCATOR_WASTE = 0.05
+_CUDA_CONTEXT = 0.9 * GB
+_LOGIT_BYTES = 10
+_HEAD_CHUNK = 2048
+_MICRO_TOKENS = 16384
+# Reading 4-bit weights back to bf16 for every product costs about a third.
+_FOUR_BIT_SHARE = 0.7
+# What a serving process keeps of a GPU for weights and cache (SM_VLLM_GPU_MEMORY_UTILIZATION).
+SERVING_SHARE = 0.9
+SERVING_CONTEXT = 4096  # longest request an endpoint takes, in tokens (SM_VLLM_MAX_MODEL_LEN)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How a job will run on a GPU: tokens of one pass, whether activations are computed again, bytes in all."""
+
+    micro_tokens: int
+    checkpointing: bool
+    needed: float
 
 
 @dataclass(frozen=True)
@@ -29,9 +53,9 @@ class Fit:
     """Whether a job fits one GPU of an instance.
 
     Attributes:
-        needed_gb, available_gb: memory of one GPU in 10^9 bytes.
+        needed_gb, available_gb: memory of one GPU in 10^9 bytes; available is what may be used, a tenth is left free.
         why: one sentence.
-        cheaper: the smallest instance type that fits, when this one does not or is larger than needed.
+        smallest: the instance type with the least hardware that fits; empty when none does.
     """
 
     fits: bool
@@ -39,64 +63,215 @@ class Fit:
     available_gb: float
     why: str
     smallest: str
+    micro_tokens: int = 0
+    checkpointing: bool = False
+
+    @property
+    def headroom(self) -> float:
+        """Share of the usable memory that stays free; below zero when it does not fit."""
+        return 1 - self.needed_gb / self.available_gb
 
 
-def adapter_parameters(model: BaseModel, rank: int) -> int:
+def linear_weights(model: BaseModel) -> int:
+    """Weights of all linear layers inside the transformer's blocks."""
+    query, kv = model.heads * model.head_size, model.kv_heads * model.head_size
+    attention = model.hidden * (2 * query + 2 * kv)
+    feed_forward = 3 * model.hidden * model.intermediate
+    encoder = attention + feed_forward
+    decoder = 2 * attention + feed_forward
+    return model.decoder_layers * (encoder + decoder if model.family == "seq2seq" else encoder)
+
+
+def adapter_weights(model: BaseModel, rank: int) -> int:
     """Weights of a LoRA adapter on all linear layers."""
-    attention = model.head_size * model.heads
-    kv = model.head_size * model.kv_heads
-    per_block = rank * (2 * (model.hidden + attention) + 2 * (model.hidden + kv))
-    layer = per_block + rank * 3 * (model.hidden + model.intermediate)
-    blocks = 2 * layer + per_block if model.family == "seq2seq" else layer
-    return blocks * model.decoder_layers
+    query, kv = model.heads * model.head_size, model.kv_heads * model.head_size
+    attention = rank * (4 * model.hidden + 2 * query + 2 * kv)
+    feed_forward = 3 * rank * (model.hidden + model.intermediate)
+    encoder, decoder = attention + feed_forward, 2 * attention + feed_forward
+    return model.decoder_layers * (encoder + decoder if model.family == "seq2seq" else encoder)
 
 
-def training_memory_gb(model: BaseModel, method: str, rank: int, micro_tokens: int) -> float:
-    """Peak memory of one GPU in GB for a micro-batch of `micro_tokens` tokens."""
-    if method == "full":
-        weights = 16.0 * model.parameters
+def training_bytes(
+    model: BaseModel,
+    *,
+    method: str,
+    rank: int,
+    micro_tokens: int,
+    checkpointing: bool,
+    processes: int = 1,
+    bytes_per_weight: int = 2,
+) -> float:
+    """Peak bytes of one GPU while it trains; `processes` is the number of GPUs of the whole job."""
+    trained = model.parameters if method == "full" else adapter_weights(model, rank)
+    if method == "qlora":
+        linear = linear_weights(model)
+        weights = 0.55 * linear + 2 * (model.parameters - linear)
     else:
-        base = 0.56 if method == "qlora" else 2.0
-        weights = base * model.parameters + 16.0 * adapter_parameters(model, rank)
-    layers = model.decoder_layers * (2 if model.family == "seq2seq" else 1)
-    states = micro_tokens * model.hidden * 2.0 * layers
-    one_layer = micro_tokens * (8 * model.hidden + 4 * model.intermediate) * 2.0
-    logits = micro_tokens * model.vocabulary * 8.0
-    return (weights + states + one_layer + logits) / GB + OVERHEAD_GB
+        weights = (4.0 if method == "full" else bytes_per_weight) * model.parameters
+    adapter = 0 if method == "full" else 4 * trained
+    shards = processes if method == "full" else 1
+    layer = _layer_bytes(model) * bytes_per_weight / 2
+    encoder, decoder = (model.decoder_layers, model.decoder_layers) if model.family == "seq2seq" else (0, 0)
+    depth = encoder + 1.5 * decoder if model.family == "seq2seq" else float(model.decoder_layers)
+    if checkpointing:
+        activations = micro_tokens * (bytes_per_weight * model.hidden * depth + 1.5 * layer)
+    else:
+        activations = micro_tokens * layer * depth
+    head = _HEAD_CHUNK * model.vocabulary * _LOGIT_BYTES
+    subtotal = (weights + 12 * trained) / shards + adapter + activations + head
+    return subtotal * (1 + _ALLOCATOR_WASTE) + _CUDA_CONTEXT
 
 
-def check(model: BaseModel, instance: Instance, *, method: str, rank: int, max_length: int) -> Fit:
-    """Does one row of the longest length fit a GPU of this instance, with a tenth to spare?"""
-    tokens = max(SHORTEST_MICRO_BATCH, max_length)
-    needed = training_memory_gb(model, method, rank, tokens)
-    usable = instance.gpu_memory_gb * 1.024 * 0.9  # a label of 24 GB is 24 GiB less what the driver keeps
-    fits = needed <= usable and (instance.bf16_tflops > 0 or model.parameters < 500_000_000)
-    smallest = smallest_instance(model, method=method, rank=rank, max_length=max_length)
-    if instance.bf16_tflops == 0 and not fits:
-        why = f"{instance.gpu} has no bf16; choose a g5 or newer"
+def _layer_bytes(model: BaseModel) -> float:
+    """Activation bytes a token and layer keeps for the backward pass, in bf16."""
+    query, kv = model.heads * model.head_size, model.kv_heads * model.head_size
+    return 12 * model.hidden + 4 * query + 4 * kv + 8 * model.intermediate
+
+
+def plan(
+    model: BaseModel,
+    instance: Instance,
+    *,
+    method: str,
+    rank: int,
+    max_length: int,
+    batch_tokens: int = 4096,
+    count: int = 1,
+) -> Pass:
+    """The fastest way that fits one GPU of the instance, else the most frugal one, whose `needed` is then too much."""
+    usable = SAFE_SHARE * instance.gpu_memory_gb * GB
+    smallest: Pass | None = None
+    for tried in _passes(model, instance, method, rank, max_length, batch_tokens, count):
+        if tried.needed <= usable:
+            return tried
+        if smallest is None or tried.needed < smallest.needed:
+            smallest = tried
+    assert smallest is not None
+    return smallest
+
+
+def _passes(
+    model: BaseModel, instance: Instance, method: str, rank: int, max_length: int, batch_tokens: int, count: int
+) -> Iterator[Pass]:
+    """Ways to run, the fastest first: large passes before small ones, and before computing activations again."""
+    most = min(_MICRO_TOKENS, batch_tokens)
+    for checkpointing in (False, True):
+        for size in dict.fromkeys(max(1, most // part) for part in (1, 2, 4, 8)):
+            needed = training_bytes(
+                model,
+                method=method,
+                rank=rank,
+                micro_tokens=max(size, max_length),  # a row is never split
+                checkpointing=checkpointing,
+                processes=instance.gpus * count,
+                bytes_per_weight=2 if instance.bf16_tflops else 4,
+            )
+            yield Pass(size, checkpointing, needed)
+
+
+def check(
+    model: BaseModel,
+    instance: Instance,
+    *,
+    method: str,
+    rank: int,
+    max_length: int,
+    batch_tokens: int = 4096,
+    count: int = 1,
+) -> Fit:
+    """Does the job fit a GPU of this instance with a tenth to spare, and how would it run?"""
+    sizes = {"method": method, "rank": rank, "max_length": max_length, "batch_tokens": batch_tokens}
+    found = plan(model, instance, count=count, **sizes)  # type: ignore[arg-type]
+    usable = SAFE_SHARE * instance.gpu_memory_gb
+    needed = found.needed / GB
+    possible = instance.bf16_tflops > 0 or method != "qlora"
+    fits = needed <= usable and possible
+    if not possible:
+        why = f"4-bit training needs bf16, which the {instance.gpu} does not have"
     elif fits:
-        why = f"about {needed:.1f} of {usable:.0f} GB on each {instance.gpu}"
+        how = ", activations computed again" if found.checkpointing else ""
+        why = f"about {needed:.1f} of {usable:.1f} GB usable on each {instance.gpu}{how}"
     else:
-        why = f"about {needed:.1f} GB needed, {usable:.0f} GB usable on each {instance.gpu}"
+        why = f"about {needed:.1f} GB needed, {usable:.1f} GB usable on each {instance.gpu}"
+    smallest = smallest_instance(model, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens)
+    return Fit(fits, needed, usable, why, smallest, found.micro_tokens, found.checkpointing)
+
+
+def fitting_instances(
+    model: BaseModel, *, method: str, rank: int, max_length: int, batch_tokens: int = 4096
+) -> list[Instance]:
+    """The instance types with bf16 whose GPUs and memory a job fits, the least hardware first."""
+    found = []
+    for item in _by_size():
+        if not item.bf16_tflops or item.memory_gb < host_memory_gb(model):
+            continue
+        tried = plan(model, item, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens)
+        if tried.needed <= SAFE_SHARE * item.gpu_memory_gb * GB:
+            found.append(item)
+    return found
+
+
+def host_memory_gb(model: BaseModel) -> float:
+    """Memory of the machine (not its GPUs) that loading, merging and packing want in comfort. Modelled."""
+    return 1.3 * 2 * model.parameters / GB + 4
+
+
+def smallest_instance(model: BaseModel, *, method: str, rank: int, max_length: int, batch_tokens: int = 4096) -> str:
+    """The instance type with the least hardware that a job fits; empty when none of the catalogue does."""
+    found = fitting_instances(model, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens)
+    return found[0].instance_type if found else ""
+
+
+def tokens_per_second(
+    model: BaseModel, instance: Instance, *, method: str, count: int = 1, checkpointing: bool = False
+) -> tuple[float, float]:
+    """Modelled training speed as a range (slow, fast), all GPUs of all instances together."""
+    # A token of an encoder-decoder passes one of its two halves.
+    weights = model.parameters / 2 if model.family == "seq2seq" else float(model.parameters)
+    operations = (4.0 + (2.0 if method == "full" else 0.0) + (2.0 if checkpointing else 0.0)) * weights
+    peak = (instance.bf16_tflops or FP32_TFLOPS) * 1e12 * (_FOUR_BIT_SHARE if method == "qlora" else 1.0)
+    gpus = instance.gpus * count
+    scale = gpus if gpus == 1 else gpus * PARALLEL_SHARE
+    slow, fast = (
+        min(peak * share / operations, most) * scale
+        for share, most in zip(UTILISATION, MOST_TOKENS_PER_SECOND, strict=True)
+    )
+    return slow, fast
+
+
+def tensor_parallel(model: BaseModel, instance: Instance) -> int:
+    """How many GPUs of an instance can share one served model: the most that divide its attention heads evenly."""
+    for gpus in range(instance.gpus, 1, -1):
+        if model.heads % gpus == 0 and (model.kv_heads % gpus == 0 or gpus % model.kv_heads == 0):
+            return gpus
+    return 1
+
+
+def serving_fit(model: BaseModel, instance: Instance) -> Fit:
+    """Does the merged model in bf16 fit the instance's GPUs, with cache for one request of full length?
+
+    Decoder models are served by vLLM over several GPUs; an encoder-decoder is on one.
+    """
+    gpus, needed, fits = _serving(model, instance)
+    usable = SERVING_SHARE * instance.gpu_memory_gb
+    smallest = next((item.instance_type for item in _by_size() if _serving(model, item)[2]), "")
+    where = f"each of {gpus} x {instance.gpu}" if gpus > 1 else f"one {instance.gpu}"
+    why = f"about {needed:.1f} of {usable:.1f} GB usable on {where}"
+    if needed <= usable and not fits:
+        why = f"the {instance.gpu} has no bf16, in which the model is served"
     return Fit(fits, needed, usable, why, smallest)
 
 
-def smallest_instance(model: BaseModel, *, method: str, rank: int, max_length: int) -> str:
-    """The instance type with the least hardware that fits, in the order of the catalogue; empty when none does."""
-    tokens = max(SHORTEST_MICRO_BATCH, max_length)
-    needed = training_memory_gb(model, method, rank, tokens)
-    for item in sorted(INSTANCES, key=lambda item: (item.gpus, item.gpu_memory_gb * item.gpus, item.vcpus)):
-        if item.bf16_tflops and needed <= item.gpu_memory_gb * 1.024 * 0.9:
-            return item.instance_type
-    return ""
+def _serving(model: BaseModel, instance: Instance) -> tuple[int, float, bool]:
+    """(GPUs that share the model, GB on each, whether it fits)."""
+    gpus = tensor_parallel(model, instance) if model.family == "causal" else 1
+    length = min(model.context, SERVING_CONTEXT)
+    cache = 4 * model.decoder_layers * model.kv_heads * model.head_size * length
+    needed = ((2 * model.parameters + cache) / gpus + _CUDA_CONTEXT) / GB
+    has_type = instance.bf16_tflops > 0 or model.family == "seq2seq"
+    return gpus, needed, has_type and needed <= SERVING_SHARE * instance.gpu_memory_gb
 
 
-def tokens_per_second(model: BaseModel, instance: Instance, *, method: str, count: int = 1) -> tuple[float, float]:
-    """Modelled training speed as a range (slow, fast), all GPUs of all instances together."""
-    operations = (6.0 if method == "full" else 4.0) * model.parameters
-    peak = (instance.bf16_tflops or 30.0) * 1e12
-    gpus = instance.gpus * count
-    slow, fast = (min(peak * share / operations, MOST_TOKENS_PER_SECOND * (0.25 + share)) for share in UTILISATION)
-    # Several GPUs exchange gradients of the adapter only; a fifth is a cautious loss.
-    scale = gpus if gpus == 1 else gpus * 0.8
-    return slow * scale, fast * scale
+def _by_size() -> list[Instance]:
+    """The catalogue's instance types, the least hardware first."""
+    return sorted(INSTANCES, key=lambda item: (item.gpus, item.gpu_memory_gb * item.gpus, item.vcpus))

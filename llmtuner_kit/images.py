@@ -1,45 +1,68 @@
-"""Container images, from the SageMaker SDK's own tables.
+"""Container images: which image trains and which serves, per region.
 
-The SDK takes seconds to import, so it is imported here and only when an image is asked for.
+The tables are the SageMaker SDK's own, kept in data/images.json because importing the SDK takes seconds; a test
+compares every image and region with it.
 """
 
 from __future__ import annotations
 
-import warnings
-from functools import lru_cache
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 from llmtuner_kit.catalog import Family
+from llmtuner_kit.errors import SettingsError
 
-TRAINING = {
-    "framework": "huggingface",
-    "version": "5.3.0",
-    "base_framework_version": "pytorch2.9.0",
-    "py_version": "py312",
-}
-VLLM = {"framework": "vllm", "version": "0.30.0"}
-TRANSFORMERS = {
-    "framework": "huggingface",
-    "version": "5.5.3",
-    "base_framework_version": "pytorch2.6.0",
-    "py_version": "py312",
-}
+_CHINA = "cn-"
 
 
-@lru_cache(maxsize=64)
-def _retrieve(region: str, instance_type: str, scope: str, names: tuple[tuple[str, str], ...]) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the SDK's own imports warn about themselves
-        from sagemaker.core import image_uris
+@dataclass(frozen=True)
+class Image:
+    """One image in one region.
 
-        return str(image_uris.retrieve(region=region, instance_type=instance_type, image_scope=scope, **dict(names)))
+    Attributes:
+        ami: InferenceAmiVersion of a production variant whose driver runs this image's CUDA; empty for training.
+    """
 
-
-def training_image(region: str, instance_type: str) -> str:
-    """The Hugging Face PyTorch training image of a region."""
-    return _retrieve(region, instance_type, "training", tuple(TRAINING.items()))
+    uri: str
+    ami: str = ""
 
 
-def serving_image(family: Family, region: str, instance_type: str) -> str:
+@cache
+def _tables() -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads(
+        resources.files("llmtuner_kit.data").joinpath("images.json").read_text()
+    )
+    return found
+
+
+def regions(kind: str) -> dict[str, str]:
+    """Region -> registry account of one kind of image: training, vllm or transformers."""
+    table = _tables()[kind]["regions"]
+    assert isinstance(table, dict)
+    return {region: account for account, names in table.items() for region in names.split()}
+
+
+def _image(kind: str, region: str) -> Image:
+    known = regions(kind)
+    if region not in known:
+        raise SettingsError(
+            f"AWS has no {kind} image of the kind this kit uses in region {region!r}.",
+            valid=", ".join(sorted(known)),
+            fix="set region to one of these",
+        )
+    table = _tables()[kind]
+    suffix = "amazonaws.com.cn" if region.startswith(_CHINA) else "amazonaws.com"
+    uri = f"{known[region]}.dkr.ecr.{region}.{suffix}/{table['repository']}:{table['tag']}"
+    return Image(uri, str(table.get("ami", "")))
+
+
+def training_image(region: str) -> str:
+    """The Hugging Face PyTorch training image of a region; raises SettingsError where AWS has none."""
+    return _image("training", region).uri
+
+
+def serving_image(family: Family, region: str) -> Image:
     """vLLM for decoder models, the Hugging Face inference image (with code/inference.py) for encoder-decoders."""
-    names = VLLM if family == "causal" else TRANSFORMERS
-    return _retrieve(region, instance_type, "inference", tuple(names.items()))
+    return _image("vllm" if family == "causal" else "transformers", region)

@@ -8,27 +8,21 @@ start(workspace, settings)           the same inputs find the same job instead o
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, catalog, costs, fit, images, paths, runs
+from llmtuner_kit import access, catalog, costs, images, paths, runs, staging
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.errors import BudgetError, ConflictError, NotFoundError, SettingsError
+from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, chosen_model, quote
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.workspace import Workspace
 
-# What AWS bills besides training itself: fetching data and model, loading, packing and uploading. Modelled.
-START_SECONDS = (90.0, 300.0)
-# Time a job needs after SIGTERM to save its adapter and upload it; taken off the budget.
-SAVE_SECONDS = 180
-LONGEST_SECONDS = 28 * 86400
 METRICS = (
     "train_loss", "eval_loss", "token_accuracy", "eval_token_accuracy", "tokens_per_second", "learning_rate",
     "grad_norm", "epoch", "step", "total_steps", "eta_seconds", "memory_gb", "base_loss", "base_perplexity",
@@ -39,40 +33,6 @@ _PASSED = (
     "method", "epochs", "max_steps", "learning_rate", "lora_r", "lora_alpha", "lora_dropout", "max_length",
     "batch_tokens", "seed", "evaluation_samples",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Quote:
-    """What a job will take, as ranges; `basis` says where the speed comes from.
-
-    Attributes:
-        tokens: tokens of the training rows times epochs.
-        seconds: billable seconds per instance (low, high).
-        endpoint_per_hour, endpoint_per_month: USD of one hosting instance of the same type; None: unknown.
-        max_runtime_seconds: the hard limit the job gets.
-    """
-
-    model_id: str
-    method: str
-    instance_type: str
-    instance_count: int
-    rows: int
-    tokens: int
-    tokens_per_second: tuple[float, float]
-    seconds: tuple[float, float]
-    money: costs.Money
-    price: costs.Price | None
-    fit: fit.Fit
-    basis: str
-    budget_usd: float
-    max_runtime_seconds: int
-    endpoint_per_hour: float | None
-    charged: bool
-
-    @property
-    def endpoint_per_month(self) -> float | None:
-        """USD for 730 hours of one instance."""
-        return None if self.endpoint_per_hour is None else self.endpoint_per_hour * 730
 
 
 @dataclass(frozen=True)
@@ -106,73 +66,6 @@ class Plan:
     max_runtime_seconds: int
     run_name: str
     environment: dict[str, str]
-
-
-def quote(workspace: Workspace, settings: TrainSettings) -> Quote:
-    """What the job will take. Raises BudgetError when even the low end is above the budget."""
-    run = runs.open_run(workspace, settings.run_name)
-    prepared = run.result("prepare")
-    model = chosen_model(run, settings)
-    instance = catalog.instance(settings.instance_type)
-    train = prepared["splits"]["train"]
-    tokens = int(train["tokens"] * settings.epochs)
-    if settings.max_steps:
-        tokens = min(tokens, settings.max_steps * settings.batch_tokens)
-    length = settings.max_length or int(prepared.get("max_length") or 0) or min(2048, model.context)
-    speed = fit.tokens_per_second(model, instance, method=settings.method, count=settings.instance_count)
-    seconds = (START_SECONDS[0] + tokens / speed[1], START_SECONDS[1] + tokens / speed[0])
-    region = workspace.aws.region
-    money = costs.cost_range(instance.instance_type, region, seconds, settings.instance_count)
-    made = Quote(
-        model_id=model.model_id,
-        method=settings.method,
-        instance_type=instance.instance_type,
-        instance_count=settings.instance_count,
-        rows=int(train["rows"]),
-        tokens=tokens,
-        tokens_per_second=speed,
-        seconds=seconds,
-        money=money,
-        price=costs.price(instance.instance_type, region),
-        fit=fit.check(model, instance, method=settings.method, rank=settings.lora_r, max_length=length),
-        basis=f"modelled at {fit.UTILISATION[0]:.0%} to {fit.UTILISATION[1]:.0%} of the {instance.gpu}'s bf16 peak",
-        budget_usd=settings.budget_usd,
-        max_runtime_seconds=_runtime_limit(settings, seconds, region),
-        endpoint_per_hour=costs.hourly(instance.instance_type, region),
-        charged=workspace.aws.charged,
-    )
-    if settings.budget_usd and money.low is not None and money.low > settings.budget_usd:
-        raise BudgetError(
-            f"The quote is {money}; the budget is {costs.usd(settings.budget_usd)}.",
-            fix="raise budget_usd, lower epochs, choose a cheaper instance_type, or use fewer rows",
-        )
-    return made
-
-
-def _runtime_limit(settings: TrainSettings, seconds: tuple[float, float], region: str) -> int:
-    """MaxRuntimeInSeconds: what was asked for, what the budget buys less the time to save, or four times the quote."""
-    limits = []
-    if settings.max_runtime_minutes:
-        limits.append(settings.max_runtime_minutes * 60)
-    rate = costs.hourly(settings.instance_type, region, settings.instance_count)
-    if settings.budget_usd and rate:
-        bought = settings.budget_usd / rate * 3600 - SAVE_SECONDS
-        if bought < 60:
-            raise BudgetError(
-                f"budget_usd {costs.usd(settings.budget_usd)} buys {bought + SAVE_SECONDS:.0f} s of {settings.instance_type}; "
-                f"{SAVE_SECONDS} s of that are kept to save the work.",
-                fix="raise budget_usd or choose a cheaper instance_type",
-            )
-        limits.append(int(bought))
-    if not limits:
-        limits.append(max(3600, int(seconds[1] * 4)))
-    return min(*limits, LONGEST_SECONDS)
-
-
-def chosen_model(run: Run, settings: TrainSettings) -> catalog.BaseModel:
-    """The base model of the settings, else the one of 00_start, else the one the data was prepared for."""
-    start = (run.section("start") or {}).get("settings", {})
-    return catalog.base_model(settings.model_id or start.get("model_id") or run.result("prepare")["model_id"])
 
 
 def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
@@ -240,8 +133,8 @@ def _same_job(workspace: Workspace, request: dict[str, Any]) -> str:
     """The ARN of the job that has the name, when it was made from the same inputs."""
     found = workspace.aws.client("sagemaker").describe_training_job(TrainingJobName=request["TrainingJobName"])
     same = (
-        found["HyperParameters"] == request["HyperParameters"]
-        and found["OutputDataConfig"]["S3OutputPath"] == (request["OutputDataConfig"]["S3OutputPath"])
+        found.get("HyperParameters") == request["HyperParameters"]
+        and found["OutputDataConfig"]["S3OutputPath"] == request["OutputDataConfig"]["S3OutputPath"]
     )
     if same and found["TrainingJobStatus"] not in ("Failed", "Stopped"):
         return str(found["TrainingJobArn"])
@@ -257,8 +150,8 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
     """Resolve names, role and image, and put code and base model where the job will look for them."""
     prepared = run.result("prepare")
     model = chosen_model(run, settings)
-    code_sha, code_uri = stage_code(workspace)
-    model_uri = stage_model(workspace, model) if model.embedded else ""
+    code_sha, code_uri = staging.stage_code(workspace)
+    model_uri = staging.stage_model(workspace, model) if model.embedded else ""
     channels = {name: part["uri"] for name, part in prepared["splits"].items() if part["rows"]}
     for uri in channels.values():
         workspace.require_own(uri)
@@ -270,8 +163,8 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
         job_name=job_name,
         settings=settings,
         model=model,
-        role_arn=access.execution_role(workspace.aws, settings.role_arn),
-        image=images.training_image(workspace.aws.region, settings.instance_type),
+        role_arn=access.execution_role(workspace.aws, settings.role_arn, workspace.user_id),
+        image=images.training_image(workspace.aws.region),
         bucket=workspace.bucket,
         user_paths=workspace.paths,
         code_uri=code_uri,
@@ -302,9 +195,10 @@ def _environment(model: catalog.BaseModel) -> dict[str, str]:
 def _job_name(workspace: Workspace, run_name: str, model_id: str, inputs: list[Any]) -> str:
     """A name that follows from the inputs. A job of that name that failed or was stopped makes room for a next try."""
     digest = hashlib.sha256(json.dumps([workspace.user_id, inputs], sort_keys=True).encode()).hexdigest()[:8]
-    base = paths.slug(f"{run_name}-{model_id}")
+    base, mark = paths.slug(f"{run_name}-{model_id}"), access.user_mark(workspace.user_id)
     for attempt in range(1, 100):
-        tail = digest if attempt == 1 else f"{digest}-{attempt}"
+        # The user's mark ends the name: a policy on log streams holds on to it.
+        tail = f"{digest}-{mark}" if attempt == 1 else f"{digest}-{attempt}-{mark}"
         name = paths.check_name(paths.fit_name(base, tail), "job_name")
         found = job_status(workspace, name)
         if found not in ("Failed", "Stopped"):
@@ -389,55 +283,6 @@ def hyperparameters(plan: Plan) -> dict[str, str]:
 def _channel(name: str, uri: str) -> dict[str, Any]:
     source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": "File"}
-
-
-def code_folder() -> Path:
-    """train_src, found without importing it."""
-    spec = importlib.util.find_spec("train_src")
-    if spec is None or not spec.submodule_search_locations:
-        raise NotFoundError("train_src is not installed beside llmtuner_kit.", fix="install the project again")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def stage_code(workspace: Workspace) -> tuple[str, str]:
-    """Put train_src under its content's hash, once; (hash, URI)."""
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for folder in [code_folder()]
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    sha = digest.hexdigest()[:12]
-    prefix = workspace.paths.code(sha)
-    _put_missing(workspace, prefix, files)
-    return sha, workspace.paths.uri(prefix)
-
-
-def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
-    """Put an embedded base model under its revision, once; the URI of the prefix."""
-    folder = catalog.base_model_folder(model.model_id)
-    prefix = workspace.paths.base_model(model.model_id, catalog.base_model_revision(model.model_id))
-    files: dict[str, bytes | Path] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    _put_missing(workspace, prefix, files)
-    return workspace.paths.uri(prefix)
-
-
-def _put_missing(workspace: Workspace, prefix: str, files: dict[str, Any]) -> None:
-    """Upload what is not there yet; the prefix carries a hash, so equal names and sizes are equal files."""
-    client = workspace.aws.client("s3")
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=workspace.bucket, Prefix=prefix)
-    there = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
-    for name, content in files.items():
-        size = content.stat().st_size if isinstance(content, Path) else len(content)
-        if there.get(prefix + name) == size:
-            continue
-        if isinstance(content, Path):
-            client.upload_file(str(content), workspace.bucket, prefix + name)
-        else:
-            client.put_object(Bucket=workspace.bucket, Key=prefix + name, Body=content)
 
 
 def stop(workspace: Workspace, job_name: str) -> str:

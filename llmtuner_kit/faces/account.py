@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -97,10 +96,11 @@ def prices() -> None:
 @click.option("--region", default="", help="AWS region; default: the configured one")
 def refresh(region: str) -> None:
     """Read the prices of a region from the AWS Price List API into your own price book."""
-    from llmtuner_kit import aws, costs
+    from llmtuner_kit import aws
+    from llmtuner_kit import prices as fresh
 
-    path = costs.refresh(aws.connect("aws", region), datetime.now(UTC).date().isoformat())
-    click.echo(f"Prices are in {path}.")
+    found = fresh.refresh(aws.connect("aws", region))
+    click.echo(f"{found.known} prices of {found.region} are in {found.path}; {len(found.changed)} changed.")
 
 
 @prices.command("show")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmtuner_kit import costs, evaluation, inference
-from llmtuner_kit.endpoints import CleanUp, Endpoint, EndpointStatus
+from llmtuner_kit.cleanup import CleanUp
+from llmtuner_kit.endpoints import Endpoint, EndpointStatus
 from llmtuner_kit.errors import SettingsError
 from llmtuner_kit.evaluation import Comparison, HeldOut, Sample
 from llmtuner_kit.faces.show import Card, Table, duration

@@ -1,0 +1,294 @@
+"""The quote: what a training job will take in time and money, before anything is started.
+
+Billable time = fetching and starting + tokens / speed + evaluation + packing and uploading, each as a range. Speed is
+measured where a finished job of the user had the same model, method and instance on a charged target, else modelled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llmtuner_kit import catalog, costs, fit, runs
+from llmtuner_kit.aws import ClientError
+from llmtuner_kit.catalog import BaseModel, Instance
+from llmtuner_kit.errors import BudgetError
+from llmtuner_kit.runs import Run
+from llmtuner_kit.settings import TrainSettings
+from llmtuner_kit.workspace import Workspace
+
+# Starting the container and loading the libraries, billed from the download on. Modelled.
+START_SECONDS = (60.0, 240.0)
+# Rates in bytes per second at which weights come from the Hub or S3, and at which an archive is packed and sent. Modelled.
+FETCH_RATE = (60e6, 250e6)
+PACK_RATE = (25e6, 100e6)
+# SageMaker kills a stopping job after this time; what lies in /opt/ml/model then is packed and uploaded, billed too.
+KILL_SECONDS = 120
+LONGEST_SECONDS = 28 * 86400
+# A job without budget and limit of its own may take this many times its quote before it is stopped.
+_PATIENCE = 4
+# The trainer looks at the validation rows about ten times; a forward pass costs half of a training token.
+_VALIDATIONS = 10
+_FORWARD_SHARE = 0.5
+# A measured speed holds for the next job within this share.
+_MEASURED_SPREAD = 0.15
+_RUNS_SEARCHED = 10
+
+
+@dataclass(frozen=True)
+class Option:
+    """The same job on another instance type."""
+
+    instance_type: str
+    seconds: tuple[float, float]
+    money: costs.Money
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a job will take, as ranges; `basis` says where the speed comes from.
+
+    Attributes:
+        tokens: tokens of the training rows times epochs.
+        tokens_per_second: of all instances together.
+        startup_seconds: the part of `seconds` in which nothing is trained yet.
+        seconds: billable seconds per instance (low, high).
+        save_seconds: what is taken off the budget, so that a job stopped by it can still pack and upload its work.
+        max_runtime_seconds: the hard limit the job gets.
+        endpoint_per_hour: USD of one hosting instance of the same type; None: unknown.
+        options: instance types the job fits, the cheapest job first, those without a known price last.
+    """
+
+    model_id: str
+    method: str
+    instance_type: str
+    instance_count: int
+    rows: int
+    tokens: int
+    tokens_per_second: tuple[float, float]
+    startup_seconds: tuple[float, float]
+    seconds: tuple[float, float]
+    money: costs.Money
+    price: costs.Price | None
+    fit: fit.Fit
+    basis: str
+    budget_usd: float
+    save_seconds: int
+    max_runtime_seconds: int
+    endpoint_per_hour: float | None
+    charged: bool
+    options: tuple[Option, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def endpoint_per_month(self) -> float | None:
+        """USD for 730 hours of one instance."""
+        return None if self.endpoint_per_hour is None else self.endpoint_per_hour * costs.HOURS_PER_MONTH
+
+    @property
+    def cheapest(self) -> str:
+        """The instance type on which the job is cheapest; empty when it fits none."""
+        return self.options[0].instance_type if self.options else ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job has to do: rows and tokens of the splits, the longest row."""
+
+    rows: int
+    tokens: int
+    forward_tokens: int
+    max_length: int
+
+
+def quote(workspace: Workspace, settings: TrainSettings) -> Quote:
+    """What the job will take. Raises BudgetError when even the low end is above the budget."""
+    run = runs.open_run(workspace, settings.run_name)
+    model = chosen_model(run, settings)
+    work = work_of(run.result("prepare"), model, settings)
+    measured = measured_speed(workspace, model, settings) if workspace.aws.charged else None
+    return make_quote(model, work, settings, workspace.aws.region, charged=workspace.aws.charged, measured=measured)
+
+
+def chosen_model(run: Run, settings: TrainSettings) -> BaseModel:
+    """The base model of the settings, else the one of 00_start, else the one the data was prepared for."""
+    start = (run.section("start") or {}).get("settings", {})
+    return catalog.base_model(settings.model_id or start.get("model_id") or run.result("prepare")["model_id"])
+
+
+def work_of(prepared: dict[str, Any], model: BaseModel, settings: TrainSettings) -> Work:
+    """The work of a job from the result of 02_prepare."""
+    splits = prepared["splits"]
+    tokens = int(splits["train"]["tokens"] * settings.epochs)
+    if settings.max_steps:
+        tokens = min(tokens, settings.max_steps * settings.batch_tokens)
+    seen = {name: int((splits.get(name) or {}).get("tokens") or 0) for name in ("validation", "test")}
+    forward = _VALIDATIONS * seen["validation"] + 2 * seen["test"]
+    length = settings.max_length or int(prepared.get("max_length") or 0) or min(2048, model.context)
+    return Work(int(splits["train"]["rows"]), tokens, forward, length)
+
+
+def make_quote(
+    model: BaseModel,
+    work: Work,
+    settings: TrainSettings,
+    region: str,
+    *,
+    charged: bool,
+    measured: tuple[float, str] | None = None,
+) -> Quote:
+    """The quote of a known amount of work. Pure but for the price book. `measured`: (tokens per second, where from)."""
+    instance = catalog.instance(settings.instance_type)
+    fits = _fit(model, instance, work, settings)
+    speed = _speed(model, instance, fits, settings)
+    basis = f"modelled at {fit.UTILISATION[0]:.0%} to {fit.UTILISATION[1]:.0%} of the {instance.gpu}'s peak"
+    if measured:
+        speed = (measured[0] * (1 - _MEASURED_SPREAD), measured[0] * (1 + _MEASURED_SPREAD))
+        basis = f"measured by {measured[1]}, within {_MEASURED_SPREAD:.0%}"
+    startup, seconds = _seconds(model, work, speed)
+    money = costs.cost_range(instance.instance_type, region, seconds, settings.instance_count)
+    save = KILL_SECONDS + math.ceil(_archive_bytes(model) / PACK_RATE[0])
+    if settings.budget_usd and money.low is not None and money.low > settings.budget_usd:
+        raise BudgetError(
+            f"The quote is {money}; the budget is {costs.usd(settings.budget_usd)}.",
+            fix="raise budget_usd, lower epochs, choose a cheaper instance_type, or use fewer rows",
+        )
+    return Quote(
+        model_id=model.model_id,
+        method=settings.method,
+        instance_type=instance.instance_type,
+        instance_count=settings.instance_count,
+        rows=work.rows,
+        tokens=work.tokens,
+        tokens_per_second=speed,
+        startup_seconds=startup,
+        seconds=seconds,
+        money=money,
+        price=costs.price(instance.instance_type, region, "training"),
+        fit=fits,
+        basis=basis,
+        budget_usd=settings.budget_usd,
+        save_seconds=save,
+        max_runtime_seconds=runtime_limit(settings, seconds, region, save),
+        endpoint_per_hour=costs.hourly(instance.instance_type, region),
+        charged=charged,
+        options=tuple(_options(model, work, settings, region)),
+        notes=tuple(_notes(model, settings, money, fits)),
+    )
+
+
+def _fit(model: BaseModel, instance: Instance, work: Work, settings: TrainSettings) -> fit.Fit:
+    return fit.check(
+        model,
+        instance,
+        method=settings.method,
+        rank=settings.lora_r,
+        max_length=work.max_length,
+        batch_tokens=settings.batch_tokens,
+        count=settings.instance_count,
+    )
+
+
+def _speed(model: BaseModel, instance: Instance, fits: fit.Fit, settings: TrainSettings) -> tuple[float, float]:
+    return fit.tokens_per_second(
+        model, instance, method=settings.method, count=settings.instance_count, checkpointing=fits.checkpointing
+    )
+
+
+def _archive_bytes(model: BaseModel) -> float:
+    return 2.0 * model.parameters
+
+
+def _seconds(
+    model: BaseModel, work: Work, speed: tuple[float, float]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """((start low, high), (all low, high)) in billable seconds of each instance."""
+    weights = _archive_bytes(model)
+    startup = (START_SECONDS[0] + weights / FETCH_RATE[1], START_SECONDS[1] + weights / FETCH_RATE[0])
+    effective = work.tokens + _FORWARD_SHARE * work.forward_tokens
+    low = startup[0] + effective / speed[1] + weights / PACK_RATE[1]
+    high = startup[1] + effective / speed[0] + weights / PACK_RATE[0]
+    return startup, (low, high)
+
+
+def _options(model: BaseModel, work: Work, settings: TrainSettings, region: str) -> list[Option]:
+    """Every instance type the job fits, the cheapest job first."""
+    found = []
+    sizes = {"method": settings.method, "rank": settings.lora_r, "max_length": work.max_length}
+    for instance in fit.fitting_instances(model, **sizes, batch_tokens=settings.batch_tokens):  # type: ignore[arg-type]
+        one = _on_one(settings)
+        speed = _speed(model, instance, _fit(model, instance, work, one), one)
+        _, seconds = _seconds(model, work, speed)
+        found.append(Option(instance.instance_type, seconds, costs.cost_range(instance.instance_type, region, seconds)))
+    return sorted(found, key=lambda item: (item.money.high is None, item.money.high or 0.0))
+
+
+def _on_one(settings: TrainSettings) -> TrainSettings:
+    """The same settings on one instance: options are compared one instance each."""
+    return settings.model_copy(update={"instance_count": 1})
+
+
+def _notes(model: BaseModel, settings: TrainSettings, money: costs.Money, fits: fit.Fit) -> list[str]:
+    notes = []
+    if settings.budget_usd and money.high is not None and money.high > settings.budget_usd:
+        notes.append(
+            "the high end of the quote is above the budget: the job is then stopped at the budget and keeps what it learnt"
+        )
+    if settings.spot:
+        notes.append("spot is billed lower, by an amount nobody can promise; the quote is the on-demand price")
+    if catalog.instance(settings.instance_type).memory_gb < fit.host_memory_gb(model):
+        notes.append(
+            f"the machine's own memory is tight for this model (about {fit.host_memory_gb(model):.0f} GB wanted); "
+            "a larger size of the same family is safer"
+        )
+    if fits.fits and fits.headroom < 0.05:
+        notes.append("GPU memory is nearly full; a smaller max_length makes room")
+    return notes
+
+
+def runtime_limit(settings: TrainSettings, seconds: tuple[float, float], region: str, save_seconds: int) -> int:
+    """MaxRuntimeInSeconds: what was asked for, what the budget buys less the time to save, or four times the quote.
+
+    Raises BudgetError when the budget does not even buy a minute of work.
+    """
+    limits = []
+    if settings.max_runtime_minutes:
+        limits.append(settings.max_runtime_minutes * 60)
+    rate = costs.hourly(settings.instance_type, region, settings.instance_count, "training")
+    if settings.budget_usd and rate:
+        bought = settings.budget_usd / rate * 3600
+        if bought - save_seconds < 60:
+            raise BudgetError(
+                f"budget_usd {costs.usd(settings.budget_usd)} buys {bought:.0f} s of {settings.instance_count} x "
+                f"{settings.instance_type}; {save_seconds} s of that are kept to save the work.",
+                valid=f"at least {costs.usd(rate * (save_seconds + 60) / 3600)}",
+                fix="raise budget_usd or choose a cheaper instance_type",
+            )
+        limits.append(int(bought - save_seconds))
+    if not limits:
+        limits.append(max(3600, int(seconds[1] * _PATIENCE)))
+    return min(*limits, LONGEST_SECONDS)
+
+
+def measured_speed(workspace: Workspace, model: BaseModel, settings: TrainSettings) -> tuple[float, str] | None:
+    """(tokens per second, job) of the newest finished job of the user with the same model, method and machines."""
+    client = workspace.aws.client("sagemaker")
+    for item in runs.list_runs(workspace)[:_RUNS_SEARCHED]:
+        trained = (runs.open_run(workspace, item.name).section("train") or {}).get("result") or {}
+        same = (
+            trained.get("model_id") == model.model_id
+            and trained.get("instance_type") == settings.instance_type
+            and trained.get("instance_count") == settings.instance_count
+            and trained.get("hyperparameters", {}).get("method") == settings.method
+        )
+        if not same:
+            continue
+        try:
+            job = client.describe_training_job(TrainingJobName=trained["job_name"])
+        except ClientError:
+            continue  # deleted meanwhile: another run may know
+        metrics = {point["MetricName"]: float(point["Value"]) for point in job.get("FinalMetricDataList", [])}
+        if job["TrainingJobStatus"] == "Completed" and metrics.get("tokens_per_second", 0) > 0:
+            return metrics["tokens_per_second"], f"training job {trained['job_name']}"
+    return None

@@ -1,0 +1,73 @@
+"""What a job reads besides its data, put into the user's prefix once: the training code and an offline base model.
+
+Both lie under a name that follows from their content, so the same code or model is sent once and never replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+from llmtuner_kit import catalog
+from llmtuner_kit.errors import NotFoundError
+from llmtuner_kit.workspace import Workspace
+
+
+def code_folder() -> Path:
+    """train_src, found without importing it."""
+    spec = importlib.util.find_spec("train_src")
+    if spec is None or not spec.submodule_search_locations:
+        raise NotFoundError("train_src is not installed beside llmtuner_kit.", fix="install the project again")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def code_files(folder: Path) -> dict[str, bytes]:
+    """Relative name -> content of everything a job needs of the folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
+    }
+
+
+def content_hash(files: Mapping[str, bytes]) -> str:
+    """Twelve hex digits that change with any name or byte."""
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def stage_code(workspace: Workspace) -> tuple[str, str]:
+    """Put train_src under its content's hash, once; (hash, URI)."""
+    files = code_files(code_folder())
+    sha = content_hash(files)
+    prefix = workspace.paths.code(sha)
+    _put_missing(workspace, prefix, files)
+    return sha, workspace.paths.uri(prefix)
+
+
+def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
+    """Put an embedded base model under its revision, once; the URI of the prefix."""
+    folder = catalog.base_model_folder(model.model_id)
+    prefix = workspace.paths.base_model(model.model_id, catalog.base_model_revision(model.model_id))
+    _put_missing(workspace, prefix, {path.name: path for path in sorted(folder.iterdir()) if path.is_file()})
+    return workspace.paths.uri(prefix)
+
+
+def _put_missing(workspace: Workspace, prefix: str, files: Mapping[str, bytes | Path]) -> None:
+    """Upload what is not there yet; the prefix carries a hash, so equal names and sizes are equal files."""
+    client = workspace.aws.client("s3")
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=workspace.bucket, Prefix=prefix)
+    there = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
+    for name, content in files.items():
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        if there.get(prefix + name) == size:
+            continue
+        if isinstance(content, Path):
+            client.upload_file(str(content), workspace.bucket, prefix + name)
+        else:
+            client.put_object(Bucket=workspace.bucket, Key=prefix + name, Body=content)
