@@ -23,9 +23,10 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-from encoding import FAMILIES, EncodedRow, Encoder, RowError, row_messages
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from encoding import FAMILIES, EncodedRow, Encoder, RowError, row_messages
 
 try:
     import regex  # reads \p{L}; comes with transformers

@@ -19,7 +19,6 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from encoding import Encoder
 
-
 ONE_THREAD_BYTES = 20_000_000  # of weights; below, waiting for each other costs threads more than they gain
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import parity
 import peft
 import pytest
 import torch
-from generation import Generator, Sampling
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+import parity
+from generation import Generator, Sampling
 
 
 @pytest.fixture
@@ -181,8 +182,9 @@ def test_a_planted_fault_is_caught(archive: Path, spoil: Callable[[Path], None])
 def test_a_job_whose_archive_fails_the_check_fails_with_the_differences(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import archive
     from conftest import run_job
+
+    import archive
 
     honest = archive._merge
 

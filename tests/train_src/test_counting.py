@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import counting
 import pytest
+
+import counting
 from counting import Counter, copies_content
 from encoding import Encoder, RowError
-
 from llmtuner_kit import catalog
 
 TEXTS = [

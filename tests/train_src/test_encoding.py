@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import encoding
 import pytest
-from encoding import EncodedRow, Encoder, RowError
 from tiny_models import make_tokenizer, tiny_t5_tokenizer
+
+import encoding
+from encoding import EncodedRow, Encoder, RowError
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"

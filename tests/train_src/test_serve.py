@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import inference
 import openai
 import pytest
+
+import inference
 from generation import Generator, RequestError, Sampling
 
 QUESTION = "What is the colour of thing 3?"

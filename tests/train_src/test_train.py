@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-import train
 from conftest import ROWS, JobMaker, run_job
 from safetensors import safe_open
+
+import train
 
 SCRIPT = Path(train.__file__)
 LINE = re.compile(r"^metric .*\btrain_loss=([-+0-9.eE]+)")

@@ -4,18 +4,20 @@ import math
 import warnings
 from pathlib import Path
 
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from conftest import ROWS
+from torch.nn import functional
+
 import attention
 import label_loss
 import launch
 import memory
-import numpy as np
-import peft
-import pytest
 import requirements
-import torch
-import transformers
 from base import Base
-from conftest import ROWS
 from data import Row, load_channel, plan_epoch, share_of, split_micro
 from encoding import Encoder
 from failures import TrainingError, write_failure
@@ -23,7 +25,6 @@ from folders import Folders
 from hyperparameters import Hyperparameters
 from metrics import line
 from model import TunedModel, load_model
-from torch.nn import functional
 
 
 def rows_of(lengths: list[int], sources: list[int] | None = None) -> list[Row]:
