@@ -16,8 +16,9 @@ from typing import Any
 
 import llmtuner_kit
 from llmtuner_kit import access, artifacts, catalog, costs, fit, images, paths, runs, training, troubles
-from llmtuner_kit.aws import ClientError, error_code, error_message, is_error
-from llmtuner_kit.errors import BudgetError, ConflictError, JobFailedError, KitError, NotFoundError, SettingsError
+from llmtuner_kit.autoscaling import follow_load, scaling_target
+from llmtuner_kit.aws import ClientError, error_message, is_error
+from llmtuner_kit.errors import BudgetError, ConflictError, JobFailedError, NotFoundError, SettingsError
 from llmtuner_kit.hosting import VARIANT, endpoint_config_request, model_request
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
@@ -25,7 +26,6 @@ from llmtuner_kit.workspace import Workspace
 EXPIRES_TAG = "llmtuner:expires-at"
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 BUSY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting"})
-_COOLDOWN_SECONDS = {"ScaleInCooldown": 300, "ScaleOutCooldown": 60}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     config_name = paths.fit_name(name, hashlib.sha256(version.encode()).hexdigest()[:8])
     arn, reused = _create(workspace, settings, model, job_name, name, config_name, tags)
     created = _creation_time(workspace, name)
-    autoscaling = _autoscale(workspace, settings, name) if settings.max_instances > settings.min_instances else "off"
+    autoscaling = follow_load(workspace, settings, name) if settings.max_instances > settings.min_instances else "off"
     made = Endpoint(
         name, arn, job_name, settings.instance_type, costs.hourly(settings.instance_type, workspace.aws.region),
         until_expiry, expires, autoscaling, reused, workspace.aws.charged,
@@ -200,40 +200,6 @@ def _once(create: Callable[..., Any], **request: Any) -> None:
     except ClientError as error:
         if not (is_error(error, "ValidationException") and "already existing" in error_message(error)):
             raise SettingsError(f"SageMaker refuses: {error_message(error)}", fix="change what it names") from error
-
-
-def _autoscale(workspace: Workspace, settings: DeploySettings, name: str) -> str:
-    """Register target tracking on invocations per instance; returns what was set, or why it could not be."""
-    client = workspace.aws.client("application-autoscaling")
-    target = _scaling_target(name)
-    try:
-        client.register_scalable_target(
-            **target, MinCapacity=settings.min_instances, MaxCapacity=settings.max_instances
-        )
-        client.put_scaling_policy(
-            **target,
-            PolicyName=f"{name}-invocations",
-            PolicyType="TargetTrackingScaling",
-            TargetTrackingScalingPolicyConfiguration={
-                "TargetValue": float(settings.invocations_per_instance),
-                "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
-                **_COOLDOWN_SECONDS,
-            },
-        )
-    except (ClientError, KitError) as error:
-        return f"not set: {error_code(error) or type(error).__name__}: {error_message(error)}"
-    return (
-        f"{settings.min_instances} to {settings.max_instances} instances at "
-        f"{settings.invocations_per_instance} invocations a minute each"
-    )
-
-
-def _scaling_target(name: str) -> dict[str, str]:
-    return {
-        "ServiceNamespace": "sagemaker",
-        "ResourceId": f"endpoint/{name}/variant/{VARIANT}",
-        "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
-    }
 
 
 def status(workspace: Workspace, endpoint_name: str) -> EndpointStatus:
@@ -402,7 +368,7 @@ def delete(workspace: Workspace, endpoint_name: str) -> Deleted:
     config_name = found["EndpointConfigName"]
     removed = []
     if _gone(
-        workspace.aws.client("application-autoscaling").deregister_scalable_target, **_scaling_target(endpoint_name)
+        workspace.aws.client("application-autoscaling").deregister_scalable_target, **scaling_target(endpoint_name)
     ):
         removed.append("scaling target")
     if found["EndpointStatus"] != "Deleting":

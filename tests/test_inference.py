@@ -1,0 +1,73 @@
+"""Requests in the bodies of the real servers; streams put together however they are cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmtuner_kit import inference
+from llmtuner_kit.errors import KitError, SettingsError
+
+TEXT = "Grüße, 世界! 🙂\nZweite Zeile: data: [DONE]?"
+
+
+def openai_stream(text: str) -> bytes:
+    lines = [{"choices": [{"delta": {"role": "assistant"}}]}]
+    lines += [{"choices": [{"delta": {"content": piece}}]} for piece in text]
+    return "".join(f"data: {json.dumps(item, ensure_ascii=False)}\n\n" for item in lines).encode() + b"data: [DONE]\n\n"
+
+
+@given(st.lists(st.integers(1, 40), max_size=60))
+def test_stream_cut_at_any_byte_gives_the_same_text(sizes: list[int]) -> None:
+    whole = openai_stream(TEXT)
+
+    def parts() -> Iterator[bytes]:
+        at = 0
+        for size in sizes:
+            yield whole[at : at + size]
+            at += size
+        yield whole[at:]
+
+    assert "".join(inference.pieces(parts())) == TEXT
+
+
+def test_token_stream_leaves_special_tokens_out() -> None:
+    lines = [{"token": {"text": "Hi"}}, {"token": {"text": "</s>", "special": True}, "generated_text": "Hi"}]
+    stream = "".join(f"data:{json.dumps(item)}\n\n" for item in lines).encode()
+    assert list(inference.pieces([stream])) == ["Hi"]
+
+
+def test_error_inside_a_stream_is_raised_with_its_message() -> None:
+    broken = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: {"error": {"message": "out of memory"}}\n\n'
+    pieces = inference.pieces([broken])
+    assert next(pieces) == "a"
+    with pytest.raises(KitError, match="out of memory"):
+        next(pieces)
+
+
+def test_decoder_models_get_messages_and_encoder_decoders_get_inputs() -> None:
+    chat = inference.body("Hello", "causal", max_new_tokens=7, model="base", stream=True)
+    assert chat["messages"] == [{"role": "user", "content": "Hello"}]
+    assert (chat["max_tokens"], chat["model"], chat["stream"], chat["temperature"]) == (7, "base", True, 0.0)
+    plain = inference.body("Hello", "seq2seq", max_new_tokens=7)
+    assert plain == {"inputs": "Hello", "parameters": {"max_new_tokens": 7}}
+
+
+def test_request_over_the_limit_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(SettingsError, match="bytes"):
+        inference._encoded(inference.body("x" * inference.BODY_LIMIT, "causal"))
+
+
+def test_answers_of_both_styles_are_read() -> None:
+    assert inference.read_answer([{"generated_text": "a"}]).text == "a"
+    found = inference.read_answer(
+        {
+            "choices": [{"message": {"content": "b"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+        }
+    )
+    assert found == inference.Answer("b", 3, 1, "stop")
