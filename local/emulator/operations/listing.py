@@ -73,7 +73,7 @@ def _filter(params: dict[str, Any], name: str, status: str) -> Callable[[Documen
         if part not in item[name].lower() or (wanted is not None and item.get(status) != wanted):
             return False
         for member, side, bound in bounds:
-            moment: float = item.get(member, item["CreationTime"])
+            moment: float = item[member] if member in item else item["CreationTime"]
             if (moment < bound) if side == "After" else (moment > bound):
                 return False
         return True
