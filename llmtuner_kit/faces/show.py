@@ -135,7 +135,7 @@ def show(*cards: Any) -> None:
 
 def show_stream(pieces: Iterable[str], title: str) -> str:
     """Show a text while it is being written; returns the whole text."""
-    live, text = Live(0.5), ""
+    live, text = Live(1.5), ""
     for piece in pieces:
         text += piece
         live(Card(title, parts=[text]))
