@@ -21,8 +21,8 @@ from IPython.display import clear_output, display
 _STYLE = (
     "<style>.lt{font-family:system-ui,sans-serif;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
     ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
-    "border-bottom:1px solid #8884}.lt h4{margin:.2em 0 .4em}.lt .t{background:#2a78;border-radius:2px}"
-    ".lt pre{white-space:pre-wrap;margin:.3em 0}.lt .m{line-height:1.9}</style>"
+    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600}.lt h4{margin:.2em 0 .4em}.lt .t{background:#2a78;border-radius:2px}"
+    ".lt img{max-width:100%}.lt pre{white-space:pre-wrap;margin:.3em 0}.lt .m{line-height:1.9}</style>"
 )
 
 
@@ -74,10 +74,14 @@ class Card:
 
     def _repr_html_(self) -> str:
         bar = "" if self.done is None else f"<progress max='1' value='{self.done:.4f}'>{self.done:.0%}</progress>"
-        facts = "".join(f"<tr><th scope='row'>{_e(name)}</th><td>{_e(value)}</td></tr>" for name, value in self.facts)
+        facts = "".join(
+            f"<tr><th scope='row'>{_e(name)}</th><td>{_text(value)}</td></tr>" for name, value in self.facts
+        )
         parts = "".join(_as_html(part) for part in self.parts)
         following = f"<p><b>Next:</b> {_e(self.following)}</p>" if self.following else ""
-        return f"<div class='lt'>{_STYLE}<h4>{_e(self.title)}</h4>{bar}<table>{facts}</table>{parts}{following}</div>"
+        return (
+            f"<div class='lt'>{_STYLE}<h4>{_text(self.title)}</h4>{bar}<table>{facts}</table>{parts}{following}</div>"
+        )
 
     def line(self) -> str:
         """One line for a log: the title and the facts."""
@@ -179,10 +183,10 @@ def _as_text(part: Table | Chart | Masked | str) -> list[str]:
 
 def _as_html(part: Table | Chart | Masked | str) -> str:
     if isinstance(part, str):
-        return f"<pre>{_e(part)}</pre>"
+        return f"<pre>{_text(part)}</pre>"
     if isinstance(part, Masked):
         tokens = "".join(
-            f"<span{' class=t' if trained else ''} title='{'trained on' if trained else 'not trained on'}'>{_e(piece)}"
+            f"<span{' class=t' if trained else ''} title='{'trained on' if trained else 'not trained on'}'>{_text(piece)}"
             f"</span>{'<br>' if piece.endswith(chr(10)) else ''}"
             for piece, trained in zip(part.pieces, part.trained, strict=True)
         )
@@ -191,8 +195,8 @@ def _as_html(part: Table | Chart | Masked | str) -> str:
         image = base64.b64encode(_drawn(part)).decode()
         return f"<img alt='{_e(part.title)}: {_e(part.alt)}' src='data:image/png;base64,{image}'>"
     head = "".join(f"<th scope='col'>{_e(name)}</th>" for name in part.head)
-    body = "".join("<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
-    return f"<table><caption>{_e(part.caption)}</caption><tr>{head}</tr>{body}</table>"
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
+    return f"<table><caption>{_text(part.caption)}</caption><tr>{head}</tr>{body}</table>"
 
 
 def _drawn(chart: Chart) -> bytes:
@@ -215,6 +219,11 @@ def _drawn(chart: Chart) -> bytes:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
     return image.getvalue()
+
+
+def _text(value: Any) -> str:
+    # Jupyter takes what stands between two dollar signs of one text for a formula: "$1 to $2" must not be one text.
+    return _e(value).replace("$", "<span>$</span>")
 
 
 def _e(value: Any) -> str:

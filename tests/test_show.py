@@ -1,0 +1,76 @@
+"""Cards: the same facts as text and as HTML, safe in Jupyter."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+from llmtuner_kit.faces import show
+from llmtuner_kit.faces.show import Card, Chart, Live, Masked, Table
+
+
+def text_of(markup: str) -> str:
+    return re.sub(r"<style>.*?</style>|<[^>]+>", "", markup)
+
+
+def test_text_and_html_say_the_same() -> None:
+    card = Card("Quote", [("money", "1 to 2")], [Table("Files", ("file",), [("a.csv",)])], "04_monitor")
+    for part in ("Quote", "money", "1 to 2", "Files", "a.csv", "04_monitor"):
+        assert part in repr(card)
+        assert part in text_of(card._repr_html_())
+
+
+def test_amounts_are_never_read_as_a_formula() -> None:
+    markup = Card("Quote $1 to $2", [("money", "$0.02 to $0.09")], ["$3 and $4"])._repr_html_()
+    for text in re.split(r"<[^>]+>", markup):
+        assert text.count("$") <= 1
+
+
+def test_what_users_wrote_is_escaped() -> None:
+    markup = Card("<b>x</b>", [("k", "<script>")], [Masked("row", ["<i>", "b"], [True, False])])._repr_html_()
+    assert "<script>" not in markup
+    assert "<b>x</b>" not in markup
+    assert "&lt;i&gt;" in markup
+
+
+def test_mask_is_marked_in_text_not_by_colour_alone() -> None:
+    card = Card("Mask", parts=[Masked("row 1", ["Hello ", "there"], [False, True])])
+    assert "Hello [[there]]" in repr(card)
+    assert "title='trained on'" in card._repr_html_()
+
+
+def test_chart_has_words_beside_its_picture() -> None:
+    chart = Chart("Loss", "step", {"training": [(1, 3.0), (2, 2.0)]}, "training from 3.000 to 2.000")
+    markup = Card("Job", parts=[chart])._repr_html_()
+    assert "alt='Loss: training from 3.000 to 2.000'" in markup
+    assert "data:image/png;base64," in markup
+    assert "training from 3.000 to 2.000" in repr(Card("Job", parts=[chart]))
+
+
+def test_passing_states_are_one_line_in_a_log_and_the_last_one_is_whole() -> None:
+    InteractiveShell.instance()
+    live = Live(0)
+    seen = []
+    for loss, now in ((2.5, False), (2.0, True)):
+        with capture_output() as captured:
+            live(Card("Job", [("loss", loss)], ["log line"], done=0.5), now=now)
+        seen.append(captured.outputs[-1].data)
+    assert seen[0]["text/plain"] == "Job [50%] · loss: 2.5"
+    assert "log line" in seen[1]["text/plain"]
+    assert all("<progress" in data["text/html"] for data in seen)
+    InteractiveShell.clear_instance()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min 0 s"), (95, "1 min 35 s"), (3700, "1 h 1 min")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert show.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(12, "12 bytes"), (1_400_000, "1.4 MB"), (2.5e12, "2500.0 GB")])
+def test_sizes_are_for_people(count: float, text: str) -> None:
+    assert show.size(count) == text
