@@ -13,7 +13,7 @@ from typing import Any
 
 from llmtuner_local.emulator import openai_door, wire
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.errors import ServiceError, not_emulated, unknown_operation
+from llmtuner_local.emulator.errors import ServiceError, not_emulated, unknown_operation, validation
 from llmtuner_local.emulator.operations import AUTOSCALING, SAGEMAKER, autoscaling, endpoints, training_jobs
 from llmtuner_local.emulator.runtime import BODY_LIMIT, RefusalError, Runtime
 
@@ -30,6 +30,7 @@ _CHAT = re.compile(r"/endpoints/([^/]+)/openai/v1/chat/completions")
 _INVOCATION = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream)")
 _LOCAL_HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 _REFRESH_SECONDS = 0.5
+_RUNS_CONTAINERS = {"CreateTrainingJob", "CreateEndpoint"}
 
 
 class App:
@@ -56,11 +57,13 @@ class App:
         elif found := _CHAT.fullmatch(path):
             await self._chat(found.group(1), headers, receive, send)
         elif path == "/" and "x-amz-target" in headers:
-            await self._operation(headers["x-amz-target"], receive, send)
+            await self._operation(
+                headers["x-amz-target"], receive, send, containers=scope["path"].startswith("/docker")
+            )
         else:
             await _answer(send, 404, {"content-type": "text/plain"}, b"No such address in the local SageMaker.\n")
 
-    async def _operation(self, target: str, receive: Receive, send: Send) -> None:
+    async def _operation(self, target: str, receive: Receive, send: Send, *, containers: bool) -> None:
         prefix, _, name = target.partition(".")
         headers = {"content-type": "application/x-amz-json-1.1"}
         try:
@@ -71,6 +74,11 @@ class App:
             params = wire.parse(service, name, body)
             if name not in table:
                 raise not_emulated(name)
+            if containers and name in _RUNS_CONTAINERS:
+                # Running it as a process would be a lie to somebody who asked for containers.
+                raise validation(
+                    "Jobs and endpoints in containers are not available in this version; use target local."
+                )
             answer = wire.serialise(service, name, table[name](self.context, params))
             await _answer(send, 200, headers, answer)
         except ServiceError as error:
