@@ -249,8 +249,8 @@ def test_names_are_unique_until_deleted(emulator: Cloud) -> None:
             "Value 'local' at 'resourceConfig.instanceType' failed to satisfy constraint: Member must satisfy enum",
         ),
         (
-            {"StoppingCondition": {"MaxRuntimeInSeconds": 0}},
-            "'stoppingCondition.maxRuntimeInSeconds' failed to satisfy",
+            {"HyperParameters": {"k": "v" * 2501}},
+            "'hyperParameters.k.member' failed to satisfy constraint: Member must",
         ),
         (
             {"StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60}},

@@ -142,6 +142,7 @@ class TrainingSupervisor:
             self._end("Completed", "Completed", "Training job completed")
 
     def _end(self, status: str, secondary: str, message: str, reason: str = "") -> None:
+        shutil.rmtree(self.base, ignore_errors=True)  # before the end is told: who sees it finds nothing left
         self.journal.write(
             secondary=secondary,
             message=message,
@@ -149,8 +150,6 @@ class TrainingSupervisor:
             reason=reason,
             metrics=list(self.metrics.values()),
         )
-        for item in ("opt-ml", "home"):
-            shutil.rmtree(self.folder / item, ignore_errors=True)
 
     def _failure_text(self) -> str:
         try:
