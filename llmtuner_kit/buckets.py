@@ -30,8 +30,10 @@ def tls_only_policy(bucket: str) -> dict[str, Any]:
     }
 
 
-def ensure_bucket(aws: Aws, bucket: str, *, may_create: bool) -> None:
+def ensure_bucket(aws: Aws, bucket: str, *, may_create: bool, prefix: str = "") -> None:
     """Make sure that the bucket is there, in this region and ours.
+
+    A user of the kit may list nothing but the own `prefix`: where the whole bucket is denied, that is asked for.
 
     Raises NotFoundError when it is missing and may not be created, AccessError when it belongs to another account.
     """
@@ -48,12 +50,22 @@ def ensure_bucket(aws: Aws, bucket: str, *, may_create: bool) -> None:
             _create(aws, bucket)
             return
         if is_error(error, "403"):
+            if prefix and _may_list(aws, bucket, prefix):
+                return
             raise AccessError(
                 f"Bucket {bucket!r} belongs to another account, or you may not see it.",
                 valid=f"a bucket of account {aws.account_id}",
                 fix="leave bucket empty to use the kit's own bucket",
             ) from None
         raise
+
+
+def _may_list(aws: Aws, bucket: str, prefix: str) -> bool:
+    try:
+        aws.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, ExpectedBucketOwner=aws.account_id)
+    except AccessError:
+        return False
+    return True
 
 
 def _create(aws: Aws, bucket: str) -> None:

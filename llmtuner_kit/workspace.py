@@ -54,5 +54,6 @@ def open_workspace(settings: RunSettings) -> Workspace:
     connection = aws_module.connect(settings.target, settings.region)
     bucket = settings.bucket or default_bucket(connection.account_id, connection.region)
     user_id = settings.user_id or paths.slug(getpass.getuser()) or "me"
-    buckets.ensure_bucket(connection, bucket, may_create=not settings.bucket)
+    own = paths.UserPaths(bucket, user_id).root
+    buckets.ensure_bucket(connection, bucket, may_create=not settings.bucket, prefix=own)
     return Workspace(connection, bucket, user_id)

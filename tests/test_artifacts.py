@@ -1,0 +1,80 @@
+"""Archives from anywhere: nothing leaves the folder, nothing unverified is called verified."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from llmtuner_kit import artifacts
+from llmtuner_kit.errors import IntegrityError
+
+
+def packed(path: Path, *members: tuple[str, bytes | str]) -> Path:
+    """An archive of (name, bytes), or (name, text) for a link to text."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def unpacked(archive: Path, folder: Path) -> None:
+    artifacts.unpack(archive, folder)
+    artifacts.verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("member", "text"),
+    [
+        (("../out.txt", b"x"), "outside"),
+        (("/abs/out.txt", b"x"), "manifest|absolute"),
+        (("link", "/etc/passwd"), "link or a device"),
+        (("weights.bin", b"x"), "pickle"),
+        (("optimizer.pt", b"x"), "pickle"),
+    ],
+)
+def test_dangerous_members_are_refused(tmp_path: Path, member: tuple[str, bytes | str], text: str) -> None:
+    archive = packed(tmp_path / "a.tar.gz", member)
+    with pytest.raises(IntegrityError, match=text):
+        unpacked(archive, tmp_path / "model")
+    assert not (tmp_path / "out.txt").exists()
+    assert not Path("/abs").exists()
+
+
+def test_bomb_is_refused_by_its_member_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "MOST_MEMBERS", 3)
+    archive = packed(tmp_path / "a.tar.gz", *[(f"f{n}", b"x") for n in range(5)])
+    with pytest.raises(IntegrityError, match="more than an archive of a model can"):
+        artifacts.unpack(archive, tmp_path / "model")
+
+
+def test_missing_changed_and_extra_files_are_all_named(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"good").hexdigest()
+    files = {"same.txt": digest, "other.txt": digest, "gone.txt": digest}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    (tmp_path / "same.txt").write_bytes(b"good")
+    (tmp_path / "other.txt").write_bytes(b"bad")
+    (tmp_path / "extra.txt").write_bytes(b"x")
+    with pytest.raises(IntegrityError) as caught:
+        artifacts.verify(tmp_path)
+    for part in ("gone.txt is missing", "other.txt has other bytes", "extra.txt is not in the manifest"):
+        assert part in caught.value.problem
+    assert "same.txt" not in caught.value.problem
+
+
+def test_whole_archive_unpacks_and_verifies(tmp_path: Path) -> None:
+    manifest = json.dumps({"files": {"a/b.txt": hashlib.sha256(b"good").hexdigest()}}).encode()
+    archive = packed(tmp_path / "a.tar.gz", ("a/b.txt", b"good"), ("manifest.json", manifest))
+    artifacts.unpack(archive, tmp_path / "model")
+    assert artifacts.verify(tmp_path / "model")["files"]
+    assert (tmp_path / "model" / "a" / "b.txt").read_bytes() == b"good"

@@ -1,0 +1,172 @@
+"""Training: the request AWS would take, one job for the same inputs, and refusals that help."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import botocore.session
+import pytest
+from botocore.validate import ParamValidator
+
+from llmtuner_kit import dataset, evaluation, monitoring, runs, settings, start, training, uploads
+from llmtuner_kit.artifacts import actions, presign
+from llmtuner_kit.errors import AccessError, ConflictError, JobFailedError, NotFoundError, NotReadyError, SettingsError
+from llmtuner_kit.settings import TrainSettings
+from llmtuner_kit.workspace import Workspace, open_workspace
+
+ROOT = Path(__file__).parents[1]
+LINE = "metric step=10 total_steps=120 epoch=0.31 train_loss=2.1034 token_accuracy=0.55 learning_rate=0.0002 grad_norm=1.2 tokens_per_second=812 tokens=40960 eta_seconds=93 memory_gb=3.2"  # fmt: skip
+
+
+@pytest.fixture
+def ready(workspace: Workspace, tmp_path: Path) -> Workspace:
+    """A run with a prepared dataset of few rows."""
+    file = tmp_path / "sums.jsonl"
+    rows = [{"instruction": f"What is {n} plus {n}?", "output": f"It is {n + n}, of course."} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"run_name": "sums", "user_id": workspace.user_id}
+    start.begin(settings.StartSettings(**common, model_id="tiny-llama"))
+    uploads.upload(workspace, settings.UploadSettings(**common, source=str(file)))
+    dataset.prepare(workspace, settings.PrepareSettings(**common))
+    return workspace
+
+
+def wanted(workspace: Workspace, **changes: object) -> TrainSettings:
+    given = {"run_name": "sums", "user_id": workspace.user_id, "max_steps": 2, "evaluation_samples": 1, **changes}
+    found = settings.load("train", given)
+    assert isinstance(found, TrainSettings)
+    return found
+
+
+def ended(workspace: Workspace, **changes: object) -> monitoring.Snapshot:
+    watch = settings.MonitorSettings(run_name="sums", user_id=workspace.user_id, poll_seconds=0.2, **changes)
+    *_, last = monitoring.watch(workspace, watch)
+    return last
+
+
+def test_request_is_one_that_sagemaker_takes(ready: Workspace) -> None:
+    asked = wanted(ready, spot=True, budget_usd=5)
+    run = runs.open_run(ready, "sums")
+    request = training.training_job_request(training.make_plan(ready, asked, run, training.quote(ready, asked)))
+    shape = (
+        botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
+    )
+    report = ParamValidator().validate(request, shape)
+    assert not report.has_errors(), report.generate_report()
+    names = [item["ChannelName"] for item in request["InputDataConfig"]]
+    assert names == ["code", "train", "validation", "test", "model"]
+    own = f"s3://{ready.bucket}/users/{ready.user_id}/"
+    assert all(item["DataSource"]["S3DataSource"]["S3Uri"].startswith(own) for item in request["InputDataConfig"])
+    assert request["OutputDataConfig"]["S3OutputPath"].startswith(own)
+    assert request["CheckpointConfig"]["S3Uri"].startswith(own)
+    stopping = request["StoppingCondition"]
+    assert stopping["MaxWaitTimeInSeconds"] > stopping["MaxRuntimeInSeconds"]
+    assert {"Key": "llmtuner:owner", "Value": ready.user_id} in request["Tags"]
+    assert "TOKEN" not in json.dumps(request).upper().replace("TOKENS", "").replace("TOKEN_ACC", "")
+
+
+def test_metric_definitions_match_the_fixed_line_and_nothing_else() -> None:
+    found = {name: re.search(rf"^metric .*\b{name}=([-+0-9.eE]+)", LINE) for name in training.METRICS}
+    assert {name: float(match.group(1)) for name, match in found.items() if match} == {
+        "train_loss": 2.1034, "token_accuracy": 0.55, "learning_rate": 0.0002, "grad_norm": 1.2, "tokens_per_second": 812,
+        "epoch": 0.31, "step": 10, "total_steps": 120, "eta_seconds": 93, "memory_gb": 3.2,
+    }  # fmt: skip
+    assert not re.search(r"^metric .*\btrain_loss=([-+0-9.eE]+)", "the user wrote metric train_loss=1")
+
+
+def test_hyperparameters_are_those_of_the_container(ready: Workspace) -> None:
+    tree = ast.parse((ROOT / "train_src" / "hyperparameters.py").read_text())
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Hyperparameters")
+    known = {node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    asked = wanted(ready)
+    plan = training.make_plan(ready, asked, runs.open_run(ready, "sums"), training.quote(ready, asked))
+    assert set(training.hyperparameters(plan)) <= known
+
+
+def test_job_is_started_once_found_again_and_its_results_are_there(ready: Workspace) -> None:
+    first = training.start(ready, wanted(ready))
+    assert not first.reused
+    with pytest.raises(NotReadyError, match="its archive comes at the end"):
+        presign(ready, first.job_name)
+    again = training.start(ready, wanted(ready))
+    assert (again.job_name, again.reused) == (first.job_name, True)
+    last = monitoring.raise_for_status(ended(ready))
+    assert last.status == "Completed"
+    assert last.progress == 1.0
+    assert last.last("train_loss") is not None
+    # A restarted kernel knows nothing but the run's name.
+    fresh = open_workspace(settings.MonitorSettings(user_id=ready.user_id))
+    assert ended(fresh).metrics == last.metrics
+    held_out = evaluation.held_out(fresh, first.job_name)
+    assert held_out.rows >= 1
+    assert held_out.verdict in ("better", "no clear difference", "worse")
+    assert {item.name: item.available for item in actions(fresh, first.job_name)} == {
+        "monitor": True,
+        "stop": False,
+        "download": True,
+        "deploy": True,
+    }
+
+
+def test_other_settings_are_another_job(ready: Workspace) -> None:
+    run = runs.open_run(ready, "sums")
+    names = set()
+    for changes in ({}, {"seed": 7}, {"learning_rate": 0.01}):
+        asked = wanted(ready, **changes)
+        names.add(training.make_plan(ready, asked, run, training.quote(ready, asked)).job_name)
+    assert len(names) == 3
+
+
+def test_failed_job_raises_the_reason_from_inside_the_container(ready: Workspace) -> None:
+    training.start(ready, wanted(ready, max_length=4))
+    last = ended(ready)
+    assert last.status == "Failed"
+    with pytest.raises(JobFailedError) as caught:
+        monitoring.raise_for_status(last)
+    assert last.failure_reason.split("\n")[0] in caught.value.problem
+    assert "Last log lines" in caught.value.problem
+    assert caught.value.fix
+
+
+def test_stopped_job_is_an_outcome_not_an_error(ready: Workspace) -> None:
+    training.start(ready, wanted(ready, max_steps=100_000))
+    last = ended(ready, stop=True)
+    assert last.status == "Stopped"
+    assert monitoring.raise_for_status(last) is last
+
+
+def test_model_that_does_not_fit_names_the_instance_that_does(ready: Workspace) -> None:
+    with pytest.raises(SettingsError, match=r"does not fit ml.g5.xlarge") as caught:
+        training.start(ready, wanted(ready, model_id="llama-2-13b", method="full"))
+    assert caught.value.fix
+
+
+def test_gated_model_asks_for_a_secret_before_anything_is_spent(ready: Workspace) -> None:
+    with pytest.raises(SettingsError, match="gated on the Hub"):
+        training.start(ready, wanted(ready, model_id="llama-2-7b", method="qlora", instance_type="ml.g5.2xlarge"))
+
+
+def test_job_of_another_user_is_out_of_reach(ready: Workspace) -> None:
+    job = training.start(ready, wanted(ready, seed=11))
+    other = open_workspace(settings.MonitorSettings(user_id="somebody-else"))
+    with pytest.raises(AccessError, match="somebody-else"):
+        monitoring.snapshot(other, job.job_name)
+    with pytest.raises(AccessError, match="somebody-else"):
+        training.stop(other, job.job_name)
+    with pytest.raises(NotFoundError, match="no training job 'nobody'"):
+        monitoring.snapshot(ready, "nobody")
+    ended(ready, stop=True)
+
+
+def test_name_taken_by_something_else_is_a_conflict(ready: Workspace) -> None:
+    asked = wanted(ready)
+    plan = training.make_plan(ready, asked, runs.open_run(ready, "sums"), training.quote(ready, asked))
+    request = training.training_job_request(plan)
+    request["HyperParameters"] = {"something": "else"}
+    ready.aws.client("sagemaker").create_training_job(**request)
+    with pytest.raises(ConflictError, match="made from other inputs"):
+        training.start(ready, asked)
+    ended(ready, job_name=plan.job_name)
