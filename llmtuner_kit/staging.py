@@ -16,11 +16,14 @@ from llmtuner_kit.workspace import Workspace
 
 
 def code_folder() -> Path:
-    """train_src, found without importing it."""
+    """train_src, found without importing it: the folder of that name that holds train.py."""
     spec = importlib.util.find_spec("train_src")
-    if spec is None or not spec.submodule_search_locations:
-        raise NotFoundError("train_src is not installed beside llmtuner_kit.", fix="install the project again")
-    return Path(next(iter(spec.submodule_search_locations)))
+    found = list(spec.submodule_search_locations or ()) if spec else []
+    # Any folder called train_src on the path counts as the package; ours lies beside the kit.
+    for folder in [Path(__file__).parents[1] / "train_src", *map(Path, found)]:
+        if (folder / "train.py").is_file():
+            return folder
+    raise NotFoundError("train_src is not installed beside llmtuner_kit.", fix="install the project again")
 
 
 def code_files(folder: Path) -> dict[str, bytes]:

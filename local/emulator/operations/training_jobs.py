@@ -231,9 +231,8 @@ def stop(context: Context, params: dict[str, Any]) -> dict[str, Any]:
         )
     name = document["TrainingJobName"]
     context.store.put(KIND, name, dict(document, TrainingJobStatus="Stopping"))
-    folder = context.job_folder(name)
-    (folder / "stop").touch()
-    supervisors.signal_stop(folder)
+    # A file, not a signal: a supervisor that is only just starting would be ended by one.
+    (context.job_folder(name) / "stop").touch()
     return {}
 
 
