@@ -36,6 +36,8 @@ def up() -> dict[str, Any]:
     with _lock(home):
         state = read_json(home / "local.json")
         state = _start_localstack(home, state)
+        # Remembered at once: when the emulator cannot start, `down` must still find what runs.
+        write_atomic(home / "local.json", json.dumps(state, indent=2))
         state = _start_emulator(home, state)
         profile.write(home, state["localstack_url"], state["sagemaker_url"])
         served_by = [state["localstack_url"], state.get("localstack")]

@@ -99,6 +99,9 @@ def test_port_that_is_no_port_is_refused(local: Local) -> None:
     done = local.run("up", LLMTUNER_SAGEMAKER_PORT="ninety")
     assert done.returncode == 1
     assert "LLMTUNER_SAGEMAKER_PORT is 'ninety'" in done.stderr
+    pid = json.loads((local.home / "local.json").read_text())["localstack"]["pid"]
+    assert "localstack" in local.run("down").stdout
+    assert not psutil.pid_exists(pid)
 
 
 def test_pid_of_somebody_else_is_never_stopped(local: Local) -> None:
