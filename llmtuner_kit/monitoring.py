@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -226,8 +226,3 @@ def raise_for_status(found: Snapshot) -> Snapshot:
         + (f"\nLast log lines:\n{tail}" if tail else ""),
         fix=trouble.fix if trouble else "read the log above, change the setting it names and run 03_train again",
     )
-
-
-def without_news(found: Snapshot) -> Snapshot:
-    """The same snapshot with no new lines, for showing it once more."""
-    return replace(found, new_lines=())

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import llmtuner_kit
@@ -314,8 +314,3 @@ def require_own_job(workspace: Workspace, job_name: str) -> dict[str, Any]:
 def job_of(workspace: Workspace, run_name: str, job_name: str) -> str:
     """The job named in the settings, else the one the run started."""
     return job_name or str(runs.open_run(workspace, run_name).result("train")["job_name"])
-
-
-def quote_record(made: Quote) -> dict[str, Any]:
-    """A quote as JSON, for faces that speak it."""
-    return asdict(made)

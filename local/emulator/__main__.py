@@ -25,7 +25,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     wire.service_model("sagemaker")  # read before the first request, not during it
     store = Store(options.home / "sagemaker.db")
-    context = Context(options.home, store, options.localstack_url, f"http://127.0.0.1:{options.port}")
+    context = Context(options.home, store, options.localstack_url)
     config = uvicorn.Config(
         App(context),
         host="127.0.0.1",

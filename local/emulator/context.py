@@ -19,7 +19,6 @@ class Context:
     home: Path
     store: Store
     localstack_url: str
-    own_url: str
     account_id: str = ACCOUNT_ID
     region: str = REGION
     invocations: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # (endpoint, variant) -> moments

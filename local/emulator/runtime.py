@@ -105,17 +105,13 @@ class Runtime:
     async def invoke(self, name: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         """One invocation: (status, headers, body)."""
         variant, port = self.target(name, headers)
-        started = time.perf_counter()
         try:
             async with await self.post(port, headers, body, TIMEOUT_SECONDS) as answer:
                 content = await answer.read()
         except TimeoutError:
             raise self.model_error(name, 0, _TIMED_OUT) from None
         except aiohttp.ClientError:
-            self._look_again(name)
-            raise RefusalError(
-                "ServiceUnavailable", 503, "The instance that had the request is gone; try again."
-            ) from None
+            raise self._gone(name) from None
         self._count(name, variant)
         if answer.status >= 400:
             raise self.model_error(name, answer.status, content.decode("utf-8", "replace"))
@@ -124,7 +120,6 @@ class Runtime:
         sent = {
             "content-type": answer.headers.get("content-type", "application/octet-stream"),
             "x-amzn-invoked-production-variant": variant,
-            "x-llmtuner-model-latency-us": str(round((time.perf_counter() - started) * 1e6)),
         }
         if attributes := answer.headers.get("x-amzn-sagemaker-custom-attributes"):
             sent["x-amzn-sagemaker-custom-attributes"] = attributes
@@ -134,18 +129,7 @@ class Runtime:
         self, name: str, headers: dict[str, str], body: bytes
     ) -> tuple[dict[str, str], AsyncIterator[bytes]]:
         """A streaming invocation: headers, and the frames of the event stream."""
-        variant, port = self.target(name, headers)
-        try:
-            answer = await self.post(port, headers, body, STREAM_TIMEOUT_SECONDS)
-        except aiohttp.ClientError:
-            self._look_again(name)
-            raise RefusalError(
-                "ServiceUnavailable", 503, "The instance that had the request is gone; try again."
-            ) from None
-        if answer.status >= 400:
-            async with answer:
-                raise self.model_error(name, answer.status, (await answer.read()).decode("utf-8", "replace"))
-        self._count(name, variant)
+        variant, answer = await self._open(name, headers, body, "/invocations")
         sent = {
             "content-type": "application/vnd.amazon.eventstream",
             "x-amzn-sagemaker-content-type": answer.headers.get("content-type", "application/octet-stream"),
@@ -157,27 +141,33 @@ class Runtime:
         self, name: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, dict[str, str], AsyncIterator[bytes]]:
         """A chat completion: the container's own answer, status and bytes unchanged, streaming or not."""
+        _, answer = await self._open(name, headers, body, "/v1/chat/completions")
+        return answer.status, {"content-type": answer.headers.get("content-type", "application/json")}, _parts(answer)
+
+    async def _open(
+        self, name: str, headers: dict[str, str], body: bytes, path: str
+    ) -> tuple[str, aiohttp.ClientResponse]:
+        """(variant, answer whose body is still to come); an error of the container is read and raised."""
         variant, port = self.target(name, headers)
         try:
-            answer = await self.post(port, headers, body, STREAM_TIMEOUT_SECONDS, "/v1/chat/completions")
+            answer = await self.post(port, headers, body, STREAM_TIMEOUT_SECONDS, path)
         except aiohttp.ClientError:
-            self._look_again(name)
-            raise RefusalError(
-                "ServiceUnavailable", 503, "The instance that had the request is gone; try again."
-            ) from None
+            raise self._gone(name) from None
         self._count(name, variant)
         if answer.status >= 400:
             async with answer:
                 raise self.model_error(name, answer.status, (await answer.read()).decode("utf-8", "replace"))
-        return answer.status, {"content-type": answer.headers.get("content-type", "application/json")}, _parts(answer)
+        return variant, answer
 
-    def _count(self, name: str, variant: str) -> None:
-        self.context.invocations.setdefault((name, variant), []).append(time.time())
-
-    def _look_again(self, name: str) -> None:
+    def _gone(self, name: str) -> RefusalError:
+        """The refusal for an instance that does not answer, after looking which ones still do."""
         document = self.context.store.get(endpoints.KIND, name)
         if document:
             endpoints.refresh(self.context, document)
+        return RefusalError("ServiceUnavailable", 503, "The instance that had the request is gone; try again.")
+
+    def _count(self, name: str, variant: str) -> None:
+        self.context.invocations.setdefault((name, variant), []).append(time.time())
 
 
 async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
