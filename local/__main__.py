@@ -1,10 +1,11 @@
-"""The local cloud's command line: `python -m llmtuner_local up|down|status|reset|env|install|base-model`."""
+"""The local cloud's command line: `python -m llmtuner_local up|down|status|reset|env|fault|install|base-model`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 
 from llmtuner_local.home import LocalError
 
@@ -32,7 +33,26 @@ def _parser() -> argparse.ArgumentParser:
         "--yes", action="store_true", help="do not ask"
     )
     commands.add_parser("base-model", help="build a base model that ships offline").add_argument("model_id")
+    _add_fault(commands.add_parser("fault", help="capacity, quota, throttling, spot and other bad days, on command"))
     return parser
+
+
+def _add_fault(parser: argparse.ArgumentParser) -> None:
+    from llmtuner_local.emulator.faults import KINDS
+
+    actions = parser.add_subparsers(dest="action", required=True)
+    kinds = actions.add_parser("set", help="set a fault").add_subparsers(dest="kind", required=True)
+    for name, kind in KINDS.items():
+        one = kinds.add_parser(name, help=kind.help, description=kind.help)
+        if kind.number:
+            text = f"default {kind.default:g}, at least {kind.lowest:g}"
+            one.add_argument(f"--{kind.number}", dest="number", type=float, metavar="N", help=text)
+        one.add_argument("--match", default="*", help="glob on the name of the job, endpoint, operation or bucket")
+        one.add_argument("--times", type=int, metavar="N", help="act so often, then be gone (default: always)")
+        one.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="act so long, then be gone")
+    actions.add_parser("list", help="what is set").add_argument("--json", action="store_true", help="machine-readable")
+    clear = actions.add_parser("clear", help="remove faults")
+    clear.add_argument("kind", nargs="?", default="", choices=["", *KINDS], help="only this kind (default: all)")
 
 
 def _up(options: argparse.Namespace) -> None:
@@ -105,12 +125,37 @@ def _base_model(options: argparse.Namespace) -> None:
     print(base_models.build(options.model_id))
 
 
+def _fault(options: argparse.Namespace) -> None:
+    from llmtuner_local.emulator import faults
+    from llmtuner_local.home import home_folder
+
+    known = faults.Faults(home_folder())
+    if options.action == "set":
+        number = getattr(options, "number", None)
+        known.set(
+            faults.make(options.kind, match=options.match, number=number, times=options.times, seconds=options.seconds)
+        )
+        print(f"Set: {faults.KINDS[options.kind].help}. Remove it: llmtuner local fault clear {options.kind}")
+    elif options.action == "clear":
+        print(f"Faults removed: {known.clear(options.kind)}.")
+    elif options.json:
+        print(json.dumps([vars(item) for item in known.all()]))
+    else:
+        for item in known.all():
+            kind = faults.KINDS[item.kind]
+            number = f"{kind.number}={item.number:g}" if kind.number else ""
+            times = f"{item.times} more times" if item.times else "always"
+            until = f"for {max(0, item.until - time.time()):.0f} s" if item.until else ""
+            print("  ".join(part for part in (f"{item.kind:18}", f"on {item.match}", number, times, until) if part))
+
+
 _COMMANDS = {
     "up": _up,
     "down": _down,
     "status": _status,
     "reset": _reset,
     "env": _env,
+    "fault": _fault,
     "install": _install,
     "base-model": _base_model,
 }

@@ -76,7 +76,7 @@ def report(file: Path) -> None:
         click.echo(reports.text(item))
 
 
-@main.command(context_settings={"ignore_unknown_options": True})
+@main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def local(arguments: tuple[str, ...]) -> None:
     """The local cloud: up, down, status, reset, env, fault."""

@@ -70,6 +70,7 @@ class App:
             body = await _body(receive)
             if prefix not in _SERVICES:
                 raise unknown_operation(target)
+            self.context.faults.check_rate(name)
             service, table = _SERVICES[prefix]
             params = wire.parse(service, name, body)
             if name not in table:

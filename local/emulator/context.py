@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmtuner_local.emulator.faults import Faults
 from llmtuner_local.emulator.store import Store
 from llmtuner_local.home import ACCOUNT_ID, REGION
 
@@ -30,6 +31,10 @@ class Context:
     def arn(self, kind: str, name: str) -> str:
         """AWS lower-cases the name inside SageMaker's ARNs."""
         return f"arn:aws:sagemaker:{self.region}:{self.account_id}:{kind}/{name.lower()}"
+
+    @cached_property
+    def faults(self) -> Faults:
+        return Faults(self.home)
 
     @cached_property
     def s3(self) -> Any:

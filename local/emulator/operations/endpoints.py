@@ -26,6 +26,10 @@ def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     if context.store.get(KIND, name):
         raise validation(f'Cannot create already existing endpoint "{arn}".')
     config = endpoint_configs.require(context, params["EndpointConfigName"])
+    for variant in config["ProductionVariants"]:
+        if "InstanceType" in variant:
+            count = variant.get("InitialInstanceCount", 1)
+            context.faults.check_quota("endpoint usage", variant["InstanceType"], count, name)
     now = context.now()
     document = {
         "EndpointName": name,
@@ -90,6 +94,7 @@ def _launch(context: Context, document: dict[str, Any], variant: dict[str, Any],
         "startup_seconds": variant["_startup"],
         "log_group": f"/aws/sagemaker/Endpoints/{name}",
         "log_stream": f"{variant['VariantName']}/{replica['id']}",
+        **context.faults.for_replica(name),
     }
     supervisors.launch(context, "replica", _folder(context, name, replica), "replica.json", spec)
 

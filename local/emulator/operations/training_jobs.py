@@ -36,6 +36,14 @@ def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
             f"already exists ({arn})",
         )
     _check(context, params)
+    resources = params["ResourceConfig"]
+    spot = params.get("EnableManagedSpotTraining", False)
+    context.faults.check_quota(
+        "spot training job usage" if spot else "training job usage",
+        resources.get("InstanceType", ""),
+        resources.get("InstanceCount", 1),
+        name,
+    )
     now = context.now()
     document = {
         "TrainingJobName": name,
@@ -130,6 +138,7 @@ def _launch(context: Context, params: dict[str, Any], arn: str) -> None:
         "localstack_url": context.localstack_url,
         "model_uri": _model_uri(params),
         "output_uri": f"{output}/output.tar.gz",
+        **context.faults.for_job(name, spot=params.get("EnableManagedSpotTraining", False)),
     }
     supervisors.launch(context, "training", context.job_folder(name), "job.json", spec)
 
