@@ -14,8 +14,10 @@ from typing import Any
 from llmtuner_local.emulator import openai_door, wire
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, not_emulated, unknown_operation, validation
-from llmtuner_local.emulator.operations import AUTOSCALING, SAGEMAKER, autoscaling, endpoints, training_jobs
-from llmtuner_local.emulator.runtime import BODY_LIMIT, RefusalError, Runtime
+from llmtuner_local.emulator.keeper import Keeper
+from llmtuner_local.emulator.operations import AUTOSCALING, SAGEMAKER
+from llmtuner_local.emulator.refusals import RefusalError
+from llmtuner_local.emulator.runtime import BODY_LIMIT, Runtime
 
 log = logging.getLogger("llmtuner_local.emulator")
 Scope = MutableMapping[str, Any]
@@ -29,7 +31,6 @@ _SERVICES = {
 _CHAT = re.compile(r"/endpoints/([^/]+)/openai/v1/chat/completions")
 _INVOCATION = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream)")
 _LOCAL_HOSTS = {"127.0.0.1", "localhost", "[::1]"}
-_REFRESH_SECONDS = 0.5
 _RUNS_CONTAINERS = {"CreateTrainingJob", "CreateEndpoint"}
 
 
@@ -94,8 +95,8 @@ class App:
         try:
             body = await _body(receive, BODY_LIMIT)
             if kind == "invocations":
-                status, sent, content = await self.runtime.invoke(name, headers, body)
-                await _answer(send, status, sent, content)
+                sent, content = await self.runtime.invoke(name, headers, body)
+                await _answer(send, 200, sent, content)
                 return
             sent, frames = await self.runtime.stream(name, headers, body)
             await send({"type": "http.response.start", "status": 200, "headers": _pairs(sent)})
@@ -137,7 +138,7 @@ class App:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._keeper = asyncio.create_task(self._keep())
+                self._keeper = asyncio.create_task(Keeper(self.context, self.runtime).run())
                 await send({"type": "lifespan.startup.complete"})
             else:
                 if self._keeper:
@@ -148,21 +149,6 @@ class App:
                 self.context.store.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
-
-    async def _keep(self) -> None:
-        """Follow the supervisors also when nobody asks: ended jobs, dead replicas, deletions."""
-        while True:
-            for kind, refresh in ((training_jobs.KIND, training_jobs.refresh), (endpoints.KIND, endpoints.refresh)):
-                for name, document in self.context.store.items(kind):
-                    try:
-                        refresh(self.context, document)
-                    except Exception:
-                        log.exception("following %s %s failed", kind, name)
-            try:
-                autoscaling.act(self.context)
-            except ServiceError as error:
-                log.warning("autoscaling waits: %s", error.message)
-            await asyncio.sleep(_REFRESH_SECONDS)
 
 
 async def _body(receive: Receive, limit: int = 64 * 1024 * 1024) -> bytes:

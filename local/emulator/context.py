@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmtuner_local.emulator.alarms import Alarms
+from llmtuner_local.emulator.endpoint_metrics import Metrics
 from llmtuner_local.emulator.faults import Faults
+from llmtuner_local.emulator.limits import Limits
 from llmtuner_local.emulator.store import Store
 from llmtuner_local.home import ACCOUNT_ID, REGION
 
@@ -22,7 +25,6 @@ class Context:
     localstack_url: str
     account_id: str = ACCOUNT_ID
     region: str = REGION
-    invocations: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # (endpoint, variant) -> moments
 
     def now(self) -> float:
         """Epoch seconds with milliseconds, as on the wire."""
@@ -35,6 +37,18 @@ class Context:
     @cached_property
     def faults(self) -> Faults:
         return Faults(self.home)
+
+    @cached_property
+    def limits(self) -> Limits:
+        return Limits.from_environment()
+
+    @cached_property
+    def alarms(self) -> Alarms:
+        return Alarms(lambda: self.cloudwatch)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics(lambda: self.cloudwatch)
 
     @cached_property
     def s3(self) -> Any:

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import struct
+import asyncio
 import time
-from binascii import crc32
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 
-import aiohttp
+from llmtuner_local.emulator import event_stream, refusals
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.operations import endpoints
+from llmtuner_local.emulator.replica_client import Answer, AnswerTooLargeError, ReplicaClient, ReplicaGoneError
+from llmtuner_local.emulator.routing import Place, Route, Router, choose
 
 BODY_LIMIT = 6_291_456
-TIMEOUT_SECONDS = 60.0
-STREAM_TIMEOUT_SECONDS = 480.0
-_PASSED = ("content-type", "accept", "x-amzn-sagemaker-custom-attributes", "x-amzn-sagemaker-target-model")
-_TIMED_OUT = (
-    "Your invocation timed out while waiting for a response from container primary. Review the latency metrics for "
-    "each container in Amazon CloudWatch, resolve the issue, and try again."
-)
+SERVERLESS_BODY_LIMIT = 4 * 1024 * 1024
+_PREFIX = "x-amzn-sagemaker-"
+_PASSED = ("content-type", "accept", f"{_PREFIX}custom-attributes", f"{_PREFIX}target-model", f"{_PREFIX}session-id")
+_RETURNED = (f"{_PREFIX}custom-attributes", f"{_PREFIX}new-session-id", f"{_PREFIX}closed-session-id")
 
 
-class RefusalError(Exception):
-    """A refusal of the runtime: code, status and body members."""
+@dataclass
+class Target:
+    """Where a request goes."""
 
-    def __init__(self, code: str, status: int, message: str, **members: Any) -> None:
-        self.code, self.status = code, status
-        self.body = {"Message": message, **members}
-        super().__init__(message)
+    endpoint: str
+    route: Route
+    place: Place
+    containers: list[str]  # one, or those of a serial pipeline
+    group: str  # its log group
+    headers: dict[str, str] = field(default_factory=dict)  # besides the client's
+    shadows: list[Route] = field(default_factory=list)  # which get a copy
 
 
 class Runtime:
@@ -37,175 +38,251 @@ class Runtime:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.router = endpoints.Router()
-        self._session: aiohttp.ClientSession | None = None
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
-        return self._session
+        self.router = Router(context)
+        self.client = ReplicaClient()
+        self._sessions: dict[tuple[str, str], str] = {}
+        self._shadowing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for task in self._shadowing:
+            task.cancel()
+        self.client.close()
 
-    def target(self, name: str, headers: dict[str, str]) -> tuple[str, int]:
-        """(variant, port) for an invocation; raises RefusalError as AWS answers."""
+    def forget_gone(self) -> None:
+        """Drop what is remembered of endpoints and replicas that are no more."""
+        self.router.drop({name for name, _ in self.context.store.items(endpoints.KIND)})
+        self.client.forget(self.router.ports())
+
+    def target(self, name: str, headers: dict[str, str]) -> Target:
+        """The replica for an invocation; raises RefusalError as AWS answers."""
         document = self.context.store.get(endpoints.KIND, name)
         if document and document["EndpointStatus"] == "Creating":
             document = endpoints.refresh(self.context, document)
-        if document is None or document["EndpointStatus"] not in ("InService", "Updating", "RollingBack"):
-            message = f"Endpoint {name} of account {self.context.account_id} not found."
-            raise RefusalError("ValidationError", 400, message, ErrorCode="NO_SUCH_ENDPOINT")
-        if "x-amzn-sagemaker-inference-component" in headers:
-            message = (
-                "Inference Component Name header is not allowed for endpoints to which you dont plan to deploy inference "
-                "components. Please remove the Inference Component Name header and try again."
-            )
-            raise RefusalError("ValidationError", 400, message, ErrorCode="INFERENCE_COMPONENT_NAME_NOT_ALLOWED")
-        wanted = headers.get("x-amzn-sagemaker-target-variant")
+        if document is None or document["EndpointStatus"] not in endpoints.SERVING:
+            raise refusals.no_such_endpoint(self.context, name)
+        if f"{_PREFIX}inference-component" in headers:
+            raise refusals.invalid(refusals.COMPONENT_SUPERFLUOUS, "INFERENCE_COMPONENT_NAME_NOT_ALLOWED")
+        table = self.router.table(document)
+        wanted = headers.get(f"{_PREFIX}target-variant")
         if wanted and wanted not in {item["VariantName"] for item in document["_variants"]}:
-            raise RefusalError("ValidationError", 400, f"Variant {wanted} of endpoint {name} not found.")
-        chosen = self.router.choose(document, wanted)
-        if chosen is None:
+            raise refusals.invalid(f"Variant {wanted} of endpoint {name} not found.")
+        route = choose(table.routes, wanted)
+        if route is None:
             endpoints.refresh(self.context, document)
-            raise RefusalError("ServiceUnavailable", 503, "The endpoint has no healthy instance at the moment.")
-        return chosen
-
-    async def post(
-        self, port: int, headers: dict[str, str], body: bytes, timeout: float, path: str = "/invocations"
-    ) -> aiohttp.ClientResponse:
-        """Send a body to a replica; the answer's body is not read yet."""
-        sent = {key: headers[key] for key in _PASSED if key in headers}
-        if "x-amzn-sagemaker-accept" in headers:
-            sent["accept"] = headers["x-amzn-sagemaker-accept"]
-        limits = aiohttp.ClientTimeout(total=timeout)
-        url = f"http://127.0.0.1:{port}{path}"
-        return await self.session.post(url, data=body, headers=sent, timeout=limits)
-
-    def model_error(self, name: str, status: int, text: str) -> RefusalError:
-        """The container's own words inside AWS's sentence."""
-        region, account = self.context.region, self.context.account_id
+            raise refusals.unavailable("The endpoint has no healthy instance at the moment.")
+        place = self._place(name, route, headers)
         group = f"/aws/sagemaker/Endpoints/{name}"
-        who = "client" if 400 <= status < 500 else "server"
-        see = f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}#logEventViewer:group={group}"
-        message = f'Received {who} error ({status}) from primary with message "{text}". See {see} in account {account} for more information.'
-        return RefusalError(
-            "ModelError",
-            424,
-            message,
-            ErrorCode=f"{who.upper()}_ERROR_FROM_MODEL",
-            LogStreamArn=f"arn:aws:logs:{region}:{account}:log-group:{group}",
-            OriginalMessage=text,
-            OriginalStatusCode=status,
-        )
+        return Target(name, route, place, _containers(route, headers), group, shadows=table.shadows)
 
-    async def invoke(self, name: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
-        """One invocation: (status, headers, body)."""
-        variant, port = self.target(name, headers)
-        try:
-            async with await self.post(port, headers, body, TIMEOUT_SECONDS) as answer:
-                content = await answer.read()
-        except TimeoutError:
-            raise self.model_error(name, 0, _TIMED_OUT) from None
-        except aiohttp.ClientError:
-            raise self._gone(name) from None
-        self._count(name, variant)
-        if answer.status >= 400:
-            raise self.model_error(name, answer.status, content.decode("utf-8", "replace"))
-        if len(content) > BODY_LIMIT:
-            raise self.model_error(name, 500, "The response is larger than 6291456 bytes.")
+    def _place(self, name: str, route: Route, headers: dict[str, str]) -> Place:
+        """The replica that has the request's session, or the next one."""
+        session = headers.get(f"{_PREFIX}session-id")
+        holder = self._sessions.get((name, session)) if session else None
+        return next((item for item in route.places if item.replica == holder), None) or route.next_place()
+
+    async def invoke(
+        self, name: str, headers: dict[str, str], body: bytes, *, seconds: float | None = None
+    ) -> tuple[dict[str, str], bytes]:
+        """One invocation: (headers, body)."""
+        begun = time.perf_counter()
+        target = self.target(name, headers)
+        self._check_size(target, body)
+        if target.shadows:
+            self._copy_to_shadows(target, headers, body)
+        status, received, content = await self._exchange(target, headers, body, begun, seconds)
+        if status >= 400:
+            raise refusals.model_error(self.context, target.group, received["_container"], status, _text(content))
+        return self._sent_back(target, received), content
+
+    def _check_size(self, target: Target, body: bytes) -> None:
+        if len(body) > SERVERLESS_BODY_LIMIT and "_serverless" in target.route.document:
+            raise refusals.invalid(f"The request body is larger than {SERVERLESS_BODY_LIMIT} bytes.")
+        serverless = target.route.document.get("_serverless")
+        if serverless and target.route.meter.in_flight >= serverless["MaxConcurrency"]:
+            raise refusals.RefusalError("ThrottlingException", 429, "Rate exceeded")
+
+    def _sent_back(self, target: Target, received: dict[str, str]) -> dict[str, str]:
+        """The headers of the client's answer."""
         sent = {
-            "content-type": answer.headers.get("content-type", "application/octet-stream"),
-            "x-amzn-invoked-production-variant": variant,
+            "content-type": received.get("content-type", "application/octet-stream"),
+            "x-amzn-invoked-production-variant": target.route.document.get("VariantName", target.route.name),
         }
-        if attributes := answer.headers.get("x-amzn-sagemaker-custom-attributes"):
-            sent["x-amzn-sagemaker-custom-attributes"] = attributes
-        return 200, sent, content
+        sent |= {name: received[name] for name in _RETURNED if name in received}
+        if created := received.get(f"{_PREFIX}new-session-id"):
+            self._sessions[target.endpoint, created.partition(";")[0]] = target.place.replica
+        if closed := received.get(f"{_PREFIX}closed-session-id"):
+            self._sessions.pop((target.endpoint, closed), None)
+        return sent
+
+    async def _exchange(
+        self, target: Target, headers: dict[str, str], body: bytes, begun: float, seconds: float | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Body in, body out, through every container of the target; counted."""
+        sent, content = passed_headers(headers) | target.headers, body
+        meter, status, started = target.route.meter, 0, time.perf_counter()
+        meter.enter()
+        target.place.in_flight += 1
+        container = target.containers[0]
+        try:
+            for container in target.containers:
+                port = target.place.ports[container]
+                status, received, content = await self.client.request(
+                    port, "POST", "/invocations", sent, content,
+                    seconds or self.context.limits.invocation_seconds, BODY_LIMIT,
+                )  # fmt: skip
+                received["_container"] = container
+                if status >= 400:
+                    break
+                sent = sent | {"content-type": received.get("content-type", "application/octet-stream")}
+            return status, received, content
+        except TimeoutError:
+            status = 0
+            text = refusals.TIMED_OUT.format(name=container)
+            raise refusals.model_error(self.context, target.group, container, 0, text) from None
+        except AnswerTooLargeError:
+            status = 500
+            raise refusals.model_error(self.context, target.group, container, 500, None) from None
+        except ReplicaGoneError:
+            status = 0
+            raise self._gone(target.endpoint) from None
+        finally:
+            target.place.in_flight -= 1
+            ended = time.perf_counter()
+            meter.leave(status, ended - started, started - begun)
 
     async def stream(
         self, name: str, headers: dict[str, str], body: bytes
-    ) -> tuple[dict[str, str], AsyncIterator[bytes]]:
+    ) -> tuple[dict[str, str], AsyncGenerator[bytes, None]]:
         """A streaming invocation: headers, and the frames of the event stream."""
-        variant, answer = await self._open(name, headers, body, "/invocations")
-        sent = {
-            "content-type": "application/vnd.amazon.eventstream",
-            "x-amzn-sagemaker-content-type": answer.headers.get("content-type", "application/octet-stream"),
-            "x-amzn-invoked-production-variant": variant,
-        }
-        return sent, _frames(answer)
+        target = self.target(name, headers)
+        self._check_size(target, body)
+        answer = await self._open(target, headers, body, "/invocations")
+        sent = self._sent_back(target, answer.headers)
+        sent |= {"content-type": "application/vnd.amazon.eventstream", f"{_PREFIX}content-type": sent["content-type"]}
+        return sent, self._frames(target, answer)
 
     async def chat(
         self, name: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, dict[str, str], AsyncIterator[bytes]]:
+    ) -> tuple[int, dict[str, str], AsyncGenerator[bytes, None]]:
         """A chat completion: the container's own answer, status and bytes unchanged, streaming or not."""
-        _, answer = await self._open(name, headers, body, "/v1/chat/completions")
-        return answer.status, {"content-type": answer.headers.get("content-type", "application/json")}, _parts(answer)
+        target = self.target(name, headers)
+        answer = await self._open(target, headers, body, "/v1/chat/completions")
+        kind = answer.headers.get("content-type", "application/json")
+        return answer.status, {"content-type": kind}, self._parts(target, answer)
 
-    async def _open(
-        self, name: str, headers: dict[str, str], body: bytes, path: str
-    ) -> tuple[str, aiohttp.ClientResponse]:
-        """(variant, answer whose body is still to come); an error of the container is read and raised."""
-        variant, port = self.target(name, headers)
+    async def _open(self, target: Target, headers: dict[str, str], body: bytes, path: str) -> Answer:
+        """An answer whose body is still to come; an error of the container is read and raised."""
+        sent, container = passed_headers(headers) | target.headers, target.containers[-1]
+        target.route.meter.enter()
+        target.place.in_flight += 1
+        begun = time.perf_counter()
         try:
-            answer = await self.post(port, headers, body, STREAM_TIMEOUT_SECONDS, path)
-        except aiohttp.ClientError:
-            raise self._gone(name) from None
-        self._count(name, variant)
-        if answer.status >= 400:
-            async with answer:
-                raise self.model_error(name, answer.status, (await answer.read()).decode("utf-8", "replace"))
-        return variant, answer
+            seconds = self.context.limits.stream_seconds
+            for container in target.containers[:-1]:  # the first ones of a pipeline answer whole
+                port = target.place.ports[container]
+                status, received, body = await self.client.request(
+                    port, "POST", "/invocations", sent, body, seconds, BODY_LIMIT
+                )
+                if status >= 400:
+                    raise refusals.model_error(self.context, target.group, container, status, _text(body))
+                sent = sent | {"content-type": received.get("content-type", "application/octet-stream")}
+            container = target.containers[-1]
+            answer = await self.client.open(target.place.ports[container], "POST", path, sent, body, seconds)
+            if answer.status < 400:
+                return answer
+            text = _text(await answer.read())
+        except TimeoutError:
+            self._leave(target, 0, begun)
+            text = refusals.TIMED_OUT.format(name=container)
+            raise refusals.model_error(self.context, target.group, container, 0, text) from None
+        except ReplicaGoneError:
+            self._leave(target, 0, begun)
+            raise self._gone(target.endpoint) from None
+        self._leave(target, answer.status, begun)
+        raise refusals.model_error(self.context, target.group, container, answer.status, text)
 
-    def _gone(self, name: str) -> RefusalError:
+    def _leave(self, target: Target, status: int, begun: float) -> None:
+        target.place.in_flight -= 1
+        target.route.meter.leave(status, time.perf_counter() - begun, 0.0)
+
+    async def _parts(self, target: Target, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The body of an answer; whatever ends it (the client may hang up), the container is told and it is counted."""
+        begun, status = time.perf_counter(), 0
+        parts = answer.parts()
+        try:
+            async for part in parts:
+                yield part
+            status = answer.status
+        finally:
+            await parts.aclose()
+            self._leave(target, status, begun)
+
+    async def _frames(self, target: Target, answer: Answer) -> AsyncGenerator[bytes, None]:
+        fault = self.context.faults.find("split-stream", target.endpoint)
+        size = int(fault.number) if fault else 0
+        parts = self._parts(target, answer)
+        try:
+            async for part in parts:
+                for piece in event_stream.cut(part, size):
+                    yield event_stream.part(piece)
+        except TimeoutError:
+            text = refusals.STREAM_TIMED_OUT.format(name=target.containers[-1])
+            yield event_stream.failure(text, "ModelInvocationTimeExceeded")
+        except ReplicaGoneError:
+            yield event_stream.failure("The model's response stream broke off.", "StreamBroken")
+        finally:
+            await parts.aclose()
+
+    def _copy_to_shadows(self, target: Target, headers: dict[str, str], body: bytes) -> None:
+        """Send shadow variants their part of the requests; what they answer is counted and dropped."""
+        for shadow in target.shadows:
+            shadow.lead += min(1.0, shadow.document["DesiredWeight"] / (target.route.document["DesiredWeight"] or 1.0))
+            if shadow.lead < 1.0:
+                continue
+            shadow.lead -= 1.0
+            copy = Target(target.endpoint, shadow, shadow.next_place(), _containers(shadow, {}), target.group)
+            task = asyncio.create_task(self._shadow(copy, headers, body))
+            self._shadowing.add(task)
+            task.add_done_callback(self._shadowing.discard)
+
+    async def _shadow(self, target: Target, headers: dict[str, str], body: bytes) -> None:
+        try:
+            await self._exchange(target, headers, body, time.perf_counter())
+        except refusals.RefusalError:
+            return  # counted already; the client never learns of it
+
+    def _gone(self, name: str) -> refusals.RefusalError:
         """The refusal for an instance that does not answer, after looking which ones still do."""
         document = self.context.store.get(endpoints.KIND, name)
         if document:
             endpoints.refresh(self.context, document)
-        return RefusalError("ServiceUnavailable", 503, "The instance that had the request is gone; try again.")
-
-    def _count(self, name: str, variant: str) -> None:
-        self.context.invocations.setdefault((name, variant), []).append(time.time())
+        return refusals.unavailable("The instance that had the request is gone; try again.")
 
 
-async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    async with answer:
-        async for part in answer.content.iter_any():
-            yield part
+def passed_headers(headers: dict[str, str]) -> dict[str, str]:
+    """What a container gets of a client's headers."""
+    sent = {key: headers[key] for key in _PASSED if key in headers}
+    if accept := headers.get(f"{_PREFIX}accept"):
+        sent["accept"] = accept
+    return sent
 
 
-async def _frames(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    try:
-        async with answer:
-            async for part in answer.content.iter_any():
-                yield frame(
-                    {
-                        ":event-type": "PayloadPart",
-                        ":content-type": "application/octet-stream",
-                        ":message-type": "event",
-                    },
-                    part,
-                )
-    except TimeoutError:
-        text = "Your model primary did not complete sending the inference response in the allotted time."
-        yield _exception("ModelStreamError", text, "ModelInvocationTimeExceeded")
-    except aiohttp.ClientError:
-        yield _exception("ModelStreamError", "The model's response stream broke off.", "StreamBroken")
+def _containers(route: Route, headers: dict[str, str]) -> list[str]:
+    """The containers a request passes through: all in turn, or the one that a Direct endpoint's client names."""
+    names = list(route.places[0].ports)
+    wanted = headers.get(f"{_PREFIX}target-container-hostname")
+    if route.document.get("_execution") != "Direct":
+        if wanted:
+            raise refusals.invalid(
+                "TargetContainerHostname is not allowed: the endpoint's model does not run its containers in Direct mode."
+            )
+        return names
+    if not wanted or wanted not in names:
+        raise refusals.invalid(
+            f"TargetContainerHostname {wanted or ''} is not one of the containers of this endpoint: {', '.join(names)}."
+        )
+    return [wanted]
 
 
-def _exception(kind: str, message: str, code: str) -> bytes:
-    headers = {":exception-type": kind, ":content-type": "application/json", ":message-type": "exception"}
-    return frame(headers, json.dumps({"Message": message, "ErrorCode": code}).encode())
-
-
-def frame(headers: dict[str, str], payload: bytes) -> bytes:
-    """One message of AWS's event stream encoding: lengths, checksum, headers, payload, checksum."""
-    packed = b"".join(
-        struct.pack("!B", len(name)) + name.encode() + b"\x07" + struct.pack("!H", len(value.encode())) + value.encode()
-        for name, value in headers.items()
-    )
-    prelude = struct.pack("!II", 16 + len(packed) + len(payload), len(packed))
-    message = prelude + struct.pack("!I", crc32(prelude)) + packed + payload
-    return message + struct.pack("!I", crc32(message))
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "replace")

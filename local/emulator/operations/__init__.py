@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.operations import autoscaling, endpoint_configs, endpoints, models, tags, training_jobs
+from llmtuner_local.emulator.operations import (
+    autoscaling,
+    endpoint_configs,
+    endpoint_updates,
+    endpoints,
+    models,
+    tags,
+    training_jobs,
+)
 
 Operation = Callable[[Context, dict[str, Any]], dict[str, Any] | None]
 
@@ -27,8 +35,8 @@ SAGEMAKER: dict[str, Operation] = {
     "CreateEndpoint": endpoints.create,
     "DescribeEndpoint": endpoints.describe,
     "ListEndpoints": endpoints.list_endpoints,
-    "UpdateEndpoint": endpoints.update,
-    "UpdateEndpointWeightsAndCapacities": endpoints.update_capacities,
+    "UpdateEndpoint": endpoint_updates.update,
+    "UpdateEndpointWeightsAndCapacities": endpoint_updates.update_capacities,
     "DeleteEndpoint": endpoints.delete,
     "AddTags": tags.add,
     "ListTags": tags.list_tags,

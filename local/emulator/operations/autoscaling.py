@@ -8,13 +8,12 @@ from typing import Any
 
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, validation
-from llmtuner_local.emulator.operations import endpoints
+from llmtuner_local.emulator.operations import endpoint_updates, endpoints
 
 TARGET, POLICY, ACTIVITY = "scalable-target", "scaling-policy", "scaling-activity"
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 METRIC = "SageMakerVariantInvocationsPerInstance"
 COOLDOWN_SECONDS = 300
-WINDOW_SECONDS = 60.0
 _KEPT_ACTIVITIES = 50
 
 
@@ -156,13 +155,10 @@ def act(context: Context) -> None:
         if variant is None:
             continue
         now = context.now()
-        recent = [
-            moment for moment in context.invocations.get((name, variant_name), []) if moment > now - WINDOW_SECONDS
-        ]
-        context.invocations[name, variant_name] = recent
+        recent = context.metrics.variant(name, variant_name).invocations(context.limits.scaling_window_seconds, now)
         tracking = policy["TargetTrackingScalingPolicyConfiguration"]
         current = variant["DesiredInstanceCount"]
-        wanted = desired_instances(len(recent), tracking["TargetValue"], target["MinCapacity"], target["MaxCapacity"])
+        wanted = desired_instances(recent, tracking["TargetValue"], target["MinCapacity"], target["MaxCapacity"])
         side = "ScaleOutCooldown" if wanted > current else "ScaleInCooldown"
         if wanted == current or now < target.get("_last", 0.0) + tracking.get(side, COOLDOWN_SECONDS):
             continue
@@ -170,9 +166,9 @@ def act(context: Context) -> None:
             "EndpointName": name,
             "DesiredWeightsAndCapacities": [{"VariantName": variant_name, "DesiredInstanceCount": wanted}],
         }
-        endpoints.update_capacities(context, change)
+        endpoint_updates.update_capacities(context, change)
         context.store.put(TARGET, policy["ResourceId"], dict(target, _last=now))
-        _note(context, policy, current, wanted, len(recent))
+        _note(context, policy, current, wanted, int(recent))
 
 
 def _note(context: Context, policy: dict[str, Any], current: int, wanted: int, invocations: int) -> None:

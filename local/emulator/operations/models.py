@@ -20,8 +20,7 @@ def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
         raise validation(f'Cannot create already existing model "{arn}".')
     if ("PrimaryContainer" in params) == ("Containers" in params):
         raise validation("You must specify either PrimaryContainer or Containers, and not both.")
-    for container in containers_of(params):
-        _check_data(context, container, params.get("ExecutionRoleArn", ""))
+    _check_containers(context, params)
     document = {
         "ModelName": name,
         "ModelArn": arn,
@@ -39,29 +38,75 @@ def containers_of(model: dict[str, Any]) -> list[dict[str, Any]]:
     return [model["PrimaryContainer"]] if "PrimaryContainer" in model else model["Containers"]
 
 
-def data_uri(container: dict[str, Any]) -> tuple[str, str]:
-    """Where a container's model data is: (archive URI, prefix URI), at most one of them not empty."""
+def name_of(model: dict[str, Any], number: int) -> str:
+    """How AWS's messages call a container: a single one is `primary`, others go by their host name."""
+    found = containers_of(model)
+    if len(found) == 1:
+        return "primary"
+    return found[number].get("ContainerHostname") or f"container-{number + 1}"
+
+
+def sources(container: dict[str, Any]) -> list[dict[str, str]]:
+    """What a container needs from S3: `uri`, `kind` (archive, object, prefix) and `folder` below /opt/ml."""
+    if container.get("Mode") == "MultiModel":
+        return []  # its models are fetched when they are asked for
+    found = []
     if uri := container.get("ModelDataUrl"):
-        return uri, ""
-    source = container.get("ModelDataSource", {}).get("S3DataSource")
-    if not source:
-        return "", ""
-    if source.get("CompressionType") == "Gzip":
-        return source["S3Uri"], ""
-    return "", source["S3Uri"]
+        found.append({"uri": uri, "kind": "archive", "folder": "model"})
+    if source := container.get("ModelDataSource", {}).get("S3DataSource"):
+        found.append(_source(source, "model"))
+    for item in container.get("AdditionalModelDataSources", []):
+        found.append(_source(item["S3DataSource"], f"additional-model-data-sources/{item['ChannelName']}"))
+    return found
+
+
+def _source(source: dict[str, Any], folder: str) -> dict[str, str]:
+    kind = "archive" if source["CompressionType"] == "Gzip" else "object"
+    if source["S3DataType"] == "S3Prefix":
+        kind = "prefix"
+    return {"uri": source["S3Uri"], "kind": kind, "folder": folder}
+
+
+def _check_containers(context: Context, params: dict[str, Any]) -> None:
+    containers = containers_of(params)
+    names = [name_of(params, number) for number in range(len(containers))]
+    if len(set(names)) != len(names):
+        raise validation("Container host names must be unique within a model.")
+    if params.get("InferenceExecutionConfig", {}).get("Mode") == "Direct" and not all(
+        "ContainerHostname" in item for item in containers
+    ):
+        raise validation(
+            "ContainerHostname is required for every container of a model with InferenceExecutionConfig Direct."
+        )
+    for container in containers:
+        if "Image" not in container:
+            raise validation("Image is required for a container; model packages are not emulated.")
+        _check_data(context, container, params.get("ExecutionRoleArn", ""))
 
 
 def _check_data(context: Context, container: dict[str, Any], role: str) -> None:
-    archive, prefix = data_uri(container)
-    uri = archive or prefix
-    if not uri:
-        return
     if "ModelDataUrl" in container and "ModelDataSource" in container:
         raise validation("You cannot specify both ModelDataUrl and ModelDataSource.")
+    source = container.get("ModelDataSource", {}).get("S3DataSource", {})
+    if source.get("S3DataType") == "S3Prefix":
+        if source["CompressionType"] == "Gzip":
+            raise validation("CompressionType Gzip needs S3DataType S3Object: one archive.")
+        if not source["S3Uri"].endswith("/"):
+            raise validation(f"S3Uri {source['S3Uri']} must end with a forward slash (/) when S3DataType is S3Prefix.")
+    if container.get("Mode") == "MultiModel":
+        if not container.get("ModelDataUrl", "").startswith("s3://"):
+            raise validation("ModelDataUrl, a prefix in S3, is required for a container in MultiModel mode.")
+        check_access(context, container["ModelDataUrl"], "prefix", role)
+    for item in sources(container):
+        check_access(context, item["uri"], item["kind"], role)
+
+
+def check_access(context: Context, uri: str, kind: str, role: str) -> None:
+    """Refuse model data that is not there, in AWS's words."""
     bucket, key = cloud.split_uri(uri)
     client = context.s3
     try:
-        if archive:
+        if kind != "prefix":
             client.head_object(Bucket=bucket, Key=key)
             return
         if client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"):

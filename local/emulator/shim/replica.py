@@ -1,14 +1,14 @@
-"""Supervises one replica (instance) of an endpoint: fetch the model, run the server, watch its health, ship its logs.
+"""Supervises one replica of an endpoint (an instance, or a copy of an inference component): fetch the models, run the
+servers, ship their logs.
 
     python -m llmtuner_local.emulator.shim.replica FOLDER
 
-`replica.json` in the folder says what to run. The journal tells the port when the replica is healthy, and the
-reason when it will never be. A container that dies while serving is started again.
+`replica.json` in the folder says what to run: one container, or several that work together. The journal tells the
+ports when all are healthy, and the reason when they never will be. SIGTERM stops the replica.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmtuner_local.emulator.containers import process as containers
+import psutil
 from llmtuner_local.emulator.shim import cloud
 from llmtuner_local.emulator.shim.journal import Journal
+from llmtuner_local.emulator.shim.server import Server
 
-STOP_GRACE_SECONDS = 30
-PING_SECONDS = 2.0
+NAMESPACE = "/aws/sagemaker/Endpoints"
 
 
 class ReplicaSupervisor:
@@ -33,109 +33,141 @@ class ReplicaSupervisor:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.spec: dict[str, Any] = json.loads((folder / "replica.json").read_text())
-        self.base = folder / "opt-ml"
         self.journal = Journal(folder / "journal.jsonl")
         self.stopping = threading.Event()
-        self.container: containers.Container | None = None
-        self.port = 0
+        self.servers = [Server(self.spec, item, folder, self._changed) for item in self.spec["containers"]]
+        self._shippers: list[cloud.LogShipper] = []
+        self._changing = threading.Lock()
+        self._state = "Starting"
 
     def run(self) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: self.stopping.set())
-        shipper = cloud.LogShipper(self.spec["localstack_url"], self.spec["log_group"], self.spec["log_stream"])
+        """The whole story; whatever happens, the journal gets an end."""
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
         try:
-            self._fetch_model()
-            # A container that was healthy once is started again whenever it ends; one that never was is given up.
-            while not self.stopping.is_set() and self._serve(shipper) and not self.stopping.is_set():
-                self.journal.write(state="Restarting")
+            if self.stopping.wait(self.spec.get("start_delay_seconds", 0)):
+                return
+            if reason := self.spec.get("capacity_reason"):
+                self.journal.write(state="Failed", reason=reason)
+                return
+            self._fetch_models()
+            for server in self.servers:
+                stream = server.spec["log_stream"]
+                shipper = cloud.LogShipper(self.spec["localstack_url"], self.spec["log_group"], stream)
+                self._shippers.append(shipper)
+                server.ship_to(shipper)
+            threads = [threading.Thread(target=server.run, name=server.name) for server in self.servers]
+            threading.Thread(target=self._measure, name="measure", daemon=True).start()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         except Exception as error:
             # The last line of defence of a process nobody watches: the reason must reach DescribeEndpoint.
             self.journal.write(state="Failed", reason=f"{type(error).__name__}: {error}")
             raise
         finally:
-            shipper.close()
-            shutil.rmtree(self.base, ignore_errors=True)
+            for shipper in self._shippers:
+                shipper.close()
+            for server in self.servers:
+                shutil.rmtree(server.base, ignore_errors=True)
             self.journal.write(state="Stopped")
 
-    def _fetch_model(self) -> None:
-        target = self.base / "model"
-        target.mkdir(parents=True, exist_ok=True)
+    def stop(self) -> None:
+        self.stopping.set()
+        for server in self.servers:
+            server.stop()
+
+    def _fetch_models(self) -> None:
         s3 = cloud.client("s3", self.spec["localstack_url"])
-        uri = self.spec.get("model_data_url")
-        if uri:
-            archive = self.folder / "model.tar.gz"
-            s3.download_file(*cloud.split_uri(uri), str(archive))
-            cloud.unpack(archive, target)
-            archive.unlink()
-        prefix = self.spec.get("model_prefix")
-        if prefix:
-            cloud.download_prefix(s3, prefix, target)
+        for server in self.servers:
+            for source in server.spec["sources"]:
+                _fetch(s3, source, server.base / source["folder"], self.folder)
 
-    def _serve(self, shipper: cloud.LogShipper) -> bool:
-        """Run the container once; returns whether it had become healthy when it ended."""
-        self.port = cloud.free_port()
-        environment = cloud.base_environment() | self.spec["environment"]
-        # A container may listen everywhere; a process must not.
-        environment |= {"SAGEMAKER_BIND_TO_PORT": str(self.port), "LLMTUNER_HOST": "127.0.0.1", "HOME": "/opt/ml/home"}
-        (self.base / "home").mkdir(exist_ok=True)
-        self.container = containers.start(
-            self.spec["command"], self.base, environment, mode=self.spec["mode"], hide=Path(self.spec["hide"])
-        )
-        self.journal.write(state="Starting", container=self.container.process.pid)
-        reader = threading.Thread(target=self._read, args=(self.container, shipper), daemon=True)
-        reader.start()
-        healthy = self._await_healthy()
-        if healthy:
-            self.journal.write(state="InService", port=self.port)
-            while self.container.process.poll() is None and not self.stopping.wait(0.1):
+    def _changed(self) -> None:
+        """Called by a server whose health has changed: a replica is as healthy as its worst container."""
+        with self._changing:
+            failures = [server.failure for server in self.servers if server.failure]
+            if failures and self._state != "Failed":
+                self._state = "Failed"
+                self.journal.write(state="Failed", reason=failures[0])
+                self.stop()
+            elif failures or self.stopping.is_set():
+                return
+            elif all(server.healthy for server in self.servers):
+                self._state = "InService"
+                ports = {server.name: server.port for server in self.servers}
+                self.journal.write(state="InService", port=self.servers[0].port, ports=ports)
+            elif self._state == "InService":
+                self._state = "Restarting"
+                self.journal.write(state="Restarting")
+
+    def _measure(self) -> None:
+        """CPU, memory and disk of the replica, as CloudWatch shows them for an instance."""
+        dimensions = self.spec["dimensions"]
+        last, before = _cpu_seconds(self.servers), time.monotonic()
+        while not self.stopping.wait(self.spec["metrics_seconds"]):
+            used, now = _cpu_seconds(self.servers), time.monotonic()
+            values = {
+                "CPUUtilization": max(0.0, used - last) / (now - before) * 100,
+                "MemoryUtilization": _memory(self.servers) / psutil.virtual_memory().total * 100,
+                "DiskUtilization": psutil.disk_usage(str(self.folder)).percent,
+            }
+            last, before = used, now
+            data = [
+                {"MetricName": name, "Value": value, "Unit": "Percent", "Dimensions": dimensions}
+                for name, value in values.items()
+            ]
+            self._shippers[0].points(NAMESPACE, data)
+
+
+def _fetch(s3: Any, source: dict[str, str], target: Path, scratch: Path) -> None:
+    """Bring one model source to its place: an archive is unpacked, an object keeps its name, a prefix its keys."""
+    target.mkdir(parents=True, exist_ok=True)
+    uri = source["uri"]
+    if source["kind"] == "prefix":
+        cloud.download_prefix(s3, uri, target)
+        return
+    bucket, key = cloud.split_uri(uri)
+    if source["kind"] == "object":
+        s3.download_file(bucket, key, str(target / key.rpartition("/")[2]))
+        return
+    archive = scratch / "model.tar.gz"
+    s3.download_file(bucket, key, str(archive))
+    cloud.unpack(archive, target)
+    archive.unlink()
+
+
+def _processes(servers: list[Server]) -> list[psutil.Process]:
+    found = []
+    for server in servers:
+        if server.container is not None:
+            try:
+                outer = psutil.Process(server.container.process.pid)
+                found += [outer, *outer.children(recursive=True)]
+            except psutil.NoSuchProcess:
                 continue
-        self._stop_container()
-        reader.join(timeout=5)
-        if not healthy and not self.stopping.is_set():
-            self.journal.write(state="Failed", reason=self._why_unhealthy())
-        return healthy
-
-    @staticmethod
-    def _read(container: containers.Container, shipper: cloud.LogShipper) -> None:
-        for raw in container.output:
-            shipper.line(raw.decode("utf-8", "replace").rstrip("\r\n"))
-
-    def _await_healthy(self) -> bool:
-        assert self.container is not None
-        deadline = time.monotonic() + self.spec["startup_seconds"]
-        while time.monotonic() < deadline and self.container.process.poll() is None:
-            if ping(self.port):
-                return True
-            if self.stopping.wait(0.1):
-                return False
-        return False
-
-    def _why_unhealthy(self) -> str:
-        return (
-            f"The primary container for production variant {self.spec['variant']} did not pass the ping health check. "
-            "Please check CloudWatch logs for this endpoint."
-        )
-
-    def _stop_container(self) -> None:
-        assert self.container is not None
-        if self.container.process.poll() is None:
-            self.container.terminate()
-            deadline = time.monotonic() + STOP_GRACE_SECONDS
-            while self.container.process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)  # Popen.wait(timeout) polls with growing pauses; a quick stop is worth a short one
-        self.container.kill()
-        self.container.process.wait()
+    return found
 
 
-def ping(port: int) -> bool:
-    """One health check: GET /ping answered with 200 within two seconds."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PING_SECONDS)
-    try:
-        connection.request("GET", "/ping")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+def _cpu_seconds(servers: list[Server]) -> float:
+    total = 0.0
+    for process in _processes(servers):
+        try:
+            times = process.cpu_times()
+            total += times.user + times.system
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def _memory(servers: list[Server]) -> int:
+    total = 0
+    for process in _processes(servers):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
 
 
 def main() -> None:

@@ -1,0 +1,62 @@
+"""What goes on also when nobody asks: following supervisors, scaling, delivering metrics, watching alarms."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.errors import ServiceError
+from llmtuner_local.emulator.operations import autoscaling, endpoints, training_jobs
+from llmtuner_local.emulator.runtime import Runtime
+
+log = logging.getLogger("llmtuner_local.emulator")
+_REFRESH_SECONDS = 0.5
+_FOLLOWED = ((training_jobs.KIND, training_jobs.refresh), (endpoints.KIND, endpoints.refresh))
+
+
+class Keeper:
+    """The background work of one emulator."""
+
+    def __init__(self, context: Context, runtime: Runtime) -> None:
+        self.context, self.runtime = context, runtime
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        limits = self.context.limits
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(self._follow, _REFRESH_SECONDS))
+            group.create_task(self._repeat(self._deliver, limits.flush_seconds))
+            group.create_task(self._repeat(self._look_at_alarms, limits.alarm_seconds))
+
+    @staticmethod
+    async def _repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+        while True:
+            try:
+                await work()
+            except ServiceError as error:
+                log.warning("%s waits: %s", work.__name__, error.message)
+            except Exception:
+                log.exception("%s failed", work.__name__)
+            await asyncio.sleep(seconds)
+
+    async def _follow(self) -> None:
+        """Ended jobs, dead replicas, deployments, deletions; then scaling."""
+        for kind, refresh in _FOLLOWED:
+            for name, document in self.context.store.items(kind):
+                try:
+                    refresh(self.context, document)
+                except Exception:
+                    log.exception("following %s %s failed", kind, name)
+                await asyncio.sleep(0)  # requests come first
+        self.runtime.forget_gone()
+        autoscaling.act(self.context)
+
+    async def _deliver(self) -> None:
+        if data := self.context.metrics.take():
+            await asyncio.to_thread(self.context.metrics.deliver, data)
+
+    async def _look_at_alarms(self) -> None:
+        if self.context.alarms.needed:
+            await asyncio.to_thread(self.context.alarms.look)

@@ -1,0 +1,119 @@
+"""Replicas: the processes behind endpoints and inference components. Each is a document inside its owner's and a
+folder with a supervisor: started, followed through its journal, retired.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from llmtuner_local.emulator import images, supervisors
+from llmtuner_local.emulator.containers import process as containers
+from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.operations import models
+from llmtuner_local.emulator.shim import journal
+
+Replica = dict[str, Any]
+
+
+def served_containers(model: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a replica must know of each container of a model, which may be deleted while it serves."""
+    return [
+        {"name": models.name_of(model, number), "definition": definition}
+        for number, definition in enumerate(models.containers_of(model))
+    ]
+
+
+def start(context: Context, served: dict[str, Any]) -> Replica:
+    """Start one replica; returns what its owner remembers of it.
+
+    Args:
+        served: `endpoint`, `variant`, `containers` (of served_containers; none: an instance that waits for inference
+            components), `startup` seconds, `described` (how messages call it), `log_group`, `dimensions`.
+    """
+    replica = {"variant": served["variant"], "id": f"i-{uuid.uuid4().hex[:17]}", "state": "Starting", "offset": 0}
+    if not served["containers"]:
+        return replica | {"state": "InService", "bare": True}
+    _launch(context, served, replica)
+    return replica
+
+
+def _launch(context: Context, served: dict[str, Any], replica: Replica) -> None:
+    spec = {
+        "endpoint": served["endpoint"],
+        "served": served["described"],
+        "mode": containers.best_mode(),
+        "hide": str(context.home),
+        "localstack_url": context.localstack_url,
+        "startup_seconds": served["startup"],
+        "ping_seconds": context.limits.ping_seconds,
+        "metrics_seconds": context.limits.metrics_seconds,
+        "log_group": served["log_group"],
+        "dimensions": served["dimensions"],
+        "containers": [_container(context, served, replica, number) for number in range(len(served["containers"]))],
+        **context.faults.for_replica(served["endpoint"]),
+    }
+    supervisors.launch(context, "replica", folder(context, served["endpoint"], replica), "replica.json", spec)
+
+
+def _container(context: Context, served: dict[str, Any], replica: Replica, number: int) -> dict[str, Any]:
+    name, definition = served["containers"][number]["name"], served["containers"][number]["definition"]
+    several = len(served["containers"]) > 1
+    stream = f"{replica['variant']}/{replica['id']}"
+    multi_model = {"SAGEMAKER_MULTI_MODEL": "true"} if definition.get("Mode") == "MultiModel" else {}
+    return {
+        "name": name,
+        "image": definition["Image"],
+        "command": images.command(definition["Image"], "serve", context.home),
+        "environment": supervisors.container_environment(context, multi_model | definition.get("Environment", {})),
+        "sources": models.sources(definition),
+        "folder": "opt-ml" if number == 0 else f"opt-ml-{number + 1}",
+        "log_stream": f"{stream}/{name}" if several else stream,
+    }
+
+
+def folder(context: Context, endpoint: str, replica: Replica) -> Path:
+    return context.endpoint_folder(endpoint) / replica["variant"] / replica["id"]
+
+
+def follow(context: Context, served: dict[str, Any], replica: Replica, *, replace: bool) -> Replica:
+    """A replica as its supervisor has last described it.
+
+    Args:
+        replace: start it again when its supervisor is gone (killed, or the machine was started again).
+    """
+    if replica.get("bare"):
+        return replica
+    place = folder(context, served["endpoint"], replica)
+    was_alive = supervisors.alive(place)  # asked before reading: what a dead one wrote is all there
+    lines, offset = journal.read(place / "journal.jsonl", replica["offset"])
+    for line in lines:
+        replica = dict(replica, offset=offset)
+        if "state" in line and not (line["state"] == "Stopped" and replica["state"] == "Failed"):
+            replica["state"] = line["state"]
+            replica |= {key: line[key] for key in ("port", "ports", "reason") if key in line}
+    if not was_alive and replica["state"] != "Failed" and replace:
+        (place / "journal.jsonl").unlink(missing_ok=True)
+        replica = dict(replica, state="Starting", offset=0)
+        _launch(context, served, replica)
+    return replica
+
+
+def stop(context: Context, endpoint: str, found: list[Replica]) -> None:
+    """Ask replicas to stop; `has_gone` tells when they have."""
+    for replica in found:
+        if not replica.get("bare"):
+            supervisors.signal_stop(folder(context, endpoint, replica))
+
+
+def has_gone(context: Context, endpoint: str, replica: Replica) -> bool:
+    """Whether a stopping replica has ended; its folder goes with it."""
+    place = folder(context, endpoint, replica)
+    if replica.get("bare"):
+        return True
+    if supervisors.alive(place):
+        return False
+    shutil.rmtree(place, ignore_errors=True)
+    return True

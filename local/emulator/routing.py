@@ -1,0 +1,147 @@
+"""Which replica gets a request: by weight between variants, in turn or by load within one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.endpoint_metrics import Meter
+
+Document = dict[str, Any]
+
+
+@dataclass
+class Place:
+    """One healthy replica: the ports of its containers, in the order of their definition."""
+
+    replica: str
+    ports: dict[str, int]
+    in_flight: int = 0
+
+
+@dataclass
+class Route:
+    """A variant (of one fleet) or a component with its healthy replicas."""
+
+    name: str
+    weight: float
+    places: list[Place]
+    meter: Meter
+    document: Document  # the variant's or component's
+    green: bool = False
+    lead: float = 0.0
+    turn: int = 0
+
+    def next_place(self) -> Place:
+        """In turn, or the one with the fewest requests under way where the variant says so."""
+        self.turn = (self.turn + 1) % len(self.places)
+        strategy = self.document.get("RoutingConfig", {}).get("RoutingStrategy")
+        if strategy == "LEAST_OUTSTANDING_REQUESTS":
+            return min(self.places[self.turn :] + self.places[: self.turn], key=lambda item: item.in_flight)
+        return self.places[self.turn]
+
+
+@dataclass
+class Table:
+    """The routes of one endpoint as it was at one moment."""
+
+    document: Document
+    routes: list[Route] = field(default_factory=list)
+    shadows: list[Route] = field(default_factory=list)
+
+
+class Router:
+    """Keeps a table for every endpoint, made anew when its document has changed."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._tables: dict[str, Table] = {}
+
+    def table(self, document: Document) -> Table:
+        """The routes of an endpoint."""
+        name = document["EndpointName"]
+        known = self._tables.get(name)
+        if known is None or known.document is not document:
+            known = self._tables[name] = self._make(document, known)
+        return known
+
+    def _make(self, document: Document, old: Table | None) -> Table:
+        before = {place.replica: place for route in (old.routes if old else []) for place in route.places}
+        table = Table(document)
+        green = document.get("_deployment") or {"share": 0.0}
+        blue_share = 1.0 - green["share"]
+        if blue_share:
+            table.routes += self._routes(document, document["_variants"], document["_replicas"], blue_share, before)
+        if green["share"]:
+            fleet = self._routes(document, green["variants"], green["replicas"], green["share"], before)
+            table.routes += [_green(route) for route in fleet]
+        table.shadows = self._routes(document, document["_shadows"], document["_replicas"], 1.0, before)
+        for route in table.routes:
+            same = [item for item in table.routes if item.name == route.name]
+            route.meter.serving = sum(len(item.places) for item in same)
+        return table
+
+    def _routes(
+        self,
+        document: Document,
+        variants: list[Document],
+        found: list[Document],
+        share: float,
+        before: dict[str, Place],
+    ) -> list[Route]:
+        total = sum(item["DesiredWeight"] for item in variants) or 1.0
+        routes = []
+        for variant in variants:
+            mine = [item for item in found if item["variant"] == variant["VariantName"]]
+            meter = self._context.metrics.variant(document["EndpointName"], variant["VariantName"])
+            weight = share * variant["DesiredWeight"] / total
+            routes.append(Route(variant["VariantName"], weight, places_of(mine, before), meter, variant))
+        return [route for route in routes if route.places]
+
+    def ports(self) -> set[int]:
+        """The ports of every healthy container."""
+        tables = self._tables.values()
+        routes = [route for table in tables for route in (*table.routes, *table.shadows)]
+        return {port for route in routes for place in route.places for port in place.ports.values()}
+
+    def drop(self, living: set[str]) -> None:
+        """Forget the tables of endpoints that are gone."""
+        for name in self._tables.keys() - living:
+            del self._tables[name]
+
+
+def _green(route: Route) -> Route:
+    route.green = True
+    return route
+
+
+def places_of(found: list[Document], before: dict[str, Place]) -> list[Place]:
+    """The healthy ones of some replicas; what is known of them is kept."""
+    places = []
+    for item in found:
+        if item["state"] == "InService" and "ports" in item:
+            known = before.get(item["id"])
+            places.append(known if known and known.ports == item["ports"] else Place(item["id"], item["ports"]))
+    return places
+
+
+def choose(routes: list[Route], wanted: str | None = None) -> Route | None:
+    """The route of the next request: the one that is furthest behind its share, exact over any window.
+
+    Args:
+        wanted: only this variant, whatever its weight.
+    """
+    if len(routes) == 1:
+        only = routes[0]
+        return only if (only.name == wanted if wanted else only.weight > 0) else None
+    found = [item for item in routes if (item.name == wanted if wanted else item.weight > 0)]
+    if not found:
+        return None
+    total = 0.0
+    for route in found:
+        route.lead += route.weight
+        total += route.weight
+    best = max(found, key=lambda item: item.lead)
+    best.lead -= total
+    return best
