@@ -31,7 +31,7 @@ _SERVICES = {
 _CHAT = re.compile(r"/endpoints/([^/]+)/openai/v1/chat/completions")
 _INVOCATION = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream)")
 _LOCAL_HOSTS = {"127.0.0.1", "localhost", "[::1]"}
-_RUNS_CONTAINERS = {"CreateTrainingJob", "CreateEndpoint"}
+_RUNS_CONTAINERS = {"CreateTrainingJob", "CreateProcessingJob", "CreateEndpoint"}
 
 
 class App:

@@ -55,6 +55,10 @@ class Context:
         return self._client("s3")
 
     @cached_property
+    def iam(self) -> Any:
+        return self._client("iam")
+
+    @cached_property
     def cloudwatch(self) -> Any:
         return self._client("cloudwatch")
 

@@ -9,6 +9,7 @@ supervisors, LocalStack) and survives restarts. Each is visible to clients as on
 | quota             | Create... answers ResourceLimitExceeded with AWS's sentence on the account-level service limit       |
 | slow-start        | a job stays in Starting, an endpoint in Creating, `seconds` longer                                   |
 | spot-interruption | a spot job goes to Interrupted after `seconds` of training, then starts again                        |
+| internal-error    | a job meets InternalServerError after `seconds` of training; RetryStrategy starts it again           |
 | failed-ping       | GET /ping of an endpoint counts as failed                                                            |
 | throttling        | ThrottlingException 400 "Rate exceeded" beyond `rate` requests a second                              |
 | s3-outage         | S3 answers 503 SlowDown                                                                              |
@@ -24,7 +25,8 @@ The seam. Looking costs one `stat` of a file that is not there; nothing else hap
 `for_job` and `for_replica` give the supervisors (no key when there is no fault):
 - `start_delay_seconds`: wait so long in Starting before anything else;
 - `capacity_reason`: never start; end Failed with this FailureReason (`CAPACITY_MESSAGE` is the transition's text);
-- `interrupt_after_seconds`: (jobs) reclaim the spot instance after so long in Training, as the file `interrupt` does.
+- `interrupt_after_seconds`: (jobs) reclaim the spot instance after so long in Training, as the file `interrupt` does;
+- `internal_error_after_seconds`: (jobs) fail as the service, likewise, as the file `internal-error` does.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ KINDS = {
     "quota": Kind("the account may use LIMIT instances: Create... answers ResourceLimitExceeded", "limit", 0),
     "slow-start": Kind("instances need SECONDS longer to start", "seconds", 10),
     "spot-interruption": Kind("spot jobs lose their instance after SECONDS of training", "seconds", 5),
+    "internal-error": Kind("jobs meet an error of the service after SECONDS of training", "seconds", 0),
     "failed-ping": Kind("endpoints do not pass the ping health check"),
     "throttling": Kind("only RATE requests a second are answered", "rate", 0),
     "s3-outage": Kind("S3 answers 503 SlowDown"),
@@ -169,6 +172,8 @@ class Faults:
         found = self._for_start(name)
         if spot and (fault := self.take("spot-interruption", name)):
             found["interrupt_after_seconds"] = fault.number
+        if fault := self.take("internal-error", name):
+            found["internal_error_after_seconds"] = fault.number
         return found
 
     def for_replica(self, endpoint: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which command an image runs when a container is a plain process.
 
 An image cannot run without a container engine; what can run is the program it stands for. `images.json` in the
-home folder adds rules: a list of {"match": regex on the image URI, "train": [argv] or null, "serve": [argv] or null}.
+home folder adds rules: a list of {"match": regex on the image URI, "train": [argv] or null, "serve": ..., "process": ...}.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DEFAULTS: list[dict[str, object]] = [
 
 
 def command(image: str, verb: str, home: Path) -> list[str]:
-    """The command an image runs for `train` or `serve`; the last matching rule that names one wins."""
+    """What an image runs for `train`, `serve` or `process`; the last matching rule that names one wins, [] for none."""
     rules = list(_DEFAULTS)
     own = home / "images.json"
     if own.exists():
@@ -28,4 +28,4 @@ def command(image: str, verb: str, home: Path) -> list[str]:
         found = rule.get(verb)
         if found and re.search(str(rule["match"]), image):
             return list(found)  # type: ignore[call-overload]
-    return [verb]
+    return []

@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError
-from llmtuner_local.emulator.operations import autoscaling, endpoints, training_jobs
+from llmtuner_local.emulator.operations import autoscaling, endpoints, processing_jobs, training_jobs
 from llmtuner_local.emulator.runtime import Runtime
 
 log = logging.getLogger("llmtuner_local.emulator")
 _REFRESH_SECONDS = 0.5
-_FOLLOWED = ((training_jobs.KIND, training_jobs.refresh), (endpoints.KIND, endpoints.refresh))
+_FOLLOWED = tuple((item.KIND, item.refresh) for item in (training_jobs, processing_jobs, endpoints))
 
 
 class Keeper:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +59,23 @@ class Container:
         except ProcessLookupError:
             return
 
+    def usage(self) -> tuple[float, float]:
+        """The CPU time in seconds used by what runs now, and its share (0 to 1) of this machine's memory."""
+        seconds, resident = 0.0, 0
+        try:
+            family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            family = []
+        for item in family:
+            try:
+                with item.oneshot():
+                    used = item.cpu_times()
+                    seconds += used.user + used.system
+                    resident += item.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        return seconds, resident / psutil.virtual_memory().total
+
     def _main_pids(self) -> list[int]:
         try:
             current = [psutil.Process(self.process.pid)]
@@ -87,18 +104,29 @@ def best_mode() -> Mode:
     return "mapped"
 
 
-def wrap(command: list[str], base: Path, *, mode: str, hide: Path | None, hosts: Path | None) -> list[str]:
+def wrap(
+    command: list[str],
+    base: Path,
+    *,
+    mode: str,
+    hide: Path | None,
+    hosts: Path | None,
+    read_only: Sequence[str] = (),
+) -> list[str]:
     """The command line that runs `command` with `base` at /opt/ml.
 
     Args:
         hide: a folder the container must not see (the state of the local cloud).
         hosts: a file to show as /etc/hosts.
+        read_only: folders below /opt/ml that the container may not change.
     """
     if mode == "bwrap":
         line = ["bwrap", "--dev-bind", "/", "/", "--tmpfs", "/opt"]
         for item in _siblings():
             line += ["--bind", item, item]
         line += ["--bind", str(base), "/opt/ml"]
+        for item in read_only:
+            line += ["--ro-bind", str(base / item), f"/opt/ml/{item}"]
         if hide:
             line += ["--tmpfs", str(hide)]
         if hosts:
@@ -107,8 +135,10 @@ def wrap(command: list[str], base: Path, *, mode: str, hide: Path | None, hosts:
     if mode == "unshare":
         user = [] if os.geteuid() == 0 else ["-Ur"]
         script = (
-            'base=$1; hide=$2; hosts=$3; shift 3; set -e; keep=$(mktemp -d); mount -t tmpfs none "$keep"; '
+            'base=$1; hide=$2; hosts=$3; count=$4; shift 4; set -e; keep=$(mktemp -d); mount -t tmpfs none "$keep"; '
             'mkdir "$keep/ml"; mount --bind "$base" "$keep/ml"; '
+            'while [ "$count" -gt 0 ]; do place="$keep/ml/$1"; mount --bind "$place" "$place"; '
+            'mount -o remount,bind,ro "$place"; shift; count=$((count - 1)); done; '
             'for item in /opt/*; do [ -e "$item" ] || continue; [ "$item" = /opt/ml ] && continue; '
             'name=${item##*/}; if [ -d "$item" ]; then mkdir "$keep/$name"; else : >"$keep/$name"; fi; '
             'mount --rbind "$item" "$keep/$name"; done; '
@@ -116,7 +146,7 @@ def wrap(command: list[str], base: Path, *, mode: str, hide: Path | None, hosts:
             'mount --rbind "$keep" /opt; if [ -n "$hide" ]; then mount -t tmpfs none "$hide"; fi; '
             'cd /opt/ml; exec "$@"'
         )
-        extra = [str(base), str(hide or ""), str(hosts or "")]
+        extra = [str(base), str(hide or ""), str(hosts or ""), str(len(read_only)), *read_only]
         return ["unshare", *user, "-m", "--propagation", "private", "sh", "-c", script, "sh", *extra, *command]
     return command
 
@@ -134,8 +164,9 @@ def start(
     mode: Mode,
     hide: Path | None = None,
     hosts: Path | None = None,
+    read_only: Sequence[str] = (),
 ) -> Container:
-    """Start a container; its output is a pipe of merged lines."""
+    """Start a container; its output is a pipe of merged lines. With path mapping `read_only` folders lose their w bits."""
     values = dict(environment)
     values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), values.get("PATH", os.defpath)])
     values.setdefault("PYTHONUNBUFFERED", "1")
@@ -144,7 +175,10 @@ def start(
         command = [part.replace("/opt/ml", str(base)) for part in command]
         values = {name: value.replace("/opt/ml", str(base)) for name, value in values.items()}
         values["SAGEMAKER_BASE_DIR"] = str(base)
-    line = wrap(command, base, mode=mode, hide=hide, hosts=hosts)
+        for item in read_only:
+            for path in [base / item, *(base / item).rglob("*")]:
+                path.chmod(path.stat().st_mode & ~0o222)
+    line = wrap(command, base, mode=mode, hide=hide, hosts=hosts, read_only=read_only)
     process = subprocess.Popen(
         line,
         cwd=folder,

@@ -58,6 +58,7 @@ def delete(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 
 _ARN_MEMBERS = {
     "training-job": ("training-job", "TrainingJobArn"),
+    "processing-job": ("processing-job", "ProcessingJobArn"),
     "model": ("model", "ModelArn"),
     "endpoint-config": ("endpoint-config", "EndpointConfigArn"),
     "endpoint": ("endpoint", "EndpointArn"),

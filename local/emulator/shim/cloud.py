@@ -78,35 +78,6 @@ def relative_name(key: str, prefix: str) -> str:
     return key[prefix.rfind("/") + 1 :]
 
 
-def upload_tree(s3: Any, folder: Path, uri: str, seen: dict[str, tuple[int, int]] | None = None) -> int:
-    """Upload new and changed files of a folder under a prefix; `seen` remembers (size, mtime) between calls. Files sent."""
-    bucket, prefix = split_uri(uri)
-    base = prefix if prefix.endswith("/") or not prefix else prefix + "/"
-    known = {} if seen is None else seen
-    changed = []
-    for path in sorted(item for item in folder.rglob("*") if item.is_file() and not item.is_symlink()):
-        name = path.relative_to(folder).as_posix()
-        mark = (path.stat().st_size, path.stat().st_mtime_ns)
-        if known.get(name) != mark:
-            changed.append((path, name, mark))
-
-    def send(item: tuple[Path, str, tuple[int, int]]) -> None:
-        path, name, mark = item
-        s3.upload_file(str(path), bucket, base + name)
-        known[name] = mark
-
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        list(pool.map(send, changed))
-    return len(changed)
-
-
-def pack(folder: Path, target: Path) -> None:
-    """A tar.gz of what is in a folder, names relative to it; fast compression, weights hardly shrink."""
-    with tarfile.open(target, "w:gz", compresslevel=1) as archive:
-        for path in sorted(folder.iterdir()):
-            archive.add(path, arcname=path.name)
-
-
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a tar.gz; names that would leave the folder are refused."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,75 +3,57 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmtuner_local.emulator.shim import cloud
+from llmtuner_local.emulator.shim import channels
+from llmtuner_local.emulator.shim.channels import Channel
+from llmtuner_local.emulator.shim.hosts import Host, loopback, resource_config
+from llmtuner_local.emulator.shim.pipes import Pipe
 
 FOLDERS = ("input/config", "input/data", "model", "output/data", "code", "checkpoints")
 
 
-def stage(
-    s3: Any, request: dict[str, Any], base: Path, host: str = "algo-1", hosts: tuple[str, ...] = ("algo-1",)
-) -> None:
-    """Write the config files and download every channel of a training job."""
-    for name in FOLDERS:
-        (base / name).mkdir(parents=True, exist_ok=True)
-    config = base / "input" / "config"
-    _write(config / "hyperparameters.json", request.get("HyperParameters", {}))
-    _write(
-        config / "inputdataconfig.json",
-        {item["ChannelName"]: channel_config(item, request) for item in channels(request)},
-    )
-    _write(config / "resourceconfig.json", resource_config(request, host, hosts))
-    for item in channels(request):
-        download_channel(s3, item, base / "input" / "data" / item["ChannelName"])
+def stage(s3: Any, request: dict[str, Any], hosts: list[Host], check: Callable[[], None]) -> list[Pipe]:
+    """Fill /opt/ml of every host; the streams of Pipe channels, which the caller closes."""
+    pipes: list[Pipe] = []
+    found = channels.channels(request)
+    items = {channel.name: channel.items(s3) for channel in found if channel.mode != "Pipe"}
+    for host in hosts:
+        for name in FOLDERS:
+            (host.base / name).mkdir(parents=True, exist_ok=True)
+        mine = [channel for channel in found if channel.on(host.group)]
+        config = host.base / "input" / "config"
+        write_json(config / "hyperparameters.json", request.get("HyperParameters", {}))
+        write_json(config / "inputdataconfig.json", {channel.name: channel.config() for channel in mine})
+        write_json(config / "resourceconfig.json", resource_config(host, hosts, loopback()))
+        for channel in mine:
+            number, count = _place(host, hosts, channel)
+            data = host.base / "input" / "data"
+            if channel.mode == "Pipe":
+                pipes.append(Pipe(s3, channel, data, number, count))
+            else:
+                share = channels.share(items[channel.name], channel.distribution, number, count)
+                channels.download(s3, share, data / channel.name, check)
+    return pipes
 
 
-def channels(request: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = request.get("InputDataConfig", [])
-    return found
+def _place(host: Host, hosts: list[Host], channel: Channel) -> tuple[int, int]:
+    """The host's number among those that get the channel, and how many these are."""
+    getting = [item.name for item in hosts if channel.on(item.group)]
+    return getting.index(host.name), len(getting)
 
 
-def channel_config(channel: dict[str, Any], request: dict[str, Any]) -> dict[str, str]:
-    """One entry of inputdataconfig.json; the API's S3DataDistributionType is called S3DistributionType there."""
-    source = channel["DataSource"].get("S3DataSource", {})
-    mode = channel.get("InputMode") or request["AlgorithmSpecification"].get("TrainingInputMode", "File")
-    entry = {
-        "TrainingInputMode": mode,
-        "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
-        "RecordWrapperType": channel.get("RecordWrapperType", "None"),
-    }
-    if "ContentType" in channel:
-        entry["ContentType"] = channel["ContentType"]
-    return entry
+def read_only(request: dict[str, Any], host: Host) -> list[str]:
+    """Folders below /opt/ml that a host sees but cannot change: FastFile channels are mounts of S3."""
+    return [
+        f"input/data/{channel.name}"
+        for channel in channels.channels(request)
+        if channel.mode == "FastFile" and channel.on(host.group)
+    ]
 
 
-def resource_config(request: dict[str, Any], host: str, hosts: tuple[str, ...]) -> dict[str, Any]:
-    """resourceconfig.json in its newest known shape."""
-    instance = request["ResourceConfig"].get("InstanceType", "")
-    group = {"instance_group_name": "homogeneousCluster", "instance_type": instance, "hosts": list(hosts)}
-    return {
-        "current_host": host,
-        "current_instance_type": instance,
-        "current_group_name": "homogeneousCluster",
-        "hosts": list(hosts),
-        "instance_groups": [group],
-        "network_interface_name": "lo",
-        "topology": None,
-    }
-
-
-def download_channel(s3: Any, channel: dict[str, Any], folder: Path) -> int:
-    """Download one channel (S3Prefix or ManifestFile); bytes."""
-    source = channel["DataSource"]["S3DataSource"]
-    if source.get("S3DataType") != "ManifestFile":
-        return cloud.download_prefix(s3, source["S3Uri"], folder)
-    bucket, key = cloud.split_uri(source["S3Uri"])
-    head, *names = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-    _, prefix = cloud.split_uri(head["prefix"])
-    return cloud.download_prefix(s3, head["prefix"], folder, keys=[prefix + name for name in names])
-
-
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))

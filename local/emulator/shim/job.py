@@ -1,0 +1,214 @@
+"""What the supervisors of training and processing jobs share: phases, stop, faults, containers, and an end in any case.
+
+The job's folder is the seam to the outside. `job.json` says what to run; the supervisor appends to `journal.jsonl`.
+A file `stop` beside them, or SIGTERM to the supervisor, asks to stop. Faults come the same way: the file `interrupt`
+takes a spot instance away and `internal-error` makes the service fail, both when they appear; in job.json
+`interrupt_after_seconds` and `internal_error_after_seconds` do it that long into Training, `start_delay_seconds` holds
+the job in Starting, and `capacity_reason` ends it there with that FailureReason.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+from llmtuner_local.emulator.containers import process as containers
+from llmtuner_local.emulator.shim import cloud, hosts
+from llmtuner_local.emulator.shim.cluster import Cluster, Ending, Member
+from llmtuner_local.emulator.shim.hosts import Host
+from llmtuner_local.emulator.shim.journal import Journal
+from llmtuner_local.emulator.shim.metrics import MachineMetrics
+
+STOP_GRACE_SECONDS = 120.0
+SYNC_SECONDS = 3.0
+REASON_CHARACTERS = 1024
+INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
+
+
+class HaltError(Exception):
+    """The job was asked to end before its containers ran; the argument is the reason."""
+
+
+class JobError(Exception):
+    """The job has failed; the argument becomes its FailureReason."""
+
+
+class InternalError(Exception):
+    """The service itself has failed; a job with attempts left starts again."""
+
+
+class JobSupervisor:
+    """One job from Starting to its end. A subclass tells the story in `live`."""
+
+    namespace = ""  # of its logs and metrics
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.job: dict[str, Any] = json.loads((folder / "job.json").read_text())
+        self.request: dict[str, Any] = self.job["request"]
+        self.name: str = self.job["name"]
+        self.base = folder / "opt-ml"
+        self.journal = Journal(folder / "journal.jsonl")
+        self.s3 = cloud.client("s3", self.job["localstack_url"])
+        self.hosts = hosts.plan(self.groups(), job=self.name, base=self.base, mapped=self.job["mode"] == "mapped")
+        self.grace = float(self.job.get("stop_grace_seconds", STOP_GRACE_SECONDS))
+        self.ran = 0.0  # seconds that containers ran before this attempt
+        self.running_since: float | None = None
+        self._stopping = threading.Event()
+        self._stream_epoch = 0
+
+    def groups(self) -> list[tuple[str, str, int]]:
+        """(instance group, instance type, count) of the request."""
+        raise NotImplementedError
+
+    def live(self) -> None:
+        """The story of the job, which ends with `end`."""
+        raise NotImplementedError
+
+    def halted(self, reason: str) -> None:
+        """End a job that was asked to end before its containers ran."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Live; whatever happens, the journal gets an end."""
+        signal.signal(signal.SIGTERM, lambda *_: self._stopping.set())
+        try:
+            self.live()
+        except HaltError as halt:
+            self.halted(str(halt))
+        except JobError as error:
+            self.fail(str(error))
+        except InternalError:
+            self.fail(INTERNAL)
+        except Exception as error:
+            # The last line of defence of a process nobody watches: the reason must reach Describe.
+            self.fail(f"InternalServerError: {type(error).__name__}: {error}")
+            raise
+
+    def fail(self, reason: str) -> None:
+        """End as Failed."""
+        raise NotImplementedError
+
+    def end(self, **told: Any) -> None:
+        """Write the last line of the journal. What the job had on disk is gone before: who sees the end finds nothing."""
+        self.clear()
+        self.journal.write(**told)
+
+    def clear(self) -> None:
+        """Take the machines away, also what the job has made read-only."""
+
+        def open_up(_: Any, path: str, __: Any) -> None:
+            for item in (Path(path).parent, Path(path)):
+                item.chmod(0o700)
+            shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+
+        if self.base.exists():
+            shutil.rmtree(self.base, onerror=open_up)
+
+    def stop_asked(self) -> bool:
+        return self._stopping.is_set() or (self.folder / "stop").exists()
+
+    def halt(self) -> str:
+        """Why what happens now must end: "" for no reason."""
+        return "stop" if self.stop_asked() else ""
+
+    def seconds(self) -> float:
+        """How long containers have run, all attempts together."""
+        return self.ran + (time.monotonic() - self.running_since if self.running_since is not None else 0.0)
+
+    def fault(self, file: str, after: str) -> bool:
+        """Whether a fault acts now; each does once."""
+        if (self.folder / file).exists():
+            (self.folder / file).unlink()
+            return True
+        if after in self.job and self.seconds() >= self.job[after]:
+            del self.job[after]
+            return True
+        return False
+
+    def check(self) -> None:
+        """Raise HaltError when there is a reason to end."""
+        if reason := self.halt():
+            raise HaltError(reason)
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, as long as there is no reason to end."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.check()
+            self._stopping.wait(min(0.1, max(0.0, until - time.monotonic())))
+        self.check()
+
+    @contextmanager
+    def transfer(self, what: str) -> Iterator[None]:
+        """Errors of S3 inside become the job's FailureReason, in SageMaker's form."""
+        try:
+            yield
+        except ClientError as error:
+            told = error.response["Error"]
+            status = error.response["ResponseMetadata"].get("HTTPStatusCode", "")
+            raise JobError(
+                f"ClientError: {what} failed:{told['Code']} ({status}): {told.get('Message', '')}"
+            ) from error
+        except (BotoCoreError, OSError, ValueError) as error:
+            raise JobError(f"ClientError: {what} failed:{error}") from error
+
+    def run_containers(
+        self,
+        *,
+        on_line: Callable[[str, cloud.LogShipper], None],
+        read_only: Callable[[Host], list[str]],
+        stopping: Callable[[str], float],
+    ) -> Ending:
+        """Start the containers of all hosts and wait for their end. `read_only`: what a host may not write, below /opt/ml."""
+        cluster = Cluster(self.namespace)
+        self.running_since = time.monotonic()
+        self._stream_epoch = max(int(time.time()), self._stream_epoch + 1)
+        names = hosts.names_file(self.folder / "hosts", self.hosts)
+        shippers = [
+            cloud.LogShipper(
+                self.job["localstack_url"], self.namespace, f"{self.name}/{host.name}-{self._stream_epoch}"
+            )
+            for host in self.hosts
+        ]
+        for host, shipper in zip(self.hosts, shippers, strict=True):
+            container = containers.start(
+                self.job["command"],
+                host.base,
+                self._environment(),
+                mode=self.job["mode"],
+                hide=Path(self.job["hide"]),
+                hosts=names,
+                read_only=read_only(host),
+            )
+            self.journal.write(container=container.process.pid)
+            machine = MachineMetrics(self.name, host.name, host.base, self.job.get("volume_gb", 0))
+            cluster.members.append(Member(host, container, shipper, machine, on_line, cluster.changed))
+        ending = cluster.wait(self.halt, stopping)
+        self.ran, self.running_since = self.seconds(), None
+        return ending
+
+    def _environment(self) -> dict[str, str]:
+        for host in self.hosts:
+            (host.base / "home").mkdir(parents=True, exist_ok=True)
+        # A home of its own, outside of what is hidden from the job.
+        found = cloud.base_environment() | self.job["environment"] | {"HOME": "/opt/ml/home"}
+        if self.job["mode"] == "mapped":
+            # Names of hosts cannot be looked up here: the training toolkit must not wait for them.
+            found = {"SM_STUDIO_LOCAL_MODE": "true"} | found
+        return found
+
+    def text(self, host: Host, name: str) -> str:
+        """The beginning of a short file that the job wrote for the service; empty when it did not."""
+        try:
+            return (host.base / name).read_text(errors="replace")[:REASON_CHARACTERS].strip()
+        except (FileNotFoundError, IsADirectoryError):
+            return ""
