@@ -1,4 +1,4 @@
-"""The times that SageMaker keeps in hosting. LLMTUNER_LIMITS (a JSON object) shortens them for tests and lessons."""
+"""The times that SageMaker keeps. LLMTUNER_LIMITS (a JSON object) shortens them for tests and lessons."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Limits:
     flush_seconds: float = 2.0  # between deliveries of invocation metrics to CloudWatch
     scaling_window_seconds: float = 60.0  # over which target tracking averages
     high_resolution_window_seconds: float = 10.0  # the same for the metrics of high resolution
+    stop_seconds: float = 120.0  # between SIGTERM and SIGKILL for a job that is stopped
     alarm_seconds: float = 1.0  # between looks at the state of alarms
 
     @classmethod

@@ -11,10 +11,8 @@ from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, validation
 from llmtuner_local.emulator.shim import cloud, journal
-from llmtuner_local.home import read_json
 
 TERMINAL = {"Completed", "Failed", "Stopped"}
-SETTINGS = "emulator.json"
 _SERVICE = "sagemaker.amazonaws.com"
 
 
@@ -82,15 +80,13 @@ def required(path: str) -> ServiceError:
 
 def launch(context: Context, module: str, folder: Path, spec: dict[str, Any]) -> None:
     """Start the supervisor of a job; `spec` says what is particular to it (`shim/job.py`)."""
-    settings = read_json(context.home / SETTINGS)
     common = {
         "created": context.now(),
         "mode": containers.best_mode(),
         "hide": str(context.home),
         "localstack_url": context.localstack_url,
+        "stop_seconds": context.limits.stop_seconds,
     }
-    if "stop_grace_seconds" in settings:
-        common["stop_grace_seconds"] = settings["stop_grace_seconds"]
     environment = supervisors.container_environment(context, spec["environment"])
     supervisors.launch(context, module, folder, "job.json", common | spec | {"environment": environment})
 

@@ -27,7 +27,6 @@ from llmtuner_local.emulator.shim.hosts import Host
 from llmtuner_local.emulator.shim.journal import Journal
 from llmtuner_local.emulator.shim.metrics import MachineMetrics
 
-STOP_GRACE_SECONDS = 120.0
 SYNC_SECONDS = 3.0
 REASON_CHARACTERS = 1024
 INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
@@ -59,7 +58,7 @@ class JobSupervisor:
         self.journal = Journal(folder / "journal.jsonl")
         self.s3 = cloud.client("s3", self.job["localstack_url"])
         self.hosts = hosts.plan(self.groups(), job=self.name, base=self.base, mapped=self.job["mode"] == "mapped")
-        self.grace = float(self.job.get("stop_grace_seconds", STOP_GRACE_SECONDS))
+        self.grace = float(self.job["stop_seconds"])
         self.ran = 0.0  # seconds that containers ran before this attempt
         self.running_since: float | None = None
         self._stopping = threading.Event()
