@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit import paths, runs, training
+from llmtuner_kit import downloads, paths, runs, training
 from llmtuner_kit.aws import ClientError, is_error
 from llmtuner_kit.errors import IntegrityError, NotFoundError, NotReadyError, SettingsError
 from llmtuner_kit.settings import DownloadSettings
@@ -142,31 +142,18 @@ def download(workspace: Workspace, settings: DownloadSettings, progress: Progres
 
 
 def _fetch(workspace: Workspace, job_name: str, target: Path, progress: Progress | None) -> Path:
-    """Download to a temporary name, check the size, then rename; a complete copy that is there already is used."""
-    head = archive_head(workspace, job_name)
-    size = int(head["ContentLength"])
-    mark = target.with_name(target.name + ".etag")
-    if target.exists() and target.stat().st_size == size and mark.exists() and mark.read_text() == head["ETag"]:
-        return target
-    part = target.with_name(target.name + ".part")
+    """The archive as a file: resumed where a killed download stopped, kept where the same bytes are there already."""
+    size = int(archive_head(workspace, job_name)["ContentLength"])
     done = 0
 
     def moved(count: int) -> None:
         nonlocal done
         done += count
         if progress:
-            progress("download", done, size)
+            progress(target.name, done, size)
 
-    workspace.aws.client("s3").download_file(
-        workspace.bucket, workspace.paths.model_archive(job_name), str(part), Callback=moved
-    )
-    if part.stat().st_size != size:
-        raise IntegrityError(
-            f"{part.name} has {part.stat().st_size} bytes; S3 says {size}.", fix="run the cell again: it starts anew"
-        )
-    part.replace(target)
-    mark.write_text(head["ETag"])
-    return target
+    key = workspace.paths.model_archive(job_name)
+    return downloads.fetch(workspace.aws.client("s3"), workspace.bucket, key, target, moved).path
 
 
 def _listed(made: Downloaded, archive: Path) -> Downloaded:

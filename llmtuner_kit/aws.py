@@ -27,17 +27,19 @@ from botocore.exceptions import (
     ClientError,
     ConnectTimeoutError,
     EndpointConnectionError,
+    IncompleteReadError,
     NoCredentialsError,
     NoRegionError,
     PartialCredentialsError,
     ProfileNotFound,
     ReadTimeoutError,
+    ResponseStreamingError,
     TokenRetrievalError,
 )
 
 from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
 
-__all__ = ["Aws", "ClientError", "connect", "error_code", "error_message", "is_error"]
+__all__ = ["BROKEN_BODY", "Aws", "ClientError", "connect", "error_code", "error_message", "is_error"]
 
 # The local cloud's profiles by target; it writes them, this is the shared vocabulary.
 _LOCAL_PROFILES = {"local": "llmtuner-local", "local-docker": "llmtuner-local-docker"}
@@ -58,6 +60,8 @@ _BAD_CREDENTIALS = {
     "RequestExpired",
     "SignatureDoesNotMatch",
 }
+# What reading an answer's body raises when the connection breaks; boto3 repeats requests, but not that.
+BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "SlowDown", "RequestLimitExceeded"}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtuner_kit import runs, uploads
+from llmtuner_kit import checksums, runs, uploads
 from llmtuner_kit.errors import DataError, IntegrityError, NotFoundError, SettingsError
 from llmtuner_kit.settings import UploadSettings
 from llmtuner_kit.uploads import Upload
@@ -76,11 +76,11 @@ def test_a_folder_tells_what_it_left_out(send, tmp_path: Path) -> None:  # type:
 
 def test_large_files_go_in_parts_and_are_known_again(send, workspace: Workspace, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "big.jsonl"
-    file.write_bytes(os.urandom(uploads.PART * 2 + 12345))
+    file.write_bytes(os.urandom(checksums.PART * 2 + 12345))
     seen: list[int] = []
     made = send(file, progress=lambda what, done, total: seen.append(done))
     assert made.files[0].sha256.endswith("-3")
-    assert made.files[0].sha256 == uploads.checksum_of(file)
+    assert made.files[0].sha256 == checksums.checksum_of(file)
     assert seen == sorted(seen)
     assert seen[-1] == file.stat().st_size
     assert stored(workspace, f"users/{workspace.user_id}/uploads/big/big.jsonl") == file.read_bytes()
@@ -89,10 +89,10 @@ def test_large_files_go_in_parts_and_are_known_again(send, workspace: Workspace,
 
 _KILLED = """
 import os, signal, sys
-from llmtuner_kit import uploads
+from llmtuner_kit import sending, uploads
 from llmtuner_kit.settings import UploadSettings
 from llmtuner_kit.workspace import open_workspace
-uploads.THREADS = 2
+sending.THREADS = 2
 settings = UploadSettings(run_name="demo", user_id=sys.argv[1], source=sys.argv[2])
 def die(what, done, total):
     if done >= total // 2:
@@ -103,30 +103,31 @@ uploads.upload(open_workspace(settings), settings, die)
 
 def test_after_a_kill_at_most_one_part_a_worker_is_sent_again(send, workspace: Workspace, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file, parts = tmp_path / "big.jsonl", 8
-    file.write_bytes(os.urandom(uploads.PART * parts))
+    file.write_bytes(os.urandom(checksums.PART * parts))
     killed = subprocess.run([sys.executable, "-c", _KILLED, workspace.user_id, str(file)], check=False)
     assert killed.returncode == -signal.SIGKILL
     made = send(file)
     # Half had arrived; what the two workers had in hand may or may not have.
-    assert made.bytes_sent <= uploads.PART * (parts // 2)
+    assert made.bytes_sent <= checksums.PART * (parts // 2)
     assert stored(workspace, f"users/{workspace.user_id}/uploads/big/big.jsonl") == file.read_bytes()
 
 
 def test_an_interrupted_file_that_changed_is_sent_anew(send, workspace: Workspace, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "big.jsonl"
-    file.write_bytes(os.urandom(uploads.PART * 4))
+    file.write_bytes(os.urandom(checksums.PART * 4))
     subprocess.run([sys.executable, "-c", _KILLED, workspace.user_id, str(file)], check=False)
-    file.write_bytes(os.urandom(uploads.PART * 4))
+    file.write_bytes(os.urandom(checksums.PART * 4))
     assert send(file).bytes_sent == file.stat().st_size
     assert stored(workspace, f"users/{workspace.user_id}/uploads/big/big.jsonl") == file.read_bytes()
 
 
 def test_a_file_that_changes_on_the_way_is_refused(send, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"a": 1}\n')
+    file.write_bytes(os.urandom(checksums.PART + 1))
 
     def grow(what: str, done: int, total: int) -> None:
-        file.write_text('{"a": 1}\n{"b": 2}\n')
+        with file.open("ab") as opened:
+            opened.write(b"{}\n")
 
     with pytest.raises(IntegrityError, match="changed"):
         send(file, progress=grow)

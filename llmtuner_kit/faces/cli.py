@@ -76,6 +76,20 @@ def report(file: Path) -> None:
         click.echo(reports.text(item))
 
 
+@main.command()
+@click.argument("uri")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--target", default="local", help="local, local-docker or aws")
+@click.option("--region", default="", help="AWS region; empty: the one your AWS configuration names")
+def download(uri: str, folder: Path, target: str, region: str) -> None:
+    """Everything below an S3 address into a folder: verified, and resumed when called again after an interruption."""
+    from llmtuner_kit import aws, downloads
+
+    made = downloads.fetch_folder(aws.connect(target, region).client("s3"), uri, folder)
+    received = sum(item.bytes_received for item in made)
+    click.echo(f"{len(made)} files in {folder}, {received:,} bytes received, the rest was there already")
+
+
 @main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def local(arguments: tuple[str, ...]) -> None:

@@ -1,0 +1,180 @@
+"""Files to S3, many requests at a time: what is there is not sent, an interrupted file goes on at its first missing part.
+
+    with Sender(client, bucket) as sender:
+        sent = sender.send([("users/ada/uploads/x/rows.jsonl", Path("rows.jsonl"))])
+
+Every request carries the SHA-256 of its bytes, which S3 checks on arrival and keeps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from llmtuner_kit import checksums
+from llmtuner_kit.aws import is_error
+from llmtuner_kit.errors import IntegrityError
+
+THREADS = 8
+_FILES_AHEAD = 4 * THREADS
+Moved = Callable[[int], None]
+"""Called with bytes that are now in S3, in the caller's thread (a notebook's output belongs to the cell's own)."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One file in S3. `bytes_sent` counts what went over the wire: 0 when the same bytes were there already."""
+
+    key: str
+    bytes: int
+    sha256: str
+    bytes_sent: int
+
+
+@dataclass
+class _Large:
+    """A file on its way in parts."""
+
+    key: str
+    path: Path
+    size: int
+    upload_id: str
+    parts: list[Future[tuple[dict[str, Any], int]]] = field(default_factory=list)
+
+
+class Sender:
+    """Sends files with THREADS requests at a time."""
+
+    def __init__(self, client: Any, bucket: str, moved: Moved | None = None) -> None:
+        self._client, self._bucket = client, bucket
+        self._moved = moved or (lambda _: None)
+        self._pool = ThreadPoolExecutor(THREADS, "send")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After an error what has not begun is not begun; what has arrived is found by the next run.
+        self._pool.shutdown(cancel_futures=True)
+
+    def send(self, files: Iterable[tuple[str, Path]], prefix: str = "") -> list[Sent]:
+        """Bring files (key, path) into the bucket; `prefix` is what all keys begin with. In the given order.
+
+        Raises IntegrityError for a file that changes on the way; what S3 refuses is raised as it comes.
+        """
+        there = self._sizes(prefix)
+        unfinished = self._unfinished(prefix)
+        waiting: deque[_Large | Future[Sent]] = deque()
+        done: list[Sent] = []
+        for key, path in files:
+            while len(waiting) >= _FILES_AHEAD:
+                done.append(self._finish(waiting.popleft()))
+            waiting.append(self._begin(key, path, there.get(key), unfinished.get(key, "")))
+        return done + [self._finish(item) for item in waiting]
+
+    def _begin(self, key: str, path: Path, size_there: int | None, upload_id: str) -> _Large | Future[Sent]:
+        size = path.stat().st_size
+        if size <= checksums.part_size(size):
+            return self._pool.submit(self._send_small, key, path, size, size_there)
+        if size_there == size and (checksum := checksums.checksum_of(path)) == self._checksum_there(key):
+            same: Future[Sent] = Future()
+            same.set_result(Sent(key, size, checksum, 0))
+            return same
+        known = self._parts(key, upload_id) if upload_id else {}
+        large = _Large(key, path, size, upload_id or self._create(key))
+        for number in range(1, -(-size // checksums.part_size(size)) + 1):
+            large.parts.append(self._pool.submit(self._send_part, large, number, known.get(number)))
+        return large
+
+    def _finish(self, item: _Large | Future[Sent]) -> Sent:
+        if isinstance(item, Future):
+            sent = item.result()
+            self._moved(sent.bytes)
+            return sent
+        parts, bytes_sent = [], 0
+        part_size = checksums.part_size(item.size)
+        for number, future in enumerate(item.parts):
+            part, count = future.result()
+            parts.append(part)
+            bytes_sent += count
+            self._moved(min(part_size, item.size - number * part_size))
+        _check_size(item.path, item.size)
+        self._client.complete_multipart_upload(
+            Bucket=self._bucket, Key=item.key, UploadId=item.upload_id, MultipartUpload={"Parts": parts}
+        )
+        checksum = checksums.composite([part["ChecksumSHA256"] for part in parts])
+        return Sent(item.key, item.size, checksum, bytes_sent)
+
+    def _send_small(self, key: str, path: Path, size: int, size_there: int | None) -> Sent:
+        data = path.read_bytes()
+        checksum = checksums.sha256(data)
+        is_there = size_there == len(data) and self._checksum_there(key) == checksum
+        if not is_there:
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ChecksumSHA256=checksum)
+        _check_size(path, size)
+        return Sent(key, len(data), checksum, 0 if is_there else len(data))
+
+    def _send_part(self, large: _Large, number: int, known: dict[str, Any] | None) -> tuple[dict[str, Any], int]:
+        """One part: (what completing the upload needs to know of it, bytes sent)."""
+        part = checksums.part_size(large.size)
+        with large.path.open("rb") as file:
+            file.seek((number - 1) * part)
+            data = file.read(part)
+        checksum = checksums.sha256(data)
+        if known and known["ChecksumSHA256"] == checksum:
+            return known, 0
+        answer = self._client.upload_part(
+            Bucket=self._bucket,
+            Key=large.key,
+            UploadId=large.upload_id,
+            PartNumber=number,
+            Body=data,
+            ChecksumSHA256=checksum,
+        )
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}, len(data)
+
+    def _create(self, key: str) -> str:
+        made = self._client.create_multipart_upload(
+            Bucket=self._bucket, Key=key, ChecksumAlgorithm="SHA256", ChecksumType="COMPOSITE"
+        )
+        return str(made["UploadId"])
+
+    def _sizes(self, prefix: str) -> dict[str, int]:
+        """Keys below a prefix with their sizes."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+        return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
+
+    def _unfinished(self, prefix: str) -> dict[str, str]:
+        """Key -> its newest interrupted upload."""
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
+        found = [item for page in pages for item in page.get("Uploads", [])]
+        return {item["Key"]: item["UploadId"] for item in sorted(found, key=lambda item: item["Initiated"])}
+
+    def _parts(self, key: str, upload_id: str) -> dict[int, dict[str, Any]]:
+        """The parts of an interrupted upload that arrived."""
+        return {item["PartNumber"]: item for item in self._listed_parts(key, upload_id)}
+
+    def _listed_parts(self, key: str, upload_id: str) -> Iterator[dict[str, Any]]:
+        pages = self._client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=key, UploadId=upload_id)
+        for page in pages:
+            for item in page.get("Parts", []):
+                if "ChecksumSHA256" in item:
+                    yield {name: item[name] for name in ("PartNumber", "ETag", "ChecksumSHA256")}
+
+    def _checksum_there(self, key: str) -> str:
+        try:
+            head = self._client.head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
+        except Exception as error:
+            if is_error(error, "404", "NoSuchKey"):
+                return ""
+            raise
+        return str(head.get("ChecksumSHA256", ""))
+
+
+def _check_size(path: Path, size: int) -> None:
+    if path.stat().st_size != size:
+        raise IntegrityError(f"{path} changed while it was being uploaded.", fix="run the cell again")
