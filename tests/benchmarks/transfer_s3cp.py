@@ -24,22 +24,36 @@ from llmtuner_kit import aws, checksums, downloads, sending
 from llmtuner_kit.settings import StartSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
-# A transfer in a process of its own: argv is up|down, user, key, file.
+# A transfer in a process of its own that tells the bytes of each request before it is sent; argv: way, user, key, file.
 _TRANSFER = """
-import sys
+import os, sys
 from pathlib import Path
 from llmtuner_kit import downloads
 from llmtuner_kit.sending import Sender
 from llmtuner_kit.settings import StartSettings
 from llmtuner_kit.workspace import open_workspace
+
+class Telling:
+    def __init__(self, client):
+        self.client = client
+    def __getattr__(self, name):
+        return getattr(self.client, name)
+    def upload_part(self, **options):
+        os.write(1, f"{len(options['Body'])}\\n".encode())
+        return self.client.upload_part(**options)
+    def get_object(self, **options):
+        start, end = options["Range"].removeprefix("bytes=").split("-")
+        os.write(1, f"{int(end) + 1 - int(start)}\\n".encode())
+        return self.client.get_object(**options)
+
 way, user, key, file = sys.argv[1:]
 workspace = open_workspace(StartSettings(user_id=user))
-client, said = workspace.aws.client("s3"), lambda count: print(count, flush=True)
+client = Telling(workspace.aws.client("s3"))
 if way == "up":
-    with Sender(client, workspace.bucket, said) as sender:
+    with Sender(client, workspace.bucket) as sender:
         sender.send([(key, Path(file))], key)
 else:
-    downloads.fetch(client, workspace.bucket, key, Path(file), said)
+    downloads.fetch(client, workspace.bucket, key, Path(file))
 """
 
 
@@ -120,19 +134,19 @@ def _after_a_kill(workspace: Workspace, file: Path, way: str, copy: Path) -> Non
     command = [sys.executable, "-c", _TRANSFER, way, workspace.user_id, key, str(file if way == "up" else copy)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
-    done = 0
-    while done < stop_at:
-        done += int(child.stdout.readline())
+    begun = 0
+    while begun < stop_at:
+        begun += int(child.stdout.readline())
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    begun += sum(int(line) for line in child.communicate()[0].splitlines())
     if way == "up":
         with sending.Sender(client, workspace.bucket) as sender:
             second = sender.send([(key, file)], key)[0].bytes_sent
     else:
         second = downloads.fetch(client, workspace.bucket, key, copy).bytes_received
     part, workers = checksums.part_size(size), sending.THREADS if way == "up" else downloads.THREADS
-    again = max(0, done + second - size)
-    print(f"killed at {done / 1e6:,.0f} MB {way:4}: {again / part:.1f} parts again, at most {workers} workers had one")
+    twice = (begun + second - size) / part
+    print(f"{way:4} killed at {begun / 1e6:,.0f} MB: {twice:.1f} parts went twice; {workers} workers, one part each")
 
 
 def _seconds(act: Callable[[], None]) -> float:
