@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from llmtuner_local.home import ACCOUNT_ID, REGION, ROLE_NAME, write_atomic
@@ -73,12 +74,11 @@ def variables(home: Path, localstack_url: str, sagemaker_url: str) -> list[tuple
         ("AWS_PROFILE", NAME),
         *((f"AWS_ENDPOINT_URL_{name.upper()}", url) for name, url in urls.items()),
         ("SAGEMAKER_USER_CONFIG_OVERRIDE", str(home / "aws" / "sagemaker-sdk.yaml")),
-        ("SAGEMAKER_VALIDATE_ROLE", "false"),
     ]
 
 
 def create_role(localstack_url: str) -> None:
-    """The execution role of the local account, as `llmtuner access role --create` makes it on AWS."""
+    """The execution role of the local account, with what a job needs: the SDK simulates its policies before each job."""
     import boto3
 
     client = boto3.client(
@@ -88,13 +88,15 @@ def create_role(localstack_url: str) -> None:
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
     )
-    trust = {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
-        ],
-    }
+    trust = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    actions = ["cloudwatch:*", "ec2:*", "ecr:*", "kms:*", "logs:*", "s3:*", "sagemaker:*"]
     try:
-        client.create_role(RoleName=ROLE_NAME, AssumeRolePolicyDocument=json.dumps(trust))
+        client.create_role(RoleName=ROLE_NAME, AssumeRolePolicyDocument=_policy(trust))
     except client.exceptions.EntityAlreadyExistsException:
-        return
+        pass
+    document = _policy({"Effect": "Allow", "Action": actions, "Resource": "*"})
+    client.put_role_policy(RoleName=ROLE_NAME, PolicyName="everything-a-job-needs", PolicyDocument=document)
+
+
+def _policy(statement: Mapping[str, object]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})

@@ -193,6 +193,7 @@ def _start_localstack(home: Path, state: dict[str, Any]) -> dict[str, Any]:
         "S3_SKIP_KMS_KEY_VALIDATION": "0",
         "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
         "LLMTUNER_S3_FOLDER": str(home / "s3"),
+        "LLMTUNER_FAULTS_FOLDER": str(home),
     }
     catalog = _seed_catalog(python.parents[1], root)
     command = [str(python), str(Path(__file__).parent / "localstack" / "launcher.py")]

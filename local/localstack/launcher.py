@@ -3,7 +3,8 @@
 Changed at its seams, before LocalStack imports them:
 - the server listens on 127.0.0.1 only (its Twisted server takes every interface whatever it is told);
 - objects are kept in files below the state folder and survive kill -9 (`persistence.py` beside this file);
-- nothing is written outside of the state folder.
+- nothing is written outside of the state folder;
+- SimulatePrincipalPolicy evaluates policies (`simulation.py`); the fault `s3-outage` acts (`outage.py`).
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ def listen_on_loopback_only() -> None:
 def main() -> None:
     """Patch, then hand over to LocalStack's own main."""
     listen_on_loopback_only()
+    import outage
     import persistence
+    import simulation
 
     persistence.install()
+    simulation.install()
+    outage.install()
     from localstack.runtime.main import main as run
 
     run()

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 import psutil
+from llmtuner_local.emulator.containers import interpreter
 
 Mode = Literal["bwrap", "unshare", "mapped"]
 
@@ -168,7 +168,8 @@ def start(
 ) -> Container:
     """Start a container; its output is a pipe of merged lines. With path mapping `read_only` folders lose their w bits."""
     values = dict(environment)
-    values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), values.get("PATH", os.defpath)])
+    interpreter.prepare(base)
+    values |= interpreter.variables(values)
     values.setdefault("PYTHONUNBUFFERED", "1")
     folder = base
     if mode == "mapped":

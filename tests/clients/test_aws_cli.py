@@ -1,0 +1,130 @@
+"""The AWS CLI (version 1, from PyPI), in an environment of its own: it pins another botocore than ours."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients.conftest import BUCKET, ROLE, SERVING_IMAGE, Bench, unique
+from llmtuner_local.home import cache_folder
+
+VERSION = "1.46.3"
+Aws = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def executable() -> Path:
+    """`aws` of an environment in the cache, made once."""
+    folder = cache_folder() / f"awscli-{VERSION}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / ".awscli.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".complete").exists():
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+            install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"awscli=={VERSION}"]
+            subprocess.run([*install, "--disable-pip-version-check"], check=True)
+            (folder / ".complete").touch()
+    return folder / "bin" / "aws"
+
+
+@pytest.fixture
+def aws(executable: Path, shell_variables: dict[str, str], tmp_path: Path) -> Aws:
+    """Run `aws ...`; its answer as JSON, or the text on stderr when it fails."""
+
+    def run(*arguments: str, fails: bool = False) -> Any:
+        command = [str(executable), *arguments]
+        done = subprocess.run(
+            command, env=shell_variables, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path
+        )
+        assert bool(done.returncode) == fails, f"{command}: {done.stderr}{done.stdout}"
+        if fails:
+            return done.stderr
+        try:
+            return json.loads(done.stdout or "{}")
+        except ValueError:
+            return done.stdout
+
+    return run
+
+
+def _until(look: Callable[[], str], end: set[str]) -> str:
+    """Ask until the answer is an end; the CLI's own `wait` commands ask every 30 and 120 seconds."""
+    deadline = time.monotonic() + 120
+    while (found := look()) not in end:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
+    return found
+
+
+def test_cli_journey(aws: Aws, bench: Bench, tmp_path: Path) -> None:
+    job, model, endpoint = unique("job"), unique("model"), unique("endpoint")
+    request = bench.training_request(job)
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    arn = aws("sagemaker", "create-training-job", "--cli-input-json", "file://request.json")["TrainingJobArn"]
+    assert arn.endswith(f":training-job/{job}")
+    described = ("sagemaker", "describe-training-job", "--training-job-name", job)
+    status = _until(lambda: aws(*described)["TrainingJobStatus"], {"Completed", "Failed", "Stopped"})
+    assert status == "Completed"
+    aws("sagemaker", "wait", "training-job-completed-or-stopped", "--training-job-name", job)
+    filtered = ("logs", "filter-log-events", "--log-group-name", "/aws/sagemaker/TrainingJobs")
+    events = aws(*filtered, "--log-stream-name-prefix", f"{job}/")["events"]
+    assert [item["message"] for item in events] == ["epoch=0 loss=1.000;", "epoch=1 loss=0.500;"]
+    listed = aws("sagemaker", "list-training-jobs", "--name-contains", job, "--status-equals", "Completed")
+    assert [item["TrainingJobName"] for item in listed["TrainingJobSummaries"]] == [job]
+    aws("sagemaker", "add-tags", "--resource-arn", arn, "--tags", "Key=team,Value=blue")
+    assert aws("sagemaker", "list-tags", "--resource-arn", arn)["Tags"] == [{"Key": "team", "Value": "blue"}]
+
+    data = aws(*described)["ModelArtifacts"]["S3ModelArtifacts"]
+    aws("s3", "cp", data, "model.tar.gz")
+    assert (tmp_path / "model.tar.gz").stat().st_size > 100
+    for name in (model, f"{model}-b"):
+        container = f"Image={SERVING_IMAGE},ModelDataUrl={data},Environment={{NAME={name}}}"
+        create = ("sagemaker", "create-model", "--model-name", name, "--execution-role-arn", ROLE)
+        aws(*create, "--primary-container", container)
+        variant = f"VariantName=AllTraffic,ModelName={name},InstanceType=ml.m5.xlarge,InitialInstanceCount=1"
+        create = ("sagemaker", "create-endpoint-config", "--endpoint-config-name", name)
+        aws(*create, "--production-variants", variant)
+    names = ("--endpoint-name", endpoint)
+    aws("sagemaker", "create-endpoint", *names, "--endpoint-config-name", model)
+
+    def status_of_endpoint() -> str:
+        return str(aws("sagemaker", "describe-endpoint", *names)["EndpointStatus"])
+
+    assert _until(status_of_endpoint, {"InService", "Failed"}) == "InService"
+    aws("sagemaker", "wait", "endpoint-in-service", *names)
+    assert _invoke(aws, endpoint, tmp_path) == {"echo": "hi", "name": model}
+    aws("sagemaker", "update-endpoint", *names, "--endpoint-config-name", f"{model}-b")
+    assert _until(status_of_endpoint, {"InService", "Failed"}) == "InService"
+    assert _invoke(aws, endpoint, tmp_path)["name"] == f"{model}-b"
+
+    aws("sagemaker", "delete-endpoint", *names)
+    missing = _until(
+        lambda: "gone" if not aws("sagemaker", "list-endpoints", "--name-contains", endpoint)["Endpoints"] else "there",
+        {"gone"},
+    )
+    assert missing == "gone"
+    aws("sagemaker", "wait", "endpoint-deleted", *names)
+    for name in (model, f"{model}-b"):
+        aws("sagemaker", "delete-endpoint-config", "--endpoint-config-name", name)
+        aws("sagemaker", "delete-model", "--model-name", name)
+    refused = aws("sagemaker", "stop-training-job", "--training-job-name", job, fails=True)
+    assert "The request was rejected because the training job is in status Completed." in refused
+    aws("sagemaker", "delete-training-job", "--training-job-name", job)
+    assert "(ValidationException)" in aws(*described, fails=True)
+    assert BUCKET in aws("s3", "ls")
+
+
+def _invoke(aws: Aws, endpoint: str, folder: Path) -> dict[str, Any]:
+    (folder / "body.json").write_text(json.dumps({"inputs": "hi"}))
+    call = ("sagemaker-runtime", "invoke-endpoint", "--endpoint-name", endpoint, "--body", "fileb://body.json")
+    told = aws(*call, "--content-type", "application/json", "answer.json")
+    assert told["InvokedProductionVariant"] == "AllTraffic"
+    found: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    return found
