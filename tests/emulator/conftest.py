@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import time
 import uuid
 from collections.abc import Callable
@@ -28,6 +30,7 @@ class Cloud:
     s3: Any
     logs: Any
     cloudwatch: Any
+    kms: Any
 
     def name(self, prefix: str = "job") -> str:
         return f"{prefix}-{uuid.uuid4().hex[:10]}"
@@ -113,6 +116,18 @@ def channel(name: str, uri: str, **more: Any) -> dict[str, Any]:
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
 
 
+def archive(emulator: Cloud, job: dict[str, Any]) -> dict[str, bytes]:
+    """The files in the model archive of a described job."""
+    return members(emulator, job["ModelArtifacts"]["S3ModelArtifacts"])
+
+
+def members(emulator: Cloud, uri: str) -> dict[str, bytes]:
+    """The files in an archive in the tests' bucket."""
+    data = emulator.s3.get_object(Bucket=BUCKET, Key=uri.removeprefix(f"s3://{BUCKET}/"))["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(data)) as opened:
+        return {item.name: opened.extractfile(item).read() for item in opened if item.isfile()}  # type: ignore[union-attr]
+
+
 @pytest.fixture
 def emulator(cloud: Path) -> Cloud:
     connection = aws_module.connect("local")
@@ -123,6 +138,7 @@ def emulator(cloud: Path) -> Cloud:
         connection.client("s3"),
         connection.client("logs"),
         connection.client("cloudwatch"),
+        connection.client("kms"),
     )
     if BUCKET not in {item["Name"] for item in made.s3.list_buckets()["Buckets"]}:
         made.s3.create_bucket(Bucket=BUCKET)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 from botocore.exceptions import ClientError
-from emulator.conftest import BUCKET, Cloud, channel
+from emulator.conftest import BUCKET, Cloud, channel, members
 
 from llmtuner_kit import aws as aws_module
 
@@ -25,13 +23,6 @@ signal.signal(signal.SIGTERM, leave)
 print("waiting", flush=True)
 time.sleep(600)
 """
-
-
-def members(emulator: Cloud, uri: str) -> dict[str, bytes]:
-    key = uri.removeprefix(f"s3://{BUCKET}/")
-    data = emulator.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        return {item.name: archive.extractfile(item).read() for item in archive if item.isfile()}  # type: ignore[union-attr]
 
 
 def test_job_runs_and_passes_through_sagemakers_states(emulator: Cloud) -> None:

@@ -152,11 +152,11 @@ class JobSupervisor:
         try:
             yield
         except ClientError as error:
-            told = error.response["Error"]
+            code, text = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+            if code == "404":  # the answer to a HEAD request has no body that could say more
+                code, text = "NoSuchKey", "The specified key does not exist."
             status = error.response["ResponseMetadata"].get("HTTPStatusCode", "")
-            raise JobError(
-                f"ClientError: {what} failed:{told['Code']} ({status}): {told.get('Message', '')}"
-            ) from error
+            raise JobError(f"ClientError: {what} failed:{code} ({status}): {text}") from error
         except (BotoCoreError, OSError, ValueError) as error:
             raise JobError(f"ClientError: {what} failed:{error}") from error
 
