@@ -12,6 +12,7 @@ from llmtuner_local.emulator.alarms import Alarms
 from llmtuner_local.emulator.endpoint_metrics import Metrics
 from llmtuner_local.emulator.faults import Faults
 from llmtuner_local.emulator.limits import Limits
+from llmtuner_local.emulator.samples import Samples
 from llmtuner_local.emulator.store import Store
 from llmtuner_local.home import ACCOUNT_ID, REGION
 
@@ -45,6 +46,10 @@ class Context:
     @cached_property
     def alarms(self) -> Alarms:
         return Alarms(lambda: self.cloudwatch)
+
+    @cached_property
+    def samples(self) -> Samples:
+        return Samples(lambda: self.cloudwatch)
 
     @cached_property
     def metrics(self) -> Metrics:

@@ -48,19 +48,18 @@ class Meter:
     serving: int = 1
     counts: dict[str, float] = field(default_factory=dict)
     distributions: dict[str, Distribution] = field(default_factory=dict)
-    seconds: deque[list[float]] = field(default_factory=deque)  # [epoch second, invocations, most in flight]
+    seconds: deque[list[float]] = field(default_factory=deque)  # [epoch second, invocations]
+    samples: deque[tuple[float, int]] = field(default_factory=deque)  # (moment, requests in flight)
 
     def enter(self) -> None:
         """A request has come."""
         self.in_flight += 1
         second = float(int(time.time()))
         if not self.seconds or self.seconds[-1][0] != second:
-            self.seconds.append([second, 0.0, 0.0])
+            self.seconds.append([second, 0.0])
             while self.seconds[0][0] < second - _KEPT_SECONDS:
                 self.seconds.popleft()
-        last = self.seconds[-1]
-        last[1] += 1
-        last[2] = max(last[2], self.in_flight)
+        self.seconds[-1][1] += 1
 
     def leave(self, status: int, model_seconds: float, overhead_seconds: float) -> None:
         """The request has its answer; `status` is the container's, 0 when it gave none."""
@@ -88,9 +87,15 @@ class Meter:
         return sum(item[1] for item in self.seconds if item[0] > now - window)
 
     def concurrency(self, window: float, now: float) -> float:
-        """The mean over the window's seconds of the most requests that were in flight at once."""
-        busy = sum(max(item[2], self.in_flight) for item in self.seconds if item[0] > now - window)
-        return max(busy / max(1.0, window), 0.0)
+        """How many requests were in flight at once, on average over the samples of the last `window` seconds."""
+        found = [count for moment, count in self.samples if moment > now - window]
+        return sum(found) / len(found) if found else 0.0
+
+    def sample(self, now: float) -> None:
+        """Note how many requests are in flight."""
+        self.samples.append((now, self.in_flight))
+        while self.samples[0][0] < now - _KEPT_SECONDS:
+            self.samples.popleft()
 
     def take(self) -> list[dict[str, Any]]:
         """What has come in since the last call, as metric data."""
@@ -132,6 +137,12 @@ class Metrics:
         """Queue one value of AWS/SageMaker."""
         named = [{"Name": key, "Value": item} for key, item in dimensions.items()]
         self._points.append({"MetricName": name, "Value": float(value), "Unit": unit, "Dimensions": named})
+
+    def sample(self) -> None:
+        """Note for every meter how many requests are in flight."""
+        now = time.time()
+        for meter in self._meters.values():
+            meter.sample(now)
 
     def take(self) -> list[dict[str, Any]]:
         """All data since the last delivery. Call it in the event loop; deliver it in a thread."""

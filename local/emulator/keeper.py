@@ -6,21 +6,31 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from llmtuner_local.emulator import adapters
+from llmtuner_local.emulator.async_inference import AsyncInvocations
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError
-from llmtuner_local.emulator.operations import autoscaling, endpoints, processing_jobs, training_jobs
+from llmtuner_local.emulator.operations import (
+    endpoints,
+    inference_components,
+    processing_jobs,
+    scaling,
+    training_jobs,
+)
 from llmtuner_local.emulator.runtime import Runtime
 
 log = logging.getLogger("llmtuner_local.emulator")
 _REFRESH_SECONDS = 0.5
-_FOLLOWED = tuple((item.KIND, item.refresh) for item in (training_jobs, processing_jobs, endpoints))
+_FOLLOWED = tuple(
+    (item.KIND, item.refresh) for item in (training_jobs, processing_jobs, endpoints, inference_components)
+)
 
 
 class Keeper:
     """The background work of one emulator."""
 
-    def __init__(self, context: Context, runtime: Runtime) -> None:
-        self.context, self.runtime = context, runtime
+    def __init__(self, context: Context, runtime: Runtime, queues: AsyncInvocations) -> None:
+        self.context, self.runtime, self.queues = context, runtime, queues
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -28,6 +38,7 @@ class Keeper:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self._follow, _REFRESH_SECONDS))
             group.create_task(self._repeat(self._deliver, limits.flush_seconds))
+            group.create_task(self.queues.run())
             group.create_task(self._repeat(self._look_at_alarms, limits.alarm_seconds))
 
     @staticmethod
@@ -50,13 +61,19 @@ class Keeper:
                 except Exception:
                     log.exception("following %s %s failed", kind, name)
                 await asyncio.sleep(0)  # requests come first
+        await adapters.keep(self.context)
+        inference_components.give_back_instances(self.context)
         self.runtime.forget_gone()
-        autoscaling.act(self.context)
+        self.context.metrics.sample()
+        scaling.act(self.context)
 
     async def _deliver(self) -> None:
+        self.queues.report()
         if data := self.context.metrics.take():
             await asyncio.to_thread(self.context.metrics.deliver, data)
 
     async def _look_at_alarms(self) -> None:
         if self.context.alarms.needed:
             await asyncio.to_thread(self.context.alarms.look)
+        if self.context.samples.needed:
+            await asyncio.to_thread(self.context.samples.look)

@@ -57,6 +57,7 @@ class Router:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._tables: dict[str, Table] = {}
+        self._components: dict[str, Route] = {}
 
     def table(self, document: Document) -> Table:
         """The routes of an endpoint."""
@@ -99,16 +100,31 @@ class Router:
             routes.append(Route(variant["VariantName"], weight, places_of(mine, before), meter, variant))
         return [route for route in routes if route.places]
 
+    def component(self, document: Document) -> Route:
+        """The route of an inference component: its healthy copies, perhaps none."""
+        name = document["InferenceComponentName"]
+        known = self._components.get(name)
+        if known is None or known.document is not document:
+            before = {place.replica: place for place in known.places} if known else {}
+            meter = self._context.metrics.component(name)
+            known = Route(name, 1.0, places_of(document["_copies"], before), meter, document)
+            meter.serving = len(known.places)
+            self._components[name] = known
+        return known
+
     def ports(self) -> set[int]:
         """The ports of every healthy container."""
         tables = self._tables.values()
         routes = [route for table in tables for route in (*table.routes, *table.shadows)]
+        routes += self._components.values()
         return {port for route in routes for place in route.places for port in place.ports.values()}
 
-    def drop(self, living: set[str]) -> None:
-        """Forget the tables of endpoints that are gone."""
+    def drop(self, living: set[str], components: set[str]) -> None:
+        """Forget the tables of endpoints and components that are gone."""
         for name in self._tables.keys() - living:
             del self._tables[name]
+        for name in self._components.keys() - components:
+            del self._components[name]
 
 
 def _green(route: Route) -> Route:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ from llmtuner_local.emulator.routing import Place, Route, Router, choose
 
 BODY_LIMIT = 6_291_456
 SERVERLESS_BODY_LIMIT = 4 * 1024 * 1024
-_PREFIX = "x-amzn-sagemaker-"
-_PASSED = ("content-type", "accept", f"{_PREFIX}custom-attributes", f"{_PREFIX}target-model", f"{_PREFIX}session-id")
-_RETURNED = (f"{_PREFIX}custom-attributes", f"{_PREFIX}new-session-id", f"{_PREFIX}closed-session-id")
+QUEUED_LIMIT = 1024**3
+COMPONENT_KIND = endpoints.COMPONENT_KIND
+PREFIX = "x-amzn-sagemaker-"
+_PASSED = ("content-type", "accept", f"{PREFIX}custom-attributes", f"{PREFIX}target-model", f"{PREFIX}session-id")
+_RETURNED = (f"{PREFIX}custom-attributes", f"{PREFIX}new-session-id", f"{PREFIX}closed-session-id")
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Target:
     group: str  # its log group
     headers: dict[str, str] = field(default_factory=dict)  # besides the client's
     shadows: list[Route] = field(default_factory=list)  # which get a copy
+    label: str = ""  # how messages call the container, where it is not by its name
 
 
 class Runtime:
@@ -41,6 +45,7 @@ class Runtime:
         self.router = Router(context)
         self.client = ReplicaClient()
         self._sessions: dict[tuple[str, str], str] = {}
+        self._turns = itertools.count()
         self._shadowing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -50,20 +55,29 @@ class Runtime:
 
     def forget_gone(self) -> None:
         """Drop what is remembered of endpoints and replicas that are no more."""
-        self.router.drop({name for name, _ in self.context.store.items(endpoints.KIND)})
+        living = [{name for name, _ in self.context.store.items(kind)} for kind in (endpoints.KIND, COMPONENT_KIND)]
+        self.router.drop(*living)
         self.client.forget(self.router.ports())
 
-    def target(self, name: str, headers: dict[str, str]) -> Target:
-        """The replica for an invocation; raises RefusalError as AWS answers."""
+    def target(self, name: str, headers: dict[str, str], *, queued: bool = False) -> Target:
+        """The replica for an invocation; raises RefusalError as AWS answers.
+
+        Args:
+            queued: the request comes from an asynchronous endpoint's queue, the only way to such an endpoint.
+        """
         document = self.context.store.get(endpoints.KIND, name)
         if document and document["EndpointStatus"] == "Creating":
             document = endpoints.refresh(self.context, document)
         if document is None or document["EndpointStatus"] not in endpoints.SERVING:
             raise refusals.no_such_endpoint(self.context, name)
-        if f"{_PREFIX}inference-component" in headers:
+        if not queued and "AsyncInferenceConfig" in document["_settings"]:
+            raise refusals.invalid(f"Endpoint {name} is asynchronous: it takes InvokeEndpointAsync only.")
+        if endpoints.is_for_components(document):
+            return self._component_target(name, headers)
+        if f"{PREFIX}inference-component" in headers:
             raise refusals.invalid(refusals.COMPONENT_SUPERFLUOUS, "INFERENCE_COMPONENT_NAME_NOT_ALLOWED")
         table = self.router.table(document)
-        wanted = headers.get(f"{_PREFIX}target-variant")
+        wanted = headers.get(f"{PREFIX}target-variant")
         if wanted and wanted not in {item["VariantName"] for item in document["_variants"]}:
             raise refusals.invalid(f"Variant {wanted} of endpoint {name} not found.")
         route = choose(table.routes, wanted)
@@ -74,24 +88,57 @@ class Runtime:
         group = f"/aws/sagemaker/Endpoints/{name}"
         return Target(name, route, place, _containers(route, headers), group, shadows=table.shadows)
 
+    def _component_target(self, name: str, headers: dict[str, str]) -> Target:
+        """The copy of an inference component; of an adapter: a copy of its base that has loaded it."""
+        wanted = headers.get(f"{PREFIX}inference-component")
+        if not wanted:
+            raise refusals.invalid(refusals.COMPONENT_MISSING, "INFERENCE_COMPONENT_NAME_MISSING")
+        document = self.context.store.get(COMPONENT_KIND, wanted)
+        if document is None or document["EndpointName"] != name:
+            raise refusals.invalid(f"Inference Component {wanted} of endpoint {name} not found.")
+        route, more = self.router.component(document), {}
+        if "_base" in document:
+            base = self.context.store.get(COMPONENT_KIND, document["_base"])
+            places = self.router.component(base).places if base else []
+            loaded = document["_loaded"]
+            places = [item for item in places if loaded.get(item.replica) == next(iter(item.ports.values()))]
+            route = Route(wanted, 1.0, places, self.context.metrics.component(wanted), document, turn=next(self._turns))
+            more = {f"{PREFIX}adapter-identifier": wanted}
+        if not route.places:
+            route.meter.count("NoCapacityInvocationFailures")
+            raise refusals.invalid(refusals.NO_CAPACITY)
+        place = self._place(name, route, headers)
+        group = f"/aws/sagemaker/InferenceComponents/{document.get('_base', wanted)}"
+        return Target(name, route, place, list(place.ports), group, more, label=place.replica)
+
     def _place(self, name: str, route: Route, headers: dict[str, str]) -> Place:
         """The replica that has the request's session, or the next one."""
-        session = headers.get(f"{_PREFIX}session-id")
+        session = headers.get(f"{PREFIX}session-id")
         holder = self._sessions.get((name, session)) if session else None
         return next((item for item in route.places if item.replica == holder), None) or route.next_place()
 
-    async def invoke(
-        self, name: str, headers: dict[str, str], body: bytes, *, seconds: float | None = None
-    ) -> tuple[dict[str, str], bytes]:
+    async def invoke(self, name: str, headers: dict[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
         """One invocation: (headers, body)."""
         begun = time.perf_counter()
         target = self.target(name, headers)
         self._check_size(target, body)
         if target.shadows:
             self._copy_to_shadows(target, headers, body)
-        status, received, content = await self._exchange(target, headers, body, begun, seconds)
+        return await self._answered(target, headers, body, begun, self.context.limits.invocation_seconds, BODY_LIMIT)
+
+    async def invoke_for_queue(
+        self, name: str, headers: dict[str, str], body: bytes, seconds: float
+    ) -> tuple[dict[str, str], bytes]:
+        """One request of an asynchronous endpoint's queue: the same without a real-time endpoint's limits."""
+        target = self.target(name, headers, queued=True)
+        return await self._answered(target, headers, body, time.perf_counter(), seconds, QUEUED_LIMIT)
+
+    async def _answered(
+        self, target: Target, headers: dict[str, str], body: bytes, begun: float, seconds: float, limit: int
+    ) -> tuple[dict[str, str], bytes]:
+        status, received, content = await self._exchange(target, headers, body, begun, seconds, limit)
         if status >= 400:
-            raise refusals.model_error(self.context, target.group, received["_container"], status, _text(content))
+            raise self._model_error(target, received["_container"], status, _text(content))
         return self._sent_back(target, received), content
 
     def _check_size(self, target: Target, body: bytes) -> None:
@@ -108,14 +155,14 @@ class Runtime:
             "x-amzn-invoked-production-variant": target.route.document.get("VariantName", target.route.name),
         }
         sent |= {name: received[name] for name in _RETURNED if name in received}
-        if created := received.get(f"{_PREFIX}new-session-id"):
+        if created := received.get(f"{PREFIX}new-session-id"):
             self._sessions[target.endpoint, created.partition(";")[0]] = target.place.replica
-        if closed := received.get(f"{_PREFIX}closed-session-id"):
+        if closed := received.get(f"{PREFIX}closed-session-id"):
             self._sessions.pop((target.endpoint, closed), None)
         return sent
 
     async def _exchange(
-        self, target: Target, headers: dict[str, str], body: bytes, begun: float, seconds: float | None = None
+        self, target: Target, headers: dict[str, str], body: bytes, begun: float, seconds: float, limit: int
     ) -> tuple[int, dict[str, str], bytes]:
         """Body in, body out, through every container of the target; counted."""
         sent, content = passed_headers(headers) | target.headers, body
@@ -127,9 +174,8 @@ class Runtime:
             for container in target.containers:
                 port = target.place.ports[container]
                 status, received, content = await self.client.request(
-                    port, "POST", "/invocations", sent, content,
-                    seconds or self.context.limits.invocation_seconds, BODY_LIMIT,
-                )  # fmt: skip
+                    port, "POST", "/invocations", sent, content, seconds, limit
+                )
                 received["_container"] = container
                 if status >= 400:
                     break
@@ -138,10 +184,10 @@ class Runtime:
         except TimeoutError:
             status = 0
             text = refusals.TIMED_OUT.format(name=container)
-            raise refusals.model_error(self.context, target.group, container, 0, text) from None
+            raise self._model_error(target, container, 0, text) from None
         except AnswerTooLargeError:
             status = 500
-            raise refusals.model_error(self.context, target.group, container, 500, None) from None
+            raise self._model_error(target, container, 500, None) from None
         except ReplicaGoneError:
             status = 0
             raise self._gone(target.endpoint) from None
@@ -158,7 +204,7 @@ class Runtime:
         self._check_size(target, body)
         answer = await self._open(target, headers, body, "/invocations")
         sent = self._sent_back(target, answer.headers)
-        sent |= {"content-type": "application/vnd.amazon.eventstream", f"{_PREFIX}content-type": sent["content-type"]}
+        sent |= {"content-type": "application/vnd.amazon.eventstream", f"{PREFIX}content-type": sent["content-type"]}
         return sent, self._frames(target, answer)
 
     async def chat(
@@ -184,7 +230,8 @@ class Runtime:
                     port, "POST", "/invocations", sent, body, seconds, BODY_LIMIT
                 )
                 if status >= 400:
-                    raise refusals.model_error(self.context, target.group, container, status, _text(body))
+                    self._leave(target, status, begun)
+                    raise self._model_error(target, container, status, _text(body))
                 sent = sent | {"content-type": received.get("content-type", "application/octet-stream")}
             container = target.containers[-1]
             answer = await self.client.open(target.place.ports[container], "POST", path, sent, body, seconds)
@@ -194,12 +241,12 @@ class Runtime:
         except TimeoutError:
             self._leave(target, 0, begun)
             text = refusals.TIMED_OUT.format(name=container)
-            raise refusals.model_error(self.context, target.group, container, 0, text) from None
+            raise self._model_error(target, container, 0, text) from None
         except ReplicaGoneError:
             self._leave(target, 0, begun)
             raise self._gone(target.endpoint) from None
         self._leave(target, answer.status, begun)
-        raise refusals.model_error(self.context, target.group, container, answer.status, text)
+        raise self._model_error(target, container, answer.status, text)
 
     def _leave(self, target: Target, status: int, begun: float) -> None:
         target.place.in_flight -= 1
@@ -233,6 +280,9 @@ class Runtime:
         finally:
             await parts.aclose()
 
+    def _model_error(self, target: Target, container: str, status: int, text: str | None) -> refusals.RefusalError:
+        return refusals.model_error(self.context, target.group, target.label or container, status, text)
+
     def _copy_to_shadows(self, target: Target, headers: dict[str, str], body: bytes) -> None:
         """Send shadow variants their part of the requests; what they answer is counted and dropped."""
         for shadow in target.shadows:
@@ -247,7 +297,9 @@ class Runtime:
 
     async def _shadow(self, target: Target, headers: dict[str, str], body: bytes) -> None:
         try:
-            await self._exchange(target, headers, body, time.perf_counter())
+            await self._exchange(
+                target, headers, body, time.perf_counter(), self.context.limits.invocation_seconds, BODY_LIMIT
+            )
         except refusals.RefusalError:
             return  # counted already; the client never learns of it
 
@@ -262,7 +314,7 @@ class Runtime:
 def passed_headers(headers: dict[str, str]) -> dict[str, str]:
     """What a container gets of a client's headers."""
     sent = {key: headers[key] for key in _PASSED if key in headers}
-    if accept := headers.get(f"{_PREFIX}accept"):
+    if accept := headers.get(f"{PREFIX}accept"):
         sent["accept"] = accept
     return sent
 
@@ -270,7 +322,7 @@ def passed_headers(headers: dict[str, str]) -> dict[str, str]:
 def _containers(route: Route, headers: dict[str, str]) -> list[str]:
     """The containers a request passes through: all in turn, or the one that a Direct endpoint's client names."""
     names = list(route.places[0].ports)
-    wanted = headers.get(f"{_PREFIX}target-container-hostname")
+    wanted = headers.get(f"{PREFIX}target-container-hostname")
     if route.document.get("_execution") != "Direct":
         if wanted:
             raise refusals.invalid(

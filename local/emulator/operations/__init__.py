@@ -7,12 +7,15 @@ from typing import Any
 
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.operations import (
-    autoscaling,
     endpoint_configs,
     endpoint_updates,
     endpoints,
+    inference_components,
     models,
     processing_jobs,
+    scalable_targets,
+    scaling,
+    scaling_policies,
     tags,
     training_jobs,
 )
@@ -45,17 +48,26 @@ SAGEMAKER: dict[str, Operation] = {
     "UpdateEndpoint": endpoint_updates.update,
     "UpdateEndpointWeightsAndCapacities": endpoint_updates.update_capacities,
     "DeleteEndpoint": endpoints.delete,
+    "CreateInferenceComponent": inference_components.create,
+    "DescribeInferenceComponent": inference_components.describe,
+    "ListInferenceComponents": inference_components.list_components,
+    "UpdateInferenceComponent": inference_components.update,
+    "UpdateInferenceComponentRuntimeConfig": inference_components.update_runtime_config,
+    "DeleteInferenceComponent": inference_components.delete,
     "AddTags": tags.add,
     "ListTags": tags.list_tags,
     "DeleteTags": tags.delete,
 }
 
 AUTOSCALING: dict[str, Operation] = {
-    "RegisterScalableTarget": autoscaling.register,
-    "DescribeScalableTargets": autoscaling.describe_targets,
-    "DeregisterScalableTarget": autoscaling.deregister,
-    "PutScalingPolicy": autoscaling.put_policy,
-    "DescribeScalingPolicies": autoscaling.describe_policies,
-    "DeleteScalingPolicy": autoscaling.delete_policy,
-    "DescribeScalingActivities": autoscaling.describe_activities,
+    "RegisterScalableTarget": scalable_targets.register,
+    "DescribeScalableTargets": scalable_targets.describe,
+    "DeregisterScalableTarget": scalable_targets.deregister,
+    "PutScalingPolicy": scaling_policies.put,
+    "DescribeScalingPolicies": scaling_policies.describe,
+    "DeleteScalingPolicy": scaling_policies.delete,
+    "PutScheduledAction": scaling_policies.put_scheduled,
+    "DescribeScheduledActions": scaling_policies.describe_scheduled,
+    "DeleteScheduledAction": scaling_policies.delete_scheduled,
+    "DescribeScalingActivities": scaling.describe_activities,
 }

@@ -64,6 +64,9 @@ def _check_variants(context: Context, params: dict[str, Any]) -> None:
             raise validation("InstanceType and InitialInstanceCount, or ServerlessConfig, are required for a variant.")
         if "ModelName" in variant:
             models.require(context, variant["ModelName"])
+    output = params.get("AsyncInferenceConfig", {}).get("OutputConfig", {"S3OutputPath": ""})
+    if "S3OutputPath" not in output:
+        raise validation("AsyncInferenceConfig.OutputConfig.S3OutputPath is required here; it has no default.")
     if len({"ModelName" in variant for variant in params["ProductionVariants"]}) > 1:
         raise validation("Either all variants have a ModelName, or none: then inference components bring the models.")
 

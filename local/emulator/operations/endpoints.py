@@ -10,6 +10,7 @@ from llmtuner_local.emulator.errors import not_found, validation
 from llmtuner_local.emulator.operations import deployments, endpoint_configs, fleets, listing, replicas, tags
 
 KIND = "endpoint"
+COMPONENT_KIND = "inference-component"
 BUSY = {"Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting"}
 SERVING = {"InService", "Updating", "RollingBack", "UpdateRollbackFailed"}
 _REPLACING = {"Creating", "InService", "Updating", "RollingBack", "UpdateRollbackFailed"}
@@ -50,6 +51,11 @@ def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 def all_variants(document: dict[str, Any]) -> list[fleets.Variant]:
     """Production and shadow variants of what serves now."""
     return [*document["_variants"], *document["_shadows"]]
+
+
+def is_for_components(document: dict[str, Any]) -> bool:
+    """Whether an endpoint's variants have no model of their own: inference components bring the models."""
+    return not any(item["_containers"] for item in document["_variants"])
 
 
 def refresh(context: Context, document: dict[str, Any]) -> dict[str, Any] | None:
@@ -173,6 +179,13 @@ def delete(context: Context, params: dict[str, Any]) -> dict[str, Any] | None:
     if document["EndpointStatus"] in BUSY:
         raise validation(f'Cannot update in-progress endpoint "{document["EndpointArn"]}".')
     name = document["EndpointName"]
+    held = [
+        item["InferenceComponentName"] for item in context.store.all(COMPONENT_KIND) if item["EndpointName"] == name
+    ]
+    if held:
+        raise validation(
+            f'Cannot delete endpoint "{document["EndpointArn"]}" while it has inference components: {", ".join(held)}.'
+        )
     context.store.put(KIND, name, dict(document, EndpointStatus="Deleting", LastModifiedTime=context.now()))
     replicas.stop(context, name, document["_replicas"])
     return None

@@ -62,6 +62,7 @@ _ARN_MEMBERS = {
     "model": ("model", "ModelArn"),
     "endpoint-config": ("endpoint-config", "EndpointConfigArn"),
     "endpoint": ("endpoint", "EndpointArn"),
+    "inference-component": ("inference-component", "InferenceComponentArn"),
 }
 
 
