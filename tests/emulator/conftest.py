@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import io
 import tarfile
+import json
+import os
+import socket
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.config import Config
+from llmtuner_local.processes import Process, stop_together
 
 from llmtuner_kit import aws as aws_module
 
@@ -31,6 +38,8 @@ class Cloud:
     logs: Any
     cloudwatch: Any
     kms: Any
+    scaling: Any = None
+    url: str = ""
 
     def name(self, prefix: str = "job") -> str:
         return f"{prefix}-{uuid.uuid4().hex[:10]}"
@@ -126,6 +135,51 @@ def members(emulator: Cloud, uri: str) -> dict[str, bytes]:
     data = emulator.s3.get_object(Bucket=BUCKET, Key=uri.removeprefix(f"s3://{BUCKET}/"))["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(data)) as opened:
         return {item.name: opened.extractfile(item).read() for item in opened if item.isfile()}  # type: ignore[union-attr]
+
+
+LIMITS = {
+    "ping_seconds": 0.3, "invocation_seconds": 2, "stream_seconds": 2, "flush_seconds": 0.3, "metrics_seconds": 0.5,
+    "scaling_window_seconds": 3, "high_resolution_window_seconds": 2, "alarm_seconds": 0.3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def quick_home(cloud_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """(home, address) of one more emulator on the session's LocalStack, with short times."""
+    home, state = tmp_path_factory.mktemp("quick"), json.loads((cloud_home / "local.json").read_text())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "llmtuner_local.emulator", "--home", str(home), "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment["LLMTUNER_LIMITS"] = json.dumps(LIMITS)
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--localstack-url", state["localstack_url"]], env=environment, stdout=log, stderr=log
+        )
+    Cloud.until(lambda: port_answers(port), bool)
+    yield home, f"http://127.0.0.1:{port}"
+    assert process.poll() is None, (home / "log").read_text()[-3000:]
+    process.terminate()
+    process.wait(10)
+    supervisors = [Process.of(json.loads(path.read_text())) for path in home.glob("endpoints/*/*/*/supervisor.json")]
+    stop_together([item for item in supervisors if item and item.alive], 5)
+
+
+def port_answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def quick(emulator: Cloud, quick_home: tuple[Path, str]) -> Cloud:
+    """Clients of the emulator with short times."""
+    home, url = quick_home
+    session = aws_module.connect("local").session
+    keys = {"endpoint_url": url, "config": Config(retries={"max_attempts": 0})}
+    names = ("sagemaker", "sagemaker-runtime", "application-autoscaling")
+    sagemaker, runtime, scaling = (session.client(name, **keys) for name in names)
+    return replace(emulator, home=home, url=url, sagemaker=sagemaker, runtime=runtime, scaling=scaling)
 
 
 @pytest.fixture

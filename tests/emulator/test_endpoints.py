@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,88 +9,9 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from emulator.conftest import BUCKET, ROLE, Cloud
+from emulator.hosting import ask, config, create, model, remove, settled, variant
 
 from llmtuner_kit import aws as aws_module
-
-# A model archive whose server answers with what it got; the image's name says that the archive brings it.
-SERVER = """
-import http.server, json, os, sys, time
-print("server starts", flush=True)
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def log_message(self, *_): pass
-    def answer(self, status, body, kind="application/json"):
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def do_GET(self):
-        self.answer(200, b"")
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if body == b"fail":
-            return self.answer(400, b'{"error": "no such thing"}')
-        if body == b"die":
-            os._exit(1)
-        if body == b"stream":
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            for n in range(3):
-                part = f"data: {n}\\n\\n".encode()
-                self.wfile.write(f"{len(part):x}\\r\\n".encode() + part + b"\\r\\n")
-                self.wfile.flush()
-            return self.wfile.write(b"0\\r\\n\\r\\n")
-        seen = {"body": body.decode(), "type": self.headers["Content-Type"], "pid": os.getpid(),
-                "custom": self.headers.get("X-Amzn-SageMaker-Custom-Attributes"), "env": os.environ.get("MINE")}
-        self.answer(200, json.dumps(seen).encode())
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Handler).serve_forever()
-"""
-
-
-def archive(server: str) -> bytes:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz") as made:
-        info = tarfile.TarInfo("code/serve.py")
-        info.size = len(server.encode())
-        made.addfile(info, io.BytesIO(server.encode()))
-    return data.getvalue()
-
-
-def create(emulator: Cloud, server: str = SERVER, *, instances: int = 1, startup: int = 60) -> str:
-    """Model, configuration and endpoint of one name."""
-    name = emulator.name("ep")
-    uri = emulator.put(f"models/{name}.tar.gz", archive(server))
-    container = {"Image": "example/vllm:1", "ModelDataUrl": uri, "Environment": {"MINE": "yes"}}
-    emulator.sagemaker.create_model(ModelName=name, PrimaryContainer=container, ExecutionRoleArn=ROLE)
-    variant: dict[str, Any] = {"VariantName": "AllTraffic", "ModelName": name, "InstanceType": "ml.g5.xlarge"}
-    variant |= {"InitialInstanceCount": instances, "ContainerStartupHealthCheckTimeoutInSeconds": startup}
-    emulator.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
-    emulator.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
-    return name
-
-
-def settled(emulator: Cloud, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = emulator.until(
-        lambda: emulator.sagemaker.describe_endpoint(EndpointName=name),
-        lambda item: item["EndpointStatus"] not in ("Creating", "Updating", "Deleting"),
-    )
-    return found
-
-
-def ask(emulator: Cloud, name: str, body: bytes = b"{}", **more: Any) -> dict[str, Any]:
-    answer = emulator.runtime.invoke_endpoint(EndpointName=name, Body=body, ContentType="application/json", **more)
-    found: dict[str, Any] = json.loads(answer["Body"].read())
-    return found | {"_variant": answer["InvokedProductionVariant"]}
-
-
-def remove(emulator: Cloud, name: str) -> None:
-    emulator.sagemaker.delete_endpoint(EndpointName=name)
-    emulator.sagemaker.get_waiter("endpoint_deleted").wait(
-        EndpointName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
-    )
 
 
 def starts(emulator: Cloud, name: str) -> int:
@@ -135,7 +53,7 @@ def test_endpoint_serves_what_the_archive_brings(emulator: Cloud, endpoint: str)
 
 
 def test_stream_arrives_as_an_event_stream(emulator: Cloud, endpoint: str) -> None:
-    answer = emulator.runtime.invoke_endpoint_with_response_stream(EndpointName=endpoint, Body=b"stream")
+    answer = emulator.runtime.invoke_endpoint_with_response_stream(EndpointName=endpoint, Body=b'{"stream": 3}')
     text = b"".join(event["PayloadPart"]["Bytes"] for event in answer["Body"]).decode()
     assert text == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
     assert answer["ContentType"] == "text/event-stream"
@@ -174,7 +92,7 @@ def test_several_instances_share_the_work(emulator: Cloud) -> None:
     assert settled(emulator, name)["ProductionVariants"][0]["CurrentInstanceCount"] == 2
     streams = emulator.logs.describe_log_streams(logGroupName=f"/aws/sagemaker/Endpoints/{name}")["logStreams"]
     assert len(streams) == 2
-    assert {ask(emulator, name)["_variant"] for _ in range(4)} == {"AllTraffic"}
+    assert len({ask(emulator, name)["who"] for _ in range(4)}) == 2
     remove(emulator, name)
 
 
@@ -256,26 +174,8 @@ def test_configuration_and_model_may_go_while_the_endpoint_serves(emulator: Clou
     assert not (emulator.home / "endpoints" / name).exists()
 
 
-def config(emulator: Cloud, model: str, *, instances: int = 1) -> str:
-    """One more configuration of a model."""
-    name = emulator.name("cfg")
-    variant = {"VariantName": "AllTraffic", "ModelName": model, "InstanceType": "ml.g5.xlarge"}
-    variants = [variant | {"InitialInstanceCount": instances, "ContainerStartupHealthCheckTimeoutInSeconds": 60}]
-    emulator.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants)
-    return name
-
-
-def model(emulator: Cloud, server: str, value: str) -> str:
-    """One more model, which tells a value."""
-    name = emulator.name("model")
-    uri = emulator.put(f"models/{name}.tar.gz", archive(server))
-    container = {"Image": "example/vllm:1", "ModelDataUrl": uri, "Environment": {"MINE": value}}
-    emulator.sagemaker.create_model(ModelName=name, PrimaryContainer=container, ExecutionRoleArn=ROLE)
-    return name
-
-
 def test_update_serves_the_old_fleet_until_the_new_one_is_healthy(emulator: Cloud, endpoint: str) -> None:
-    green = config(emulator, model(emulator, SERVER, "green"))
+    green = config(emulator, variant(model(emulator, "green")))
     emulator.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=green)
     assert emulator.sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"] == "Updating"
     with pytest.raises(ClientError, match="Cannot update in-progress endpoint"):
@@ -290,7 +190,7 @@ def test_update_serves_the_old_fleet_until_the_new_one_is_healthy(emulator: Clou
 
 
 def test_update_with_a_model_that_does_not_start_rolls_back(emulator: Cloud, endpoint: str) -> None:
-    bad = config(emulator, model(emulator, "raise SystemExit(1)", "bad"))
+    bad = config(emulator, variant(model(emulator, "bad", "raise SystemExit(1)")))
     emulator.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=bad)
     found = emulator.until(
         lambda: emulator.sagemaker.describe_endpoint(EndpointName=endpoint),
@@ -310,58 +210,9 @@ def test_capacity_changes_while_it_serves(emulator: Cloud, endpoint: str) -> Non
         return settled(emulator, endpoint)["ProductionVariants"][0]  # type: ignore[no-any-return]
 
     assert resize(2)["CurrentInstanceCount"] == 2
-    assert {ask(emulator, endpoint)["pid"] for _ in range(4)}
+    assert len({ask(emulator, endpoint)["who"] for _ in range(4)}) == 2
     assert resize(1)["CurrentInstanceCount"] == 1
     with pytest.raises(ClientError, match='The variant name\\(s\\) "Other" is/are not present'):
         emulator.sagemaker.update_endpoint_weights_and_capacities(
             EndpointName=endpoint, DesiredWeightsAndCapacities=[{"VariantName": "Other", "DesiredWeight": 1.0}]
         )
-
-
-def test_target_tracking_adds_an_instance_under_load_and_takes_it_away(emulator: Cloud, endpoint: str) -> None:
-    scaling = aws_module.connect("local").client("application-autoscaling")
-    resource = {
-        "ServiceNamespace": "sagemaker",
-        "ResourceId": f"endpoint/{endpoint}/variant/AllTraffic",
-        "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
-    }
-    scaling.register_scalable_target(**resource, MinCapacity=1, MaxCapacity=2)
-    tracking = {
-        "TargetValue": 5.0,
-        "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
-        "ScaleOutCooldown": 0,
-        "ScaleInCooldown": 0,
-    }
-    scaling.put_scaling_policy(
-        **resource,
-        PolicyName="track",
-        PolicyType="TargetTrackingScaling",
-        TargetTrackingScalingPolicyConfiguration=tracking,
-    )
-    for _ in range(12):
-        ask(emulator, endpoint)
-    found = emulator.until(
-        lambda: emulator.sagemaker.describe_endpoint(EndpointName=endpoint)["ProductionVariants"][0],
-        lambda item: item["CurrentInstanceCount"] == 2,
-    )
-    assert found["DesiredInstanceCount"] == 2
-    (activity,) = scaling.describe_scaling_activities(ServiceNamespace="sagemaker", ResourceId=resource["ResourceId"])[
-        "ScalingActivities"
-    ]
-    assert activity["Description"] == "Setting desired instance count to 2."
-    # A target so high that one instance is enough brings the second one down again.
-    scaling.put_scaling_policy(
-        **resource,
-        PolicyName="track",
-        PolicyType="TargetTrackingScaling",
-        TargetTrackingScalingPolicyConfiguration=tracking | {"TargetValue": 5000.0},
-    )
-    emulator.until(
-        lambda: settled(emulator, endpoint)["ProductionVariants"][0], lambda item: item["CurrentInstanceCount"] == 1
-    )
-    scaling.deregister_scalable_target(**resource)
-    assert not scaling.describe_scalable_targets(ServiceNamespace="sagemaker", ResourceIds=[resource["ResourceId"]])[
-        "ScalableTargets"
-    ]
-    with pytest.raises(ClientError, match="No scalable target found"):
-        scaling.deregister_scalable_target(**resource)

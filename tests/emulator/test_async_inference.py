@@ -1,0 +1,121 @@
+"""InvokeEndpointAsync: a queue, answers in S3, failures where they are asked for, metrics, no synchronous calls."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from emulator.conftest import BUCKET, Cloud
+from emulator.hosting import ask, deploy, describe, model, remove, variant
+
+
+def asynchronous(quick: Cloud) -> str:
+    """An asynchronous endpoint that takes one request at a time."""
+    output = {"S3OutputPath": f"s3://{BUCKET}/async/out", "S3FailurePath": f"s3://{BUCKET}/async/failed"}
+    client = {"MaxConcurrentInvocationsPerInstance": 1}
+    return deploy(quick, variant(model(quick)), AsyncInferenceConfig={"OutputConfig": output, "ClientConfig": client})
+
+
+def stored(quick: Cloud, uri: str) -> bytes:
+    """The object at a URI, when it has come."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+
+    def look() -> bytes | None:
+        try:
+            return bytes(quick.s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        except quick.s3.exceptions.NoSuchKey:
+            return None
+
+    found: bytes = quick.until(look, lambda item: item is not None)
+    return found
+
+
+def test_answers_and_failures_come_to_s3_and_the_queue_is_counted(quick: Cloud) -> None:
+    name = asynchronous(quick)
+    config = describe(quick, name)["AsyncInferenceConfig"]
+    assert config["ClientConfig"]["MaxConcurrentInvocationsPerInstance"] == 1
+
+    inline = quick.runtime.invoke_endpoint_async(
+        EndpointName=name, Body=b'{"x": 1}', ContentType="application/json", InferenceId="mine"
+    )
+    assert inline["ResponseMetadata"]["HTTPStatusCode"] == 202
+    assert inline["InferenceId"] == "mine"
+    seen = json.loads(stored(quick, inline["OutputLocation"]))
+    assert (seen["body"], seen["type"]) == ('{"x": 1}', "application/json")
+
+    uri = quick.put(f"async/in/{name}.json", '{"from": "s3"}')
+    located = quick.runtime.invoke_endpoint_async(
+        EndpointName=name, InputLocation=uri, S3OutputPathExtension="sub", Filename="answer.json"
+    )
+    assert located["OutputLocation"] == f"s3://{BUCKET}/async/out/sub/answer.json"
+    assert json.loads(stored(quick, located["OutputLocation"]))["body"] == '{"from": "s3"}'
+
+    failed = quick.runtime.invoke_endpoint_async(EndpointName=name, Body=b"fail")
+    assert stored(quick, failed["FailureLocation"]) == b'{"error": "no such thing"}'
+    lost = quick.runtime.invoke_endpoint_async(EndpointName=name, InputLocation=f"s3://{BUCKET}/nothing")
+    assert b"could not be read" in stored(quick, lost["FailureLocation"])
+
+    begun = time.monotonic()
+    slow = [
+        quick.runtime.invoke_endpoint_async(EndpointName=name, Body=b'{"sleep": 0.5}')["OutputLocation"]
+        for _ in range(3)
+    ]
+    for location in slow:
+        stored(quick, location)
+    assert time.monotonic() - begun >= 1.5  # one at a time
+    dimensions = [{"Name": "EndpointName", "Value": name}]
+
+    def backlog() -> list[dict[str, Any]]:
+        now = time.time()
+        found: list[dict[str, Any]] = quick.cloudwatch.get_metric_statistics(
+            Namespace="AWS/SageMaker", MetricName="ApproximateBacklogSize", Dimensions=dimensions,
+            StartTime=now - 300, EndTime=now + 60, Period=60, Statistics=["Maximum"],
+        )["Datapoints"]  # fmt: skip
+        return found
+
+    assert quick.until(backlog, lambda points: any(item["Maximum"] >= 2 for item in points))
+
+    with pytest.raises(ClientError, match="takes InvokeEndpointAsync only") as caught:
+        ask(quick, name)
+    assert caught.value.response["Error"]["Code"] == "ValidationError"
+    with pytest.raises(ClientError, match="Exactly one of Body and InputLocation"):
+        quick.runtime.invoke_endpoint_async(EndpointName=name)
+    with pytest.raises(ClientError, match="at most 128000"):
+        quick.runtime.invoke_endpoint_async(EndpointName=name, Body=b"x" * 128_001)
+    remove(quick, name)
+
+
+def test_queue_waits_while_there_are_no_instances(quick: Cloud) -> None:
+    name = asynchronous(quick)
+
+    def resize(count: int) -> None:
+        wanted = [{"VariantName": "AllTraffic", "DesiredInstanceCount": count}]
+        quick.sagemaker.update_endpoint_weights_and_capacities(EndpointName=name, DesiredWeightsAndCapacities=wanted)
+        quick.until(
+            lambda: describe(quick, name),
+            lambda item: (
+                item["EndpointStatus"] == "InService" and item["ProductionVariants"][0]["CurrentInstanceCount"] == count
+            ),
+        )
+
+    resize(0)
+    waiting = quick.runtime.invoke_endpoint_async(EndpointName=name, Body=b'{"x": 1}')["OutputLocation"]
+    dimensions = [{"Name": "EndpointName", "Value": name}]
+    quick.until(
+        lambda: quick.cloudwatch.list_metrics(MetricName="HasBacklogWithoutCapacity", Dimensions=dimensions)["Metrics"],
+        bool,
+    )
+    resize(1)
+    assert json.loads(stored(quick, waiting))["body"] == '{"x": 1}'
+    remove(quick, name)
+    plain = deploy(quick, variant(model(quick)))
+    with pytest.raises(ClientError, match="must be at least 1"):
+        quick.sagemaker.update_endpoint_weights_and_capacities(
+            EndpointName=plain, DesiredWeightsAndCapacities=[{"VariantName": "AllTraffic", "DesiredInstanceCount": 0}]
+        )
+    with pytest.raises(ClientError, match="is not asynchronous"):
+        quick.runtime.invoke_endpoint_async(EndpointName=plain, Body=b"{}")
+    remove(quick, plain)
