@@ -103,21 +103,25 @@ class ReplicaSupervisor:
 
     def _measure(self) -> None:
         """CPU, memory and disk of the replica, as CloudWatch shows them for an instance."""
-        dimensions = self.spec["dimensions"]
-        last, before = _cpu_seconds(self.servers), time.monotonic()
+        (last, _), before = self._usage(), time.monotonic()
         while not self.stopping.wait(self.spec["metrics_seconds"]):
-            used, now = _cpu_seconds(self.servers), time.monotonic()
+            (used, memory), now = self._usage(), time.monotonic()
             values = {
                 "CPUUtilization": max(0.0, used - last) / (now - before) * 100,
-                "MemoryUtilization": _memory(self.servers) / psutil.virtual_memory().total * 100,
+                "MemoryUtilization": memory * 100,
                 "DiskUtilization": psutil.disk_usage(str(self.folder)).percent,
             }
             last, before = used, now
             data = [
-                {"MetricName": name, "Value": value, "Unit": "Percent", "Dimensions": dimensions}
+                {"MetricName": name, "Value": value, "Unit": "Percent", "Dimensions": self.spec["dimensions"]}
                 for name, value in values.items()
             ]
             self._shippers[0].points(NAMESPACE, data)
+
+    def _usage(self) -> tuple[float, float]:
+        """(CPU seconds used so far, share of the machine's memory) of all containers."""
+        found = [server.container.usage() for server in self.servers if server.container is not None]
+        return sum(item[0] for item in found), sum(item[1] for item in found)
 
 
 def _fetch(s3: Any, source: dict[str, str], target: Path, scratch: Path) -> None:
@@ -135,39 +139,6 @@ def _fetch(s3: Any, source: dict[str, str], target: Path, scratch: Path) -> None
     s3.download_file(bucket, key, str(archive))
     cloud.unpack(archive, target)
     archive.unlink()
-
-
-def _processes(servers: list[Server]) -> list[psutil.Process]:
-    found = []
-    for server in servers:
-        if server.container is not None:
-            try:
-                outer = psutil.Process(server.container.process.pid)
-                found += [outer, *outer.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                continue
-    return found
-
-
-def _cpu_seconds(servers: list[Server]) -> float:
-    total = 0.0
-    for process in _processes(servers):
-        try:
-            times = process.cpu_times()
-            total += times.user + times.system
-        except psutil.NoSuchProcess:
-            continue
-    return total
-
-
-def _memory(servers: list[Server]) -> int:
-    total = 0
-    for process in _processes(servers):
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total
 
 
 def main() -> None:
