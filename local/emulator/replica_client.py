@@ -271,6 +271,6 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def on_message_complete(self) -> None:
-        if self._has_head:
+        if self._has_head and self._error is None:
             self._is_complete = True
             self._wake()
