@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import tarfile
 import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
