@@ -19,8 +19,8 @@ from llmtuner_kit.errors import AccessError, NotFoundError
 ROLE_NAME = "llmtuner-execution"
 OWNER_TAG = "llmtuner:owner"
 _LONGEST_ROLE_NAME = 64
-_CREATIONS = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint")
-_KINDS = ("training-job", "model", "endpoint", "endpoint-config")
+_CREATIONS = ("CreateTrainingJob", "CreateProcessingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint")
+_KINDS = ("training-job", "processing-job", "model", "endpoint", "endpoint-config")
 
 Policy = dict[str, Any]
 
@@ -63,17 +63,18 @@ def user_policy(bucket: str, user_id: str, account_id: str, region: str) -> Poli
         _allow("TagOwn", ["sagemaker:AddTags"], arns,
                {"StringEquals": own, "StringEqualsIfExists": request}),
         _allow("UseOwn", [
-            "sagemaker:DescribeTrainingJob", "sagemaker:StopTrainingJob", "sagemaker:DescribeModel",
-            "sagemaker:DeleteModel", "sagemaker:DescribeEndpointConfig", "sagemaker:DeleteEndpointConfig",
+            "sagemaker:DescribeTrainingJob", "sagemaker:StopTrainingJob",
+            "sagemaker:DescribeProcessingJob", "sagemaker:StopProcessingJob", "sagemaker:DescribeModel", "sagemaker:DeleteModel", "sagemaker:DescribeEndpointConfig", "sagemaker:DeleteEndpointConfig",
             "sagemaker:DescribeEndpoint", "sagemaker:UpdateEndpoint", "sagemaker:UpdateEndpointWeightsAndCapacities",
             "sagemaker:DeleteEndpoint", "sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream",
             "sagemaker:ListTags",
         ], arns, {"StringEquals": own}),
         # Opens the OpenAI-compatible path; what it may invoke is still decided by InvokeEndpoint above.
         _allow("BearerToken", ["sagemaker:CallWithBearerToken"], "*"),
-        _allow("OwnLogs", ["logs:DescribeLogStreams"], [f"{logs}/TrainingJobs:*", f"{logs}/Endpoints/*-{mark}:*"]),
+        _allow("OwnLogs", ["logs:DescribeLogStreams"], [f"{logs}/TrainingJobs:*", f"{logs}/ProcessingJobs:*", f"{logs}/Endpoints/*-{mark}:*"]),
         _allow("OwnLogLines", ["logs:GetLogEvents"], [
-            f"{logs}/TrainingJobs:log-stream:*-{mark}/*", f"{logs}/Endpoints/*-{mark}:log-stream:*",
+            f"{logs}/TrainingJobs:log-stream:*-{mark}/*", f"{logs}/ProcessingJobs:log-stream:*-{mark}/*",
+            f"{logs}/Endpoints/*-{mark}:log-stream:*",
         ]),
         _allow("Autoscaling", [
             f"application-autoscaling:{name}" for name in (
@@ -101,7 +102,12 @@ def execution_role_policy(bucket: str, account_id: str, region: str, user_id: st
     prefix = f"users/{user_id}/" if user_id else "users/"
     logs = f"arn:aws:logs:{region}:{account_id}:log-group:/aws/sagemaker/*"
     secret = f"arn:aws:secretsmanager:{region}:{account_id}:secret:llmtuner/{user_id + '/' if user_id else ''}*"
-    spaces = ["/aws/sagemaker/TrainingJobs", "/aws/sagemaker/Endpoints", "AWS/SageMaker"]
+    spaces = [
+        "/aws/sagemaker/TrainingJobs",
+        "/aws/sagemaker/ProcessingJobs",
+        "/aws/sagemaker/Endpoints",
+        "AWS/SageMaker",
+    ]
     statements = [
         _allow("Objects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
                f"arn:aws:s3:::{bucket}/{prefix}*"),

@@ -143,6 +143,27 @@ INSTANCES: tuple[Instance, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class ProcessingInstance:
+    """One SageMaker instance type without a GPU, for preparing data."""
+
+    instance_type: str
+    vcpus: int
+    memory_gb: int
+
+
+PROCESSING_INSTANCES: tuple[ProcessingInstance, ...] = (
+    ProcessingInstance("ml.m5.xlarge", 4, 16),
+    ProcessingInstance("ml.m5.2xlarge", 8, 32),
+    ProcessingInstance("ml.m5.4xlarge", 16, 64),
+    ProcessingInstance("ml.m5.12xlarge", 48, 192),
+    ProcessingInstance("ml.m5.24xlarge", 96, 384),
+    ProcessingInstance("ml.c5.4xlarge", 16, 32),
+    ProcessingInstance("ml.c5.9xlarge", 36, 72),
+    ProcessingInstance("ml.c5.18xlarge", 72, 144),
+)
+
+
 def base_model(model_id: str) -> BaseModel:
     """Look a base model up by the kit's name or by its Hub name; raises SettingsError with the nearest names."""
     for model in BASE_MODELS:
@@ -157,6 +178,15 @@ def instance(instance_type: str) -> Instance:
         if item.instance_type == instance_type:
             return item
     raise _unknown("instance type", instance_type, [item.instance_type for item in INSTANCES], "instance_type")
+
+
+def processing_instance(instance_type: str) -> ProcessingInstance:
+    """Look a machine for preparing data up; raises SettingsError with the nearest names."""
+    for item in PROCESSING_INSTANCES:
+        if item.instance_type == instance_type:
+            return item
+    known = [item.instance_type for item in PROCESSING_INSTANCES]
+    raise _unknown("processing instance type", instance_type, known, "instance_type")
 
 
 def _unknown(kind: str, value: str, known: list[str], field: str) -> SettingsError:

@@ -6,6 +6,7 @@ their fields from here. `load("train", {...})` checks everything at once and rai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -71,10 +72,21 @@ class UploadSettings(RunSettings):
         return str(Path(value).expanduser()) if value else value
 
 
+def _template(description: str) -> Any:
+    return Field("", description=description, json_schema_extra={"multiline": True})
+
+
 class PrepareSettings(RunSettings):
     """02_prepare: files into instruction data, with a report on every row."""
 
-    dataset: str = Field("", description="name of the uploaded dataset; empty: the one this run uploaded")
+    source: str = Field(
+        "", description="S3 prefix to prepare where it lies, such as s3://bucket/folder/; empty: what 01_upload brought"
+    )
+    dataset: str = Field("", description="name of the dataset; empty: the uploaded one, or the end of source")
+    leave_out: str = Field(
+        "README*, LICENSE*, CHANGELOG*",
+        description="file names not to prepare, with * for anything and commas between them",
+    )
     shape: Literal[
         "auto",
         "instruction",
@@ -86,10 +98,13 @@ class PrepareSettings(RunSettings):
         "text",
         "documentation",
     ] = Field("auto", description="how to read rows; auto: recognise it and say so")
-    instruction: str = Field("", description="one fixed instruction for every row; empty: taken from the data")
     instruction_column: str = Field("", description="column or key with the instruction")
     input_column: str = Field("", description="column or key with the customer's text")
     output_column: str = Field("", description="column or key with the answer to learn")
+    instruction_template: str = _template("instruction of every row, {column} for what the row has there")
+    input_template: str = _template("input of every row, made from columns in the same way")
+    output_template: str = _template("answer of every row, made from columns in the same way")
+    system_template: str = _template("system message before every row; empty: the data's own")
     max_length: int = Field(
         0, ge=0, le=131072, description="longest row in tokens; 0: the model's own limit, at most 2048"
     )
@@ -97,6 +112,9 @@ class PrepareSettings(RunSettings):
         256, ge=32, le=8192, description="length of the passages plain text is cut into, in tokens"
     )
     long_rows: Literal["split", "cut", "drop", "stop"] = Field("cut", description="what to do with rows over the limit")
+    splits_from: Literal["content", "file-names"] = Field(
+        "content", description="content: dealt by what rows say; file-names: as your train, validation and test files"
+    )
     validation_share: float = Field(0.1, ge=0, le=0.5, description="share of rows used to watch training")
     test_share: float = Field(0.1, ge=0, le=0.5, description="share of rows kept back for base against tuned")
     stratify: bool = Field(False, description="divide each file on its own, so that every split has rows of all")
@@ -106,6 +124,59 @@ class PrepareSettings(RunSettings):
     mask_personal_data: bool = Field(
         False, description="replace emails, phone and card numbers and keys by placeholders"
     )
+    show_rows: str = Field("1-3", description="rows of the training split to show token by token, such as 1-3, 17")
+    compute: Literal["here", "processing-job"] = Field(
+        "here", description="here: on this machine; processing-job: as a SageMaker Processing job, for large data"
+    )
+    instance_type: str = Field(
+        "ml.m5.2xlarge",
+        description="machine of the processing job",
+        json_schema_extra={"choices": "processing_instances"},
+    )
+    max_runtime_minutes: int = Field(120, ge=1, le=7200, description="hard limit of the processing job")
+    budget_usd: float = Field(
+        0.0, ge=0, description="most you will pay for the processing job in USD; needed where jobs are charged"
+    )
+    role_arn: str = Field("", description="execution role of the job; empty: the account's role llmtuner-execution")
+
+    @field_validator("source")
+    @classmethod
+    def _source(cls, value: str) -> str:
+        if value:
+            bucket, _ = paths.split_uri(value)
+            if not bucket:
+                raise ValueError(f"{value!r} names no bucket; valid: s3://bucket/folder/")
+        return value
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset(cls, value: str) -> str:
+        return paths.check_label(value, "dataset") if value else value
+
+    @field_validator("show_rows")
+    @classmethod
+    def _rows(cls, value: str) -> str:
+        row_numbers(value)
+        return value
+
+    @field_validator("instance_type")
+    @classmethod
+    def _instance(cls, value: str) -> str:
+        return catalog.processing_instance(value).instance_type
+
+
+def row_numbers(text: str, most: int = 20) -> list[int]:
+    """`1-3, 17` -> [1, 2, 3, 17]; at most `most` of them. Raises ValueError for anything else."""
+    found: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"([1-9]\d{0,8})(?:\s*-\s*([1-9]\d{0,8}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last - first >= most:
+            raise ValueError(f"{part!r} names no rows; valid: numbers and short ranges, such as 1-3, 17")
+        found += range(first, last + 1)
+    if len(found) > most:
+        raise ValueError(f"{len(found)} rows are too many to show; valid: at most {most}")
+    return found
 
 
 class TrainSettings(RunSettings):
@@ -285,4 +356,5 @@ def choices(field_choices: str) -> list[str]:
         "models": [model.model_id for model in catalog.BASE_MODELS],
         "training_instances": [item.instance_type for item in catalog.INSTANCES],
         "hosting_instances": [item.instance_type for item in catalog.INSTANCES],
+        "processing_instances": [item.instance_type for item in catalog.PROCESSING_INSTANCES],
     }[field_choices]

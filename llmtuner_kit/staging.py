@@ -48,9 +48,13 @@ def stage_code(workspace: Workspace) -> tuple[str, str]:
     """Put train_src under its content's hash, once; (hash, URI)."""
     files = code_files(code_folder())
     sha = content_hash(files)
-    prefix = workspace.paths.code(sha)
+    return sha, stage(workspace, workspace.paths.code(sha), files)
+
+
+def stage(workspace: Workspace, prefix: str, files: Mapping[str, bytes]) -> str:
+    """Put files under a prefix that carries their hash, once; its URI."""
     _put_missing(workspace, prefix, files)
-    return sha, workspace.paths.uri(prefix)
+    return workspace.paths.uri(prefix)
 
 
 def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:

@@ -6,12 +6,13 @@ is bounded by the chunk size and by about a hundred bytes a row. An interrupted 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from llmtuner_kit.dataset import duplicates, expand, pool, report, splits
 from llmtuner_kit.dataset.chunks import Plan, Source
 from llmtuner_kit.dataset.duplicates import EXACT, Duplicates
-from llmtuner_kit.dataset.report import Report, SourceReport, SplitReport, Tally
+from llmtuner_kit.dataset.report import Repeats, Report, SourceReport, SplitReport, Tally
 from llmtuner_kit.dataset.store import Store
 from llmtuner_kit.dataset.tokens import Encoding
-from llmtuner_kit.dataset.worker import Context, Summary
+from llmtuner_kit.dataset.worker import Context, Summary, finding_line
 from llmtuner_kit.errors import DataError
 from llmtuner_kit.settings import PrepareSettings
 
@@ -47,7 +48,7 @@ def build(
     Raises DataError when the files do not say what they are, when nothing can be learned from them, or when
     long_rows is stop and a row is too long.
     """
-    plain = expand.expand(list(sources), work / "expanded")
+    plain = _ordered(expand.expand(list(sources), work / "expanded"), settings)
     plan = Plan(plain, settings)
     total = sum(source.size for source in plain)
     found: dict[int, Summary] = {}
@@ -66,10 +67,29 @@ def build(
     kept = twins.kind == 0
     groups = _groups(store, twins)
     where = _split(store, groups, kept, settings, summaries)
-    _tell_conflicts(store, kept, tally)
+    with (folder / "findings.jsonl").open("wb") as file:
+        file.writelines(store.written("findings"))
+        _tell_conflicts(store, kept, tally, file)
+        leaks = _tell_leaks(store, kept, where, tally, file)
     progress("writing splits", 0, store.rows)
     samples = _write(store, twins, where, folder, progress)
-    return _report(store, twins, where, samples, plan, summaries, tally, encoding, model_id)
+    report = _report(store, twins, where, samples, plan, summaries, tally, encoding, model_id)
+    return dataclasses.replace(report, leaks=leaks, repeats=_repeats(store, twins, where, settings))
+
+
+def _ordered(sources: list[Source], settings: PrepareSettings) -> list[Source]:
+    """Held-out files first where files say their split: of two equal rows the first is kept, and a test stays whole."""
+    if settings.splits_from == "content":
+        return sources
+    names = [splits.of_name(source.name) for source in sources]
+    if not {"validation", "test"} & set(names):
+        raise DataError(
+            "splits_from is file-names, and no file or folder is named after a split that is held out.",
+            valid="a validation or test file or folder beside the training data, such as test.jsonl",
+            fix="rename the files, or set splits_from to content",
+        )
+    rank = {"test": 0, "validation": 1}
+    return [source for _, source in sorted(zip(names, sources, strict=True), key=lambda item: rank.get(item[0], 2))]
 
 
 def _refuse(summaries: Sequence[Summary], tally: Tally, settings: PrepareSettings) -> None:
@@ -103,7 +123,7 @@ def _refuse(summaries: Sequence[Summary], tally: Tally, settings: PrepareSetting
 def _tell_duplicates(store: Store, twins: Duplicates, tally: Tally) -> None:
     for kind, name in ((EXACT, "exact_duplicate"), (duplicates.NEAR, "near_duplicate")):
         rows = np.flatnonzero(twins.kind == kind)
-        for row in rows[: report.EXAMPLES]:
+        for row in rows[: report.ROWS]:
             source, number = store.place(int(row))
             first_source, first_number = store.place(int(twins.twin[row]))
             tally.add(name, source, number, f"as {first_source} row {first_number}")
@@ -111,17 +131,42 @@ def _tell_duplicates(store: Store, twins: Duplicates, tally: Tally) -> None:
             tally.counts[name] = len(rows)
 
 
-def _tell_conflicts(store: Store, kept: NDArray[np.bool_], tally: Tally) -> None:
-    """The same question with different answers: every such row is counted, the first ones are shown."""
+def _tell_conflicts(store: Store, kept: NDArray[np.bool_], tally: Tally, file: IO[bytes]) -> None:
+    """The same question with different answers."""
     rows = np.flatnonzero(kept)
     prompts = store.column("prompt")[rows]
     _, inverse, counts = np.unique(prompts, return_inverse=True, return_counts=True)
-    several = rows[counts[inverse] > 1]
-    for row in several[: report.EXAMPLES]:
-        source, number = store.place(int(row))
-        tally.add("conflicting_answers", source, number, f"asked {counts[inverse[np.searchsorted(rows, row)]]} times")
-    if len(several):
-        tally.counts["conflicting_answers"] = len(several)
+    times = counts[inverse]
+    for row, count in zip(rows[times > 1], times[times > 1], strict=True):
+        _tell(store, int(row), "conflicting_answers", f"asked {count} times", tally, file)
+
+
+def _tell_leaks(store: Store, kept: NDArray[np.bool_], where: NDArray[np.uint8], tally: Tally, file: IO[bytes]) -> int:
+    """Training rows whose question is held out too; returns how many held-out rows they give away."""
+    prompts, train = store.column("prompt"), kept & (where == 0)
+    held = prompts[kept & (where != 0)]
+    for row in np.flatnonzero(train)[np.isin(prompts[train], held)]:
+        _tell(store, int(row), "leaked_question", "validation or test asks the same", tally, file)
+    return int(np.isin(held, prompts[train]).sum())
+
+
+def _tell(store: Store, row: int, kind: str, detail: str, tally: Tally, file: IO[bytes]) -> None:
+    source, number = store.place(row)
+    tally.add(kind, source, number, detail)
+    file.write(finding_line(source, number, kind, detail))
+
+
+def _repeats(store: Store, twins: Duplicates, where: NDArray[np.uint8], settings: PrepareSettings) -> Repeats:
+    sources, counts = store.sources(), {}
+    given = settings.splits_from == "file-names"
+    for name, kind in (("exact", EXACT), ("near", duplicates.NEAR)):
+        rows = np.flatnonzero(twins.kind == kind)
+        first = twins.twin[rows]
+        across = sources[rows] != sources[first]
+        counts[f"{name}_in_file"] = int((~across).sum())
+        counts[f"{name}_across_files"] = int(across.sum())
+        counts[f"{name}_across_splits"] = int((where[rows] != where[first]).sum()) if given else 0
+    return Repeats(**counts)
 
 
 def _groups(store: Store, twins: Duplicates) -> NDArray[np.uint64]:
@@ -156,6 +201,9 @@ def _split(
     if settings.stratify:
         names = np.unique([summary.name for summary in summaries], return_inverse=True)[1]
         strata = names[store.chunk_numbers()][kept]
+    if settings.splits_from == "file-names":
+        named = [splits.SPLITS.index(splits.of_name(summary.name) or "train") for summary in summaries]
+        return np.array(named, np.uint8)[store.chunk_numbers()]
     where = np.zeros(store.rows, np.uint8)
     where[kept] = splits.assign(groups[kept], shares, strata)
     return where
@@ -182,8 +230,7 @@ def _write(
                 repeated.write(_duplicate_line(store, twins, first + int(row)))
             progress("writing splits", first + count, store.rows)
         rejected = files.enter_context((folder / "rejected.jsonl").open("wb"))
-        for data in store.rejected():
-            rejected.write(data)
+        rejected.writelines(store.written("rejected"))
     return samples
 
 
@@ -231,17 +278,9 @@ def _report(
             sum(item.over_answer_tokens for item in summaries),
         ),
         splits=written,
-        leaks=_leaks(store, kept, where),
         languages={code: round(count / languages.total(), 4) for code, count in languages.most_common()},
         samples=tuple(samples),
     )
-
-
-def _leaks(store: Store, kept: NDArray[np.bool_], where: NDArray[np.uint8]) -> int:
-    """Rows of validation or test whose question stands in the training split too: counted, not assumed to be none."""
-    prompts = store.column("prompt")
-    held = kept & (where != 0)
-    return int(np.isin(prompts[held], prompts[kept & (where == 0)]).sum())
 
 
 def _source_reports(

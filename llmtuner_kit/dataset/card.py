@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,28 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import llmtuner_kit
+from llmtuner_kit.dataset.build import Progress, build
 from llmtuner_kit.dataset.chunks import Source
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.tokens import Encoding
 from llmtuner_kit.settings import PrepareSettings, RunSettings
 
 # Counted up whenever the same files and settings would give other bytes than before.
-FORMAT = 1
-FILES = ("train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "report.json")
+FORMAT = 2
+FILES = (
+    "train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "findings.jsonl",
+    "report.json",
+)  # fmt: skip
+# Settings that decide where the work is done and what is shown of it, not what comes out.
+_ELSEWHERE = (
+    "source", "dataset", "show_rows", "compute", "instance_type", "max_runtime_minutes", "budget_usd", "role_arn",
+)  # fmt: skip
 
 
 def resolved(settings: PrepareSettings) -> dict[str, Any]:
     """The settings that decide about the content: not where it runs, nor as whom."""
-    return settings.model_dump(exclude={*RunSettings.model_fields, "dataset"})
+    return settings.model_dump(exclude={*RunSettings.model_fields, *_ELSEWHERE})
 
 
-def version(sources: Sequence[Source], settings: PrepareSettings, model_id: str, encoding: Encoding) -> str:
+def version(sources: Sequence[Source], settings: PrepareSettings, encoding: Encoding) -> str:
     """Twelve hex digits of everything that decides about the content: files, settings, tokenizer, template."""
     parts = {
         "format": FORMAT,
         "sources": sorted((source.name, source.size, source.checksum) for source in sources),
         "settings": resolved(settings),
-        "model_id": model_id,
+        "model_id": encoding.model_id,
         "max_length": encoding.max_length,
         "tokenizer": encoding.fingerprint,
     }
@@ -67,8 +76,32 @@ def card(
             name: {"rows": split.rows, "tokens": split.tokens, "trained_tokens": split.trained_tokens}
             for name, split in report.splits.items()
         },
+        "left_out": [{"name": name, "why": why} for name, why in report.left_out],
         "files": files,
     }
+
+
+def write(
+    sources: Sequence[Source],
+    left_out: Sequence[tuple[str, str]],
+    settings: PrepareSettings,
+    encoding: Encoding,
+    dataset: str,
+    folder: Path,
+    work: Path,
+    progress: Progress,
+    workers: int = 0,
+) -> tuple[Report, dict[str, Any]]:
+    """Prepare files into `folder`, all of FILES and card.json; the report and the card.
+
+    The same code on a laptop and in a processing job; `work` keeps what is done when it is interrupted.
+    """
+    made = build(sources, settings, encoding, encoding.model_id, folder, work, progress, workers)
+    made = dataclasses.replace(made, left_out=tuple(left_out))
+    (folder / "report.json").write_text(json.dumps(made.as_json(), ensure_ascii=False, indent=1), "utf-8")
+    document = card(dataset, version(sources, settings, encoding), sources, settings, made, folder)
+    (folder / "card.json").write_text(json.dumps(document, ensure_ascii=False, indent=1), "utf-8")
+    return made, document
 
 
 def _sha256(path: Path) -> str:

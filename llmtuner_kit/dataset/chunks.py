@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from llmtuner_kit.dataset import characters, kinds, readers, shapes, tables
+from llmtuner_kit.dataset import characters, kinds, readers, shapes, tables, templates
 from llmtuner_kit.dataset.records import Record
 from llmtuner_kit.dataset.shapes import ColumnMapping
+from llmtuner_kit.dataset.templates import OF_DOCUMENTS, Templates
+from llmtuner_kit.errors import DataError
 from llmtuner_kit.settings import PrepareSettings
 
 CHUNK_BYTES = 4 << 20
@@ -79,10 +82,9 @@ class Plan:
             record = Record(source.name, 1, b"", problem=("unreadable_file", source.broken))
             yield Chunk(0, index, source.name, "", records=(record,))
             return
-        if source.kind in ("jsonl", "json", "csv", "tsv", "text", "markdown", "rst", "html"):
-            self.encodings[index] = characters.detect(source.path, json=source.kind in ("jsonl", "json"))
-        encoding = self.encodings.get(index, characters.TextEncoding("")).name
+        encoding = self.encoding_of(index, source)
         if source.kind in kinds.DOCUMENTS:
+            templates.check(source.name, OF_DOCUMENTS, Templates.of(self.settings))
             if source.kind == "text" and encoding == "utf-8" and source.size > CHUNK_BYTES:
                 yield from _ranges(index, source, encoding, None, at_blank=True)
             else:
@@ -95,6 +97,12 @@ class Plan:
         for batch in _batches(records):
             yield Chunk(0, index, source.name, source.kind, encoding, records=batch, told=told)
 
+    def encoding_of(self, index: int, source: Source) -> str:
+        """The encoding of a text file, empty for other kinds; noted in `encodings`."""
+        if source.kind in ("jsonl", "json", "csv", "tsv", "text", "markdown", "rst", "html"):
+            self.encodings[index] = characters.detect(source.path, json=source.kind in ("jsonl", "json"))
+        return self.encodings.get(index, characters.TextEncoding("")).name
+
     def _probed(self, source: Source, encoding: str) -> tuple[Iterator[Record], ColumnMapping | None]:
         """The records of a file, and the mapping the settings tell, after a look at the first rows.
 
@@ -103,13 +111,32 @@ class Plan:
         records = tables.open_records(source.path, source.name, source.kind, encoding)
         head = list(itertools.islice(records, _PROBE))
         rows = [record.value for record in head if isinstance(record.value, dict)]
-        told = shapes.told(self.settings)
-        if rows and told:
-            keys = list(dict.fromkeys(key for row in rows for key in row))
-            told = shapes.check_columns(source.name, keys, told)
-        elif rows and not any(shapes.recognise(tuple(row), self.settings.shape) for row in rows):
-            raise shapes.unknown(source.name, list(rows[0]), self.settings)
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        told = _told(source, rows, keys, self.settings) if rows else None
         return itertools.chain(head, records), told
+
+
+def _told(
+    source: Source, rows: list[dict[str, Any]], keys: list[str], settings: PrepareSettings
+) -> ColumnMapping | None:
+    """The mapping to use for all rows of a file, or None when each row says by its keys what it is."""
+    wording = Templates.of(settings)
+    templates.check(source.name, keys, wording)
+    if (told := shapes.told(settings)) is not None:
+        return shapes.check_columns(source.name, keys, told)
+    found = [mapping for row in rows if (mapping := shapes.recognise(tuple(row), settings.shape))]
+    if any(mapping.messages for mapping in found) and (used := wording.given().keys() - {"system"}):
+        raise DataError(
+            f"{source.name} holds conversations, which have no {' and '.join(sorted(used))} to be made by a template.",
+            valid="system_template, for the message before every conversation",
+            fix="leave the other templates empty",
+        )
+    if found:
+        return None
+    if wording.output:
+        # The answer is made by the template; what is asked by a template or by a column that is named.
+        return ColumnMapping("columns", settings.instruction_column, settings.input_column, told=True)
+    raise shapes.unknown(source.name, list(rows[0]), settings)
 
 
 def _numbered(chunk: Chunk, number: int) -> Chunk:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Mapping
 from typing import Any
 
+from llmtuner_kit.dataset import templates
 from llmtuner_kit.dataset.defects import RowError
+from llmtuner_kit.dataset.records import Passage
 from llmtuner_kit.dataset.shapes import ColumnMapping
+from llmtuner_kit.dataset.templates import Templates
 
 Row = dict[str, Any]
 CONTINUE = "Continue the following text:"
@@ -18,36 +20,45 @@ _ROLES = {
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
     "agent": "assistant",
 }  # fmt: skip
-_FIELD = re.compile(r"\{([^{}]+)\}")
+_AS_IT_IS = Templates()
+_NOTHING: Mapping[str, Any] = {}
 
 
-def convert(value: Any, mapping: ColumnMapping, instruction: str = "") -> Row:
-    """One row. Raises RowError with the kind of defect.
-
-    Args:
-        value: the parsed record, which must be a dict.
-        instruction: a fixed instruction for every row; `{column}` in it stands for that column of the row.
-    """
+def convert(value: Any, mapping: ColumnMapping, wording: Templates = _AS_IT_IS) -> Row:
+    """One row of a record's value, which must be a dict. Raises RowError with the kind of defect."""
     if not isinstance(value, dict):
         raise RowError("not_an_object", f"the row is {_kind(value)}, not an object with named fields")
+    system = templates.fill(wording.system, value, _field) or _field(value, mapping.system)
     if mapping.messages:
-        return _conversation(value, mapping)
-    question = _field(value, mapping.instruction)
-    context = _field(value, mapping.input)
-    answer = _field(value, mapping.output, needed=True)
-    if instruction:
-        # The fixed instruction asks; what the row had is the material it works on.
-        used = {name for name in _FIELD.findall(instruction) if name in value}
-        context = "\n\n".join(text for text in (question if mapping.instruction not in used else "", context) if text)
-        context = "" if used and mapping.input in used else context
-        question = fill(instruction, value)
+        return _conversation(value, mapping, system, replaced=bool(wording.system))
+    question, context = _asked(value, mapping, wording)
+    if wording.output:
+        answer = templates.fill(wording.output, value, _field)
+    else:
+        answer = _field(value, mapping.output, needed=True)
     if not question.strip() and context.strip():
         question, context = context, ""
-    system = _field(value, mapping.system)
     history = value.get(mapping.history) if mapping.history else None
     if system.strip() or history:
         return _with_history(system, history, question, context, answer)
     return checked_pair(question, context, answer)
+
+
+def _asked(value: Mapping[str, Any], mapping: ColumnMapping, wording: Templates) -> tuple[str, str]:
+    """Instruction and input of a row."""
+    question, context = _field(value, mapping.instruction), _field(value, mapping.input)
+    if wording.instruction and not wording.input:
+        # The template asks; what the row had is the material it works on, unless the template has it in itself.
+        used = templates.names(wording.instruction)
+        material = [(mapping.instruction, question), (mapping.input, context)]
+        context = "\n\n".join(text for name, text in material if text.strip() and name not in used)
+        if not question.strip() and not context.strip() and not used:
+            return "", ""
+    if wording.input:
+        context = templates.fill(wording.input, value, _field)
+    if wording.instruction:
+        question = templates.fill(wording.instruction, value, _field)
+    return question, context
 
 
 def checked_pair(question: str, context: str, answer: str) -> Row:
@@ -61,34 +72,43 @@ def checked_pair(question: str, context: str, answer: str) -> Row:
     return {"instruction": question.strip(), "input": context.strip(), "output": answer.strip()}
 
 
-def fill(template: str, value: Mapping[str, Any]) -> str:
-    """The template with `{column}` replaced by that column's text; unknown names in braces stay as they are."""
-    return _FIELD.sub(lambda m: _field(value, m.group(1)) if m.group(1) in value else m.group(0), template)
+def continuation(passage: str, wording: Templates = _AS_IT_IS, about: Mapping[str, Any] = _NOTHING) -> Row:
+    """The plain-text rule: the first 100 characters are given, the rest is to be written.
 
-
-def continuation(passage: str) -> Row:
-    """The plain-text rule: the first 100 characters are given, the rest is to be written."""
+    `about` is what templates can name: the other fields of the row, or the file of a document.
+    """
     text = passage.strip()
     _whole(text)
     rest = text[OPENING:]
     if not rest.strip():
         raise RowError("too_short", f"{len(text)} characters; the first {OPENING} are the input, nothing is left")
-    return {"instruction": CONTINUE, "input": text[:OPENING], "output": rest}
+    asked = templates.fill(wording.instruction, about, _field) or CONTINUE
+    row = {"instruction": asked, "input": text[:OPENING], "output": rest}
+    return _told(row, templates.fill(wording.system, about, _field))
 
 
-def explanation(headings: tuple[str, ...], text: str, part: int = 1) -> Row:
+def explanation(passage: Passage, wording: Templates = _AS_IT_IS, source: str = "") -> Row:
     """A section of a documentation: its headings ask, its text answers."""
-    *path, heading = headings
-    if heading.rstrip().endswith("?"):
-        question = heading.strip()
-    else:
-        question = f"Explain: {heading.strip(string.whitespace + '.:')}"
-    where = " > ".join(part.strip() for part in path)
+    *path, heading = passage.headings
+    where = " > ".join(title.strip() for title in path)
+    about = {"heading": heading.strip(), "path": where, "part": str(passage.part), "file": source}
+    row = checked_pair(
+        templates.fill(wording.instruction, about, _field) or _question(heading, where, passage.part), "", passage.text
+    )
+    return _told(row, templates.fill(wording.system, about, _field))
+
+
+def _question(heading: str, where: str, part: int) -> str:
+    asks = heading.rstrip().endswith("?")
+    question = heading.strip() if asks else f"Explain: {heading.strip(string.whitespace + '.:')}"
     if where:
         question += f" ({where})"
-    if part > 1:
-        question += f" Part {part}."
-    return checked_pair(question, "", text)
+    return f"{question} Part {part}." if part > 1 else question
+
+
+def _told(row: Row, system: str) -> Row:
+    """The row, as a conversation when there is a system message to begin with."""
+    return _with_history(system, None, row["instruction"], row["input"], row["output"]) if system.strip() else row
 
 
 def prompt_and_answer(row: Row) -> tuple[str, str]:
@@ -101,15 +121,16 @@ def prompt_and_answer(row: Row) -> tuple[str, str]:
     return "\n\n".join(asked), "\n\n".join(answers)
 
 
-def _conversation(value: Mapping[str, Any], mapping: ColumnMapping) -> Row:
+def _conversation(value: Mapping[str, Any], mapping: ColumnMapping, system: str, *, replaced: bool) -> Row:
     found = value.get(mapping.messages)
     if found is None or found == []:
         raise RowError("no_messages", f"{mapping.messages!r} is empty")
     if not isinstance(found, list):
         raise RowError("not_text", f"{mapping.messages!r} is {_kind(found)}, not a list of messages")
     messages = [_message(message, number) for number, message in enumerate(found, 1)]
-    system = _field(value, mapping.system)
-    if system.strip() and messages[0]["role"] != "system":
+    if replaced and system.strip() and messages[0]["role"] == "system":
+        messages.pop(0)
+    if system.strip() and not (messages and messages[0]["role"] == "system"):
         messages.insert(0, {"role": "system", "content": system.strip()})
     return checked_messages(messages)
 

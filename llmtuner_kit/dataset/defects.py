@@ -13,64 +13,68 @@ class Defect:
     Attributes:
         effect: rejected (the row goes to rejected.jsonl), duplicate (left out, named in duplicates.jsonl),
             changed (kept, altered as the settings say) or kept (kept as it is, for you to look at).
+        by: who mends it: a setting of the preparation, the file it came in, you (look and decide), or nobody need to.
     """
 
     kind: str
     title: str
     effect: Literal["rejected", "duplicate", "changed", "kept"]
+    by: Literal["setting", "file", "you", "nobody"]
     fix: str
 
 
+# One line each, as a table.
 _ALL = (
     # Found while reading.
-    Defect("wrong_encoding", "bytes that are not text", "rejected", "save the file as UTF-8"),
-    Defect("malformed_json", "not JSON", "rejected", "mend the line; every row must be one JSON object"),
-    Defect("malformed_row", "not a table row", "rejected", "check the quotes of this row"),
-    Defect("wrong_field_count", "fields do not match the header", "rejected", "quote fields that hold the delimiter"),
-    Defect("too_large", "row too large", "rejected", "split the text into several rows"),
-    Defect("unreadable_file", "file that cannot be read", "rejected", "open it where it was made and save it again"),
-    Defect("no_text", "document without text", "rejected", "a scanned document needs text recognition first"),
+    Defect("wrong_encoding", "bytes that are not text", "rejected", "file", "save the file as UTF-8"),
+    Defect("malformed_json", "not JSON", "rejected", "file", "mend the line; every row must be one JSON object"),
+    Defect("malformed_row", "not a table row", "rejected", "file", "check the quotes of this row"),
+    Defect("wrong_field_count", "fields do not match the header", "rejected", "file", "quote fields that hold the delimiter"),
+    Defect("too_large", "row too large", "rejected", "file", "split the text into several rows"),
+    Defect("unreadable_file", "file that cannot be read", "rejected", "file", "open it where it was made and save it again"),
+    Defect("no_text", "document without text", "rejected", "file", "a scanned document needs text recognition first"),
     # Found while converting.
-    Defect("not_an_object", "row is not an object", "rejected", "every row must be an object with named fields"),
-    Defect("unknown_fields", "fields of no known shape", "rejected", "name the columns in the settings"),
-    Defect("missing_field", "a field is missing", "rejected", "add the field, or take the row out"),
-    Defect("not_text", "a field is not text", "rejected", "write numbers, lists and objects as text"),
-    Defect("empty_prompt", "nothing is asked", "rejected", "fill the question in, or take the row out"),
-    Defect("empty_answer", "empty answer", "rejected", "fill the answer in, or take the row out"),
-    Defect("no_messages", "no messages in the conversation", "rejected", "take the row out"),
-    Defect("bad_message", "message without role or content", "rejected", "every message needs role and content"),
-    Defect("unknown_role", "role the models do not have", "rejected", "use system, user and assistant"),
-    Defect("no_answer", "conversation without an answer", "rejected", "end the conversation with an assistant message"),
-    Defect("answer_first", "answer before any question", "rejected", "start with a user message"),
-    Defect("half_character", "half of a character", "rejected", "export the text again as UTF-8"),
-    Defect("too_short", "too short for the plain-text rule", "rejected", "join it with the text around it"),
-    Defect("template_refused", "refused by the model's template", "rejected", "let user and assistant take turns"),
-    Defect("nothing_trained", "no token to learn from", "rejected", "raise max_length or shorten the prompt"),
-    Defect("over_length", "longer than max_length, left out", "rejected", "raise max_length, or choose cut or split"),
+    Defect("not_an_object", "row is not an object", "rejected", "file", "every row must be an object with named fields"),
+    Defect("unknown_fields", "fields of no known shape", "rejected", "setting", "name the columns in the settings"),
+    Defect("missing_field", "a field is missing", "rejected", "file", "add the field, or take the row out"),
+    Defect("not_text", "a field is not text", "rejected", "file", "write numbers, lists and objects as text"),
+    Defect("empty_prompt", "nothing is asked", "rejected", "file", "fill the question in, or take the row out"),
+    Defect("empty_answer", "empty answer", "rejected", "file", "fill the answer in, or take the row out"),
+    Defect("no_messages", "no messages in the conversation", "rejected", "file", "take the row out"),
+    Defect("bad_message", "message without role or content", "rejected", "file", "every message needs role and content"),
+    Defect("unknown_role", "role the models do not have", "rejected", "file", "use system, user and assistant"),
+    Defect("no_answer", "conversation without an answer", "rejected", "file", "end the conversation with an assistant message"),
+    Defect("answer_first", "answer before any question", "rejected", "file", "start with a user message"),
+    Defect("half_character", "half of a character", "rejected", "file", "export the text again as UTF-8"),
+    Defect("too_short", "too short for the plain-text rule", "rejected", "file", "join it with the text around it"),
+    Defect("template_refused", "refused by the model's template", "rejected", "file", "let user and assistant take turns"),
+    Defect("nothing_trained", "no token to learn from", "rejected", "setting", "raise max_length or shorten the prompt"),
+    Defect("over_length", "longer than max_length, left out", "rejected", "setting", "raise max_length, or choose cut or split"),
     # Found by comparing rows.
-    Defect("exact_duplicate", "the same row again", "duplicate", "nothing to do"),
-    Defect("near_duplicate", "almost the same row again", "duplicate", "set near_duplicates to keep to keep them"),
-    Defect("conflicting_answers", "same question, different answers", "kept", "decide which answer is right"),
+    Defect("exact_duplicate", "the same row again", "duplicate", "nobody", "nothing to do"),
+    Defect("near_duplicate", "almost the same row again", "duplicate", "setting", "set near_duplicates to keep to keep them"),
+    Defect("conflicting_answers", "same question, different answers", "kept", "you", "decide which answer is right"),
+    Defect("leaked_question", "training question that is held out too", "kept", "you", "take it out of one of the files, or set splits_from to content"),
     # Found by looking at the text; the row is kept.
-    Defect("cut", "longer than max_length, end cut off", "changed", "raise max_length, or choose split or drop"),
-    Defect("split", "longer than max_length, made into several rows", "changed", "nothing to do"),
-    Defect("turns", "two messages in a row of the same side", "kept", "join them into one message"),
-    Defect("trailing_question", "messages after the last answer", "kept", "they are not learned from; take them out"),
-    Defect("one_word_answer", "answer of a single word", "kept", "fine for classification, else write it out"),
-    Defect("echo", "answer repeats the question", "kept", "replace the answer or take the row out"),
-    Defect("placeholder", "answer is a placeholder", "kept", "replace TODO, N/A and the like by real answers"),
-    Defect("repetition", "text that repeats itself", "kept", "shorten it or take the row out"),
-    Defect("broken_characters", "text was decoded wrongly once", "kept", "export it again as UTF-8 (Ã© was é)"),
-    Defect("control_characters", "invisible control characters", "kept", "remove them at the source"),
-    Defect("markup", "left-over HTML", "kept", "convert it to plain text or Markdown"),
-    Defect("template_tokens", "the model's own control tokens in the text", "kept", "remove them from the text"),
-    Defect("email", "email address", "kept", "set mask_personal_data"),
-    Defect("phone", "phone number", "kept", "set mask_personal_data"),
-    Defect("card_number", "payment card number", "kept", "set mask_personal_data"),
-    Defect("secret", "key, token or password", "kept", "revoke it, and set mask_personal_data"),
-    Defect("iban", "bank account number", "kept", "set mask_personal_data"),
-    Defect("ip_address", "IP address", "kept", "set mask_personal_data"),
-)
+    Defect("cut", "longer than max_length, end cut off", "changed", "setting", "raise max_length, or choose split or drop"),
+    Defect("split", "longer than max_length, made into several rows", "changed", "nobody", "nothing to do"),
+    Defect("turns", "two messages in a row of the same side", "kept", "you", "join them into one message"),
+    Defect("trailing_question", "messages after the last answer", "kept", "you", "they are not learned from; take them out"),
+    Defect("one_word_answer", "answer of a single word", "kept", "you", "fine for classification, else write it out"),
+    Defect("echo", "answer repeats the question", "kept", "you", "replace the answer or take the row out"),
+    Defect("placeholder", "answer is a placeholder", "kept", "file", "replace TODO, N/A and the like by real answers"),
+    Defect("repetition", "text that repeats itself", "kept", "you", "shorten it or take the row out"),
+    Defect("broken_characters", "text was decoded wrongly once", "kept", "file", "export it again as UTF-8 (Ã© was é)"),
+    Defect("control_characters", "invisible control characters", "kept", "file", "remove them at the source"),
+    Defect("markup", "left-over HTML", "kept", "file", "convert it to plain text or Markdown"),
+    Defect("template_tokens", "the model's own control tokens in the text", "kept", "file", "remove them from the text"),
+    Defect("email", "email address", "kept", "setting", "set mask_personal_data"),
+    Defect("phone", "phone number", "kept", "setting", "set mask_personal_data"),
+    Defect("card_number", "payment card number", "kept", "setting", "set mask_personal_data"),
+    Defect("secret", "key, token or password", "kept", "file", "revoke it, and set mask_personal_data"),
+    Defect("iban", "bank account number", "kept", "setting", "set mask_personal_data"),
+    Defect("ip_address", "IP address", "kept", "setting", "set mask_personal_data"),
+)  # fmt: skip
 DEFECTS: dict[str, Defect] = {defect.kind: defect for defect in _ALL}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from llmtuner_kit.dataset.defects import RowError
 from llmtuner_kit.dataset.passages import Measure
 from llmtuner_kit.dataset.records import Passage, Record
 from llmtuner_kit.dataset.shapes import ColumnMapping
-from llmtuner_kit.dataset.tokens import Encoding
+from llmtuner_kit.dataset.templates import Templates
 from llmtuner_kit.settings import PrepareSettings
 
 
@@ -41,15 +42,22 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def drafts_of(
-    chunk: Chunk, settings: PrepareSettings, encoding: Encoding, mappings: dict[str, None]
+    chunk: Chunk,
+    settings: PrepareSettings,
+    measure: Measure,
+    control_tokens: re.Pattern[str] | None,
+    mappings: dict[str, None],
 ) -> Iterator[Draft]:
-    """Everything in a chunk as drafts, in order; how fields were mapped is noted in `mappings`."""
-    for record, row in _converted(chunk, settings, encoding.measure, mappings):
+    """Everything in a chunk as drafts, in order; how fields were mapped is noted in `mappings`.
+
+    `control_tokens` matches the model's own special tokens.
+    """
+    for record, row in _converted(chunk, settings, measure, mappings):
         if isinstance(row, RowError):
             yield Draft(record, problem=(row.kind, row.reason))
             continue
         kept, personal = checks.personal(row, masked=settings.mask_personal_data)
-        yield Draft(record, kept, findings=(*checks.examine(kept, encoding.control_tokens), *personal))
+        yield Draft(record, kept, findings=(*checks.examine(kept, control_tokens), *personal))
 
 
 def _converted(
@@ -58,6 +66,7 @@ def _converted(
     if chunk.kind in kinds.DOCUMENTS:
         yield from _document(chunk, settings, measure, mappings)
         return
+    wording = Templates.of(settings)
     for record in _records(chunk):
         if record.problem:
             yield record, RowError(*record.problem)
@@ -71,7 +80,7 @@ def _converted(
             yield from _plain_text(record, mapping, settings, measure)
             continue
         try:
-            yield record, conversion.convert(record.value, mapping, settings.instruction)
+            yield record, conversion.convert(record.value, mapping, wording)
         except RowError as problem:
             yield record, problem
 
@@ -115,8 +124,9 @@ def _plain_text(
     if not text.strip():
         yield record, RowError("empty_answer", "the text is empty")
         return
+    wording, about = Templates.of(settings), record.value if isinstance(record.value, dict) else {}
     for piece in passages.cut(text, settings.passage_tokens, measure):
-        yield _passage_row(record.source, record.row, Passage(piece), documentation=False)
+        yield _passage_row(record, piece, wording, about)
 
 
 def _document(
@@ -132,11 +142,16 @@ def _document(
     under_headings = sum(bool(section.headings) for section in sections)
     as_documentation = settings.shape == "documentation" or (settings.shape == "auto" and under_headings >= 2)
     mappings.setdefault(_HEADINGS_RULE if as_documentation and under_headings else _TEXT_RULE)
+    wording = Templates.of(settings)
     number = chunk.first_row
     for section in sections:
         for part, piece in enumerate(passages.cut(section.text, settings.passage_tokens, measure), 1):
             passage = Passage(piece, section.headings, part)
-            yield _passage_row(chunk.name, number, passage, documentation=as_documentation and bool(section.headings))
+            record = Record(chunk.name, number, piece.encode("utf-8", "surrogatepass"), piece)
+            if as_documentation and section.headings:
+                yield _section_row(record, passage, wording)
+            else:
+                yield _passage_row(record, piece, wording, {"file": chunk.name})
             number += 1
 
 
@@ -144,11 +159,18 @@ _TEXT_RULE = f"text: first {conversion.OPENING} characters -> input, the rest ->
 _HEADINGS_RULE = "documentation: headings -> instruction, text -> output"
 
 
-def _passage_row(source: str, number: int, passage: Passage, *, documentation: bool) -> tuple[Record, Row | RowError]:
-    record = Record(source, number, passage.text.encode("utf-8", "surrogatepass"), passage.text)
+def _passage_row(
+    record: Record, text: str, wording: Templates, about: Mapping[str, Any]
+) -> tuple[Record, Row | RowError]:
+    piece = Record(record.source, record.row, text.encode("utf-8", "surrogatepass"), text)
     try:
-        if documentation:
-            return record, conversion.explanation(passage.headings, passage.text, passage.part)
-        return record, conversion.continuation(passage.text)
+        return piece, conversion.continuation(text, wording, about)
+    except RowError as problem:
+        return piece, problem
+
+
+def _section_row(record: Record, passage: Passage, wording: Templates) -> tuple[Record, Row | RowError]:
+    try:
+        return record, conversion.explanation(passage, wording, record.source)
     except RowError as problem:
         return record, problem

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
+import itertools
 import json
+import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmtuner_kit import catalog, runs
-from llmtuner_kit.aws import is_error
 from llmtuner_kit.dataset import card as cards
-from llmtuner_kit.dataset import kinds, report
-from llmtuner_kit.dataset.build import build
-from llmtuner_kit.dataset.chunks import Source
+from llmtuner_kit.dataset import processing, sources, versions
+from llmtuner_kit.dataset.build import Progress
 from llmtuner_kit.dataset.report import Report
-from llmtuner_kit.dataset.tokens import MaskedRow, open_encoding
-from llmtuner_kit.errors import NotFoundError
-from llmtuner_kit.settings import PrepareSettings
+from llmtuner_kit.dataset.tokens import Encoding, MaskedRow, open_encoding
+from llmtuner_kit.errors import ConflictError
+from llmtuner_kit.settings import PrepareSettings, row_numbers
 from llmtuner_kit.workspace import Workspace
 
-Progress = Callable[[str, int, int], None]
 DEFAULT_MODEL = "smollm2-135m-instruct"
-MASKED_ROWS = 3
+_KEPT_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class Prepared:
 
     Attributes:
         uri: the prefix that holds train.jsonl, validation.jsonl, test.jsonl, rejected.jsonl, duplicates.jsonl,
-            report.json and card.json.
+            findings.jsonl, report.json and card.json.
         sha256: hash of the three splits, the name of exactly these rows.
-        masks: a few training rows, token by token, as the model will be trained on them.
+        masks: the chosen training rows, token by token, as the model will be trained on them.
         reused: the same files were prepared with the same settings before; nothing was done again.
     """
 
@@ -52,45 +51,63 @@ class Prepared:
 
 
 def prepare(workspace: Workspace, settings: PrepareSettings, progress: Progress | None = None) -> Prepared:
-    """Read the run's uploads, check every row, and write a dataset version.
+    """Read the files, check every row, and write a dataset version.
 
-    Raises NotFoundError when nothing was uploaded, DataError when the files cannot be used as they are.
+    Raises NotFoundError when there are no files, DataError when they cannot be used as they are, and for a processing
+    job also BudgetError and JobFailedError.
     """
     watch = progress or _quiet
     run = runs.open_run(workspace, settings.run_name)
-    dataset = settings.dataset or str(run.result("upload")["dataset"])
-    model_id = _model_of(run)
-    encoding = open_encoding(model_id, settings.max_length)
-    with _scratch() as folder:
-        sources = _fetch(workspace, run, dataset, folder / "sources", watch)
-        version = cards.version(sources, settings, model_id, encoding)
-        prefix = workspace.paths.dataset(dataset, version)
-        found = _existing(workspace, prefix)
-        if found is None:
-            written = folder / "dataset"
-            written.mkdir()
-            work = catalog.cache_folder() / "prepare" / f"{workspace.user_id}-{dataset}-{version}"
-            work.mkdir(parents=True, exist_ok=True)
-            made = build(sources, settings, encoding, model_id, written, work, watch)
-            (written / "report.json").write_text(json.dumps(made.as_json(), ensure_ascii=False, indent=1))
-            document = cards.card(dataset, version, sources, settings, made, written)
-            _store(workspace, prefix, written, document, watch)
-            # Kept until here: a preparation that is interrupted goes on behind the chunks that are done.
-            shutil.rmtree(work)
-        else:
-            made, document = found
+    listing = sources.find(workspace, run, settings)
+    encoding = open_encoding(model_of(run), settings.max_length)
+    if settings.compute == "processing-job":
+        made, document, reused = processing.prepare(workspace, settings, listing, encoding, watch)
+    else:
+        made, document, reused = _here(workspace, settings, listing, encoding, watch)
+    prefix = workspace.paths.dataset(listing.dataset, document["version"])
     prepared = Prepared(
-        dataset,
-        version,
+        listing.dataset,
+        document["version"],
         workspace.paths.uri(prefix),
         document["sha256"],
         made,
         document,
-        tuple(encoding.masks([dict(row) for row in made.samples[:MASKED_ROWS]])),
-        reused=found is not None,
+        _masks(workspace, prefix, encoding, row_numbers(settings.show_rows)),
+        reused,
     )
     run.save("prepare", settings=settings.model_dump(), result=_noted(prepared))
     return prepared
+
+
+def _here(
+    workspace: Workspace, settings: PrepareSettings, listing: sources.Listing, encoding: Encoding, watch: Progress
+) -> tuple[Report, dict[str, Any], bool]:
+    """Prepare on this machine. What is done is kept until the version is stored, so that a killed one goes on."""
+    with _folder(f"{workspace.bucket}-{workspace.user_id}-{listing.dataset}") as folder:
+        found = sources.fetch(workspace, listing, folder / "sources", watch)
+        version = cards.version(found, settings, encoding)
+        prefix = workspace.paths.dataset(listing.dataset, version)
+        if (existing := versions.existing(workspace, prefix)) is not None:
+            return *existing, True
+        work, written = folder / version, folder / "dataset"
+        work.mkdir(exist_ok=True)
+        shutil.rmtree(written, ignore_errors=True)
+        written.mkdir()
+        made, document = cards.write(found, listing.left_out, settings, encoding, listing.dataset, written, work, watch)
+        versions.store(workspace, prefix, written, watch)
+        shutil.rmtree(folder)
+    return made, document, False
+
+
+def _masks(workspace: Workspace, prefix: str, encoding: Encoding, numbers: Sequence[int]) -> tuple[MaskedRow, ...]:
+    """The chosen rows of the training split (from 1), as far as it has them, token by token."""
+    if not numbers:
+        return ()
+    body = workspace.aws.client("s3").get_object(Bucket=workspace.bucket, Key=prefix + "train.jsonl")["Body"]
+    lines = itertools.islice(body.iter_lines(), max(numbers))
+    found = {number: json.loads(line) for number, line in enumerate(lines, 1) if number in numbers}
+    body.close()
+    return tuple(encoding.masks(found))
 
 
 def _noted(prepared: Prepared) -> dict[str, Any]:
@@ -109,7 +126,8 @@ def _noted(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _model_of(run: runs.Run) -> str:
+def model_of(run: runs.Run) -> str:
+    """The base model chosen in 00_start: its tokenizer counts."""
     start = run.section("start") or {}
     return catalog.base_model((start.get("settings") or {}).get("model_id") or DEFAULT_MODEL).model_id
 
@@ -119,72 +137,25 @@ def _quiet(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def _folder(name: str) -> Iterator[Path]:
+    """A folder of this dataset alone that outlives interruptions; those nobody came back to are removed."""
     top = catalog.cache_folder() / "prepare"
-    top.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=top))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _fetch(workspace: Workspace, run: runs.Run, dataset: str, folder: Path, progress: Progress) -> list[Source]:
-    """The uploaded files of a dataset on this machine: those the run noted, else all under the prefix."""
-    client = workspace.aws.client("s3")
-    prefix = workspace.paths.uploads(dataset)
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=workspace.bucket, Prefix=prefix)
-    items = {item["Key"].removeprefix(prefix): item for page in pages for item in page.get("Contents", [])}
-    noted = (run.section("upload") or {}).get("result") or {}
-    if noted.get("dataset") == dataset:
-        names = {file["name"] for file in noted["files"]}
-        items = {name: item for name, item in items.items() if name in names}
-    items = {name: item for name, item in items.items() if kinds.kind_of(name)}
-    if not items:
-        raise NotFoundError(
-            f"There are no uploaded files of dataset {dataset!r} that can be read.",
-            fix="run 01_upload first, or set dataset to one that was uploaded",
-        )
-    total, done = sum(item["Size"] for item in items.values()), 0
-    sources = []
-    for number, (name, item) in enumerate(sorted(items.items())):
-        path = folder / str(number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        progress(f"fetching {name}", done, total)
-        client.download_file(workspace.bucket, item["Key"], str(path))
-        done += item["Size"]
-        with path.open("rb") as file:
-            sources.append(Source(name, path, item["Size"], hashlib.file_digest(file, "sha256").hexdigest()))
-    progress("fetched", total, total)
-    return sources
-
-
-def _existing(workspace: Workspace, prefix: str) -> tuple[Report, dict[str, Any]] | None:
-    """Report and card of a version that is complete: the card is written last."""
-    documents = []
-    client = workspace.aws.client("s3")
-    for name in ("card.json", "report.json"):
+    folder = top / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (top / f"{name}.lock").open("w") as lock:
         try:
-            documents.append(json.loads(client.get_object(Bucket=workspace.bucket, Key=prefix + name)["Body"].read()))
-        except Exception as error:
-            if is_error(error, "NoSuchKey", "404"):
-                return None
-            raise
-    return report.from_json(documents[1]), documents[0]
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                "Another preparation of this dataset is running on this machine.",
+                fix="wait for it, or stop it; what it has done is kept",
+            ) from None
+        os.utime(folder)
+        _forget_old(top, folder)
+        yield folder
 
 
-def _store(workspace: Workspace, prefix: str, folder: Path, document: dict[str, Any], progress: Progress) -> None:
-    client = workspace.aws.client("s3")
-    for number, name in enumerate(cards.FILES):
-        progress(f"storing {name}", number, len(cards.FILES))
-        client.upload_file(
-            str(folder / name), workspace.bucket, prefix + name, ExtraArgs={"ChecksumAlgorithm": "SHA256"}
-        )
-    client.put_object(
-        Bucket=workspace.bucket,
-        Key=prefix + "card.json",
-        Body=json.dumps(document, ensure_ascii=False, indent=1).encode(),
-        ContentType="application/json",
-        ChecksumAlgorithm="SHA256",
-    )
-    progress("stored", len(cards.FILES), len(cards.FILES))
+def _forget_old(top: Path, mine: Path) -> None:
+    for folder in top.iterdir():
+        if folder.is_dir() and folder != mine and time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llmtuner_kit.dataset.defects import DEFECTS
 
 EXAMPLES = 5
+ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,22 @@ class Example:
 
 @dataclass(frozen=True)
 class FindingCount:
-    """One kind of defect over the whole dataset. `rows` are the first row numbers (at most 1000, as file:row)."""
+    """One kind of defect over the whole dataset.
+
+    Attributes:
+        by: who mends it: setting (here, in the form), file (where the data come from), you (look and decide) or nobody.
+        rows: numbers of the first rows, at most 100, by file; findings.jsonl, rejected.jsonl and duplicates.jsonl
+            name all.
+    """
 
     kind: str
     title: str
     effect: str
+    by: str
     fix: str
     count: int
     examples: tuple[Example, ...]
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,15 +95,28 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """Duplicates by where the first of them stands. Those across splits were given so: they never come of dealing."""
+
+    exact_in_file: int = 0
+    exact_across_files: int = 0
+    exact_across_splits: int = 0
+    near_in_file: int = 0
+    near_across_files: int = 0
+    near_across_splits: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything the preparation saw and did. accepted + rejected + duplicates == rows_in, always.
 
     Attributes:
         rows_in: records found in all files.
         rows_out: rows written; more than `accepted` when long rows were split into several.
-        leaks: rows of validation or test whose question is in the training split: 0 unless something is wrong.
+        leaks: rows of validation or test whose question is in the training split too; with splits_from content 0.
         languages: share of rows by language code, largest first.
         samples: a few rows of the training split as written.
+        left_out: files that were not prepared, each with the reason.
     """
 
     rows_in: int
@@ -108,8 +130,10 @@ class Report:
     lengths: Lengths
     splits: Mapping[str, SplitReport]
     leaks: int = 0
+    repeats: Repeats = field(default_factory=Repeats)
     languages: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def finding(self, kind: str) -> FindingCount | None:
         """The count of one kind of defect, or None when it did not occur."""
@@ -123,33 +147,45 @@ def from_json(document: Mapping[str, Any]) -> Report:
     """The report that `as_json` wrote."""
     values = dict(document)
     values["sources"] = tuple(SourceReport(**item) for item in values["sources"])
-    values["findings"] = tuple(
-        FindingCount(**(item | {"examples": tuple(Example(**example) for example in item["examples"])}))
-        for item in values["findings"]
-    )
+    values["findings"] = tuple(_finding(item) for item in values["findings"])
     lengths = values["lengths"]
     values["lengths"] = Lengths(**(lengths | {"histogram": tuple(Bin(**item) for item in lengths["histogram"])}))
     values["splits"] = {name: SplitReport(**item) for name, item in values["splits"].items()}
+    values["repeats"] = Repeats(**values["repeats"])
     values["samples"] = tuple(values["samples"])
+    values["left_out"] = tuple((name, why) for name, why in values["left_out"])
     return Report(**values)
+
+
+def _finding(item: Mapping[str, Any]) -> FindingCount:
+    examples = tuple(Example(**example) for example in item["examples"])
+    return FindingCount(**{**item, "examples": examples, "rows": {k: tuple(v) for k, v in item["rows"].items()}})
 
 
 @dataclass
 class Tally:
-    """Counts defects while rows go by and keeps the first examples of each."""
+    """Counts defects while rows go by and keeps the first examples and row numbers of each."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
+    rows: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     def add(self, kind: str, source: str, row: int, detail: str) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        """Count one defect of one row."""
+        self.counts[kind] = count = self.counts.get(kind, 0) + 1
+        if count <= ROWS:
+            self.rows.setdefault(kind, {}).setdefault(source, []).append(row)
         seen = self.examples.setdefault(kind, [])
         if len(seen) < EXAMPLES:
             seen.append(Example(source, row, detail[:300]))
 
     def merge(self, other: Tally) -> None:
-        """Add another tally; its examples come after those already seen."""
+        """Add another tally; its examples and rows come after those already seen."""
         for kind, count in other.counts.items():
+            room = ROWS - self.counts.get(kind, 0)
+            for source, rows in other.rows.get(kind, {}).items() if room > 0 else ():
+                self.rows.setdefault(kind, {}).setdefault(source, []).extend(rows[:room])
+                room = max(0, room - len(rows))
             self.counts[kind] = self.counts.get(kind, 0) + count
             seen = self.examples.setdefault(kind, [])
             seen += other.examples[kind][: EXAMPLES - len(seen)]
@@ -158,13 +194,14 @@ class Tally:
         return {
             "counts": self.counts,
             "examples": {kind: [dataclasses.astuple(item) for item in seen] for kind, seen in self.examples.items()},
+            "rows": self.rows,
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Tally:
         """The tally that `as_json` wrote."""
         examples = {kind: [Example(*item) for item in seen] for kind, seen in document["examples"].items()}
-        return cls(dict(document["counts"]), examples)
+        return cls(dict(document["counts"]), examples, document["rows"])
 
     def findings(self) -> tuple[FindingCount, ...]:
         """Rejections first, then what was left out or changed, then what is only worth a look; each by count."""
@@ -175,9 +212,11 @@ class Tally:
                 kind,
                 DEFECTS[kind].title,
                 DEFECTS[kind].effect,
+                DEFECTS[kind].by,
                 DEFECTS[kind].fix,
                 self.counts[kind],
                 tuple(self.examples[kind]),
+                {source: tuple(rows) for source, rows in self.rows.get(kind, {}).items()},
             )
             for kind in kinds
         )

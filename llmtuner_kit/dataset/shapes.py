@@ -45,7 +45,7 @@ class ColumnMapping:
         if self.messages:
             return f"{self.shape}: {self.messages} -> messages"
         pairs = [(self.instruction, "instruction"), (self.input, "input"), (self.output, "output")]
-        return f"{self.shape}: " + ", ".join(f"{name} -> {part}" for name, part in pairs if name)
+        return f"{self.shape}: " + (", ".join(f"{name} -> {part}" for name, part in pairs if name) or "by templates")
 
 
 def normal(name: str) -> str:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
+_NAMES = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test", "heldout": "test",
+}  # fmt: skip
+
+
+def of_name(name: str) -> str:
+    """The split a file or one of its folders is named after: `data/train-00001.jsonl` -> `train`; else empty."""
+    for part in reversed(PurePosixPath(name.lower()).parts):
+        for word in re.findall(r"[a-z]+", part):
+            if word in _NAMES:
+                return _NAMES[word]
+    return ""
 
 
 def assign(

@@ -79,10 +79,14 @@ class Store:
             offsets = np.concatenate([[0], np.cumsum(entries["size"].astype(np.int64))])
             yield int(self._starts[chunk]), self._path(chunk, "rows").read_bytes(), offsets, entries
 
-    def rejected(self) -> Iterator[bytes]:
-        """The rejected lines of each chunk in order."""
+    def written(self, suffix: str) -> Iterator[bytes]:
+        """The lines that each chunk wrote into its file of this name (rejected, findings), in order."""
         for chunk in range(len(self.summaries)):
-            yield self._path(chunk, "rejected").read_bytes()
+            yield self._path(chunk, suffix).read_bytes()
+
+    def sources(self) -> NDArray[np.int64]:
+        """The position of every row's file among the sources."""
+        return np.array([summary.source for summary in self.summaries], np.int64)[self.chunk_numbers()]
 
     def chunk_numbers(self) -> NDArray[np.int64]:
         """The chunk of every row."""

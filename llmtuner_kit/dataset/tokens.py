@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from llmtuner_kit.errors import KitError, NotFoundError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,16 @@ class Count:
 class MaskedRow:
     """One row as the model sees it: pieces of text, and for each whether it is trained on.
 
-    For encoder-decoder models `source` is what the encoder reads; `pieces` is the answer.
+    For encoder-decoder models `source` is what the encoder reads; `pieces` is the answer. `number` counts the rows of
+    the split from 1.
     """
 
+    number: int
     pieces: tuple[str, ...]
     trained: tuple[bool, ...]
     source: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    source_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Encoding:
     folder: Path
     family: str
     max_length: int
+    model_id: str = ""
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -72,7 +77,7 @@ class Encoding:
     def fingerprint(self) -> str:
         """Hash of tokenizer and template: whatever decides about counts and masks."""
         digest = hashlib.sha256((training_code() / "encoding.py").read_bytes())
-        for name in _FILES:
+        for name in TOKENIZER_FILES:
             path = self.folder / name
             digest.update(f"{name}:{path.stat().st_size if path.exists() else -1}\n".encode())
             digest.update(path.read_bytes() if path.exists() else b"")
@@ -89,14 +94,19 @@ class Encoding:
         names = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
-    def masks(self, rows: Sequence[dict[str, Any]]) -> list[MaskedRow]:
-        """Rows as trained on, token by token, after cutting at the limit."""
-        lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    def masks(self, rows: Mapping[int, Mapping[str, Any]]) -> list[MaskedRow]:
+        """Rows by their number, as trained on, token by token, after cutting at the limit."""
+        lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows.values()]
         return [
             MaskedRow(
-                tuple(answer["pieces"]), tuple(map(bool, answer["trained"])), tuple(answer.get("source_pieces", ()))
+                number,
+                tuple(answer["pieces"]),
+                tuple(map(bool, answer["trained"])),
+                tuple(answer.get("source_pieces", ())),
+                tuple(answer["ids"]),
+                tuple(answer.get("source_ids", ())),
             )
-            for answer in self._masks(lines)
+            for number, answer in zip(rows, self._masks(lines), strict=True)
             if "error" not in answer
         ]
 
@@ -137,7 +147,7 @@ def open_encoding(model_id: str, max_length: int) -> Encoding:
     """The encoding of a base model; `max_length` 0 means the model's own limit, at most 2048 tokens."""
     model = catalog.base_model(model_id)
     folder = catalog.base_model_folder(model_id) if model.embedded else _from_hub(model)
-    return Encoding(folder, model.family, min(max_length or 2048, model.context))
+    return Encoding(folder, model.family, min(max_length or 2048, model.context), model.model_id)
 
 
 def _from_hub(model: catalog.BaseModel) -> Path:
@@ -149,7 +159,7 @@ def _from_hub(model: catalog.BaseModel) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        snapshot_download(model.hub_id, revision=model.revision, allow_patterns=list(_FILES), local_dir=folder)
+        snapshot_download(model.hub_id, revision=model.revision, allow_patterns=list(TOKENIZER_FILES), local_dir=folder)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise NotFoundError(
             f"The tokenizer of {model.model_id} could not be fetched from the Hub: {str(error).splitlines()[0]}",

@@ -78,9 +78,10 @@ class Worker:
             return read_summary(done)
         summary = Summary(chunk.source, chunk.name)
         mappings: dict[str, None] = {}
-        drafts = list(drafts_of(chunk, self._settings, self._encoding, mappings))
+        drafts = list(drafts_of(chunk, self._settings, self._encoding.measure, self._encoding.control_tokens, mappings))
         summary.mappings = list(mappings)
-        kept, refused = self._measured(drafts, summary)
+        kept, refused, found = self._measured(drafts, summary)
+        (self._context.folder / f"{chunk.number:06d}.findings").write_bytes(b"".join(found))
         summary.rows, summary.kept, summary.rejected = len(drafts), len(kept), len(refused)
         self._write(chunk, kept, refused, summary)
         temporary = done.with_suffix(".part")
@@ -95,11 +96,11 @@ class Worker:
 
     def _measured(
         self, drafts: list[Draft], summary: Summary
-    ) -> tuple[list[_Kept], list[tuple[Record, tuple[str, str]]]]:
+    ) -> tuple[list[_Kept], list[tuple[Record, tuple[str, str]]], list[bytes]]:
         refused = [(draft.record, draft.problem) for draft in drafts if draft.problem]
         readable = [draft for draft in drafts if not draft.problem]
         lines = [draft.line for draft in readable]
-        kept = []
+        kept, found = [], []
         for draft, line, count in zip(readable, lines, self._count(lines), strict=True):
             if count.cut_tokens:
                 summary.over_rows += 1
@@ -109,11 +110,12 @@ class Worker:
                 refused.append((draft.record, outcome))
                 continue
             for finding in (*draft.findings, *outcome.findings):
+                found.append(finding_line(draft.record.source, draft.record.row, finding.kind, finding.detail))
                 summary.tally.add(finding.kind, draft.record.source, draft.record.row, finding.detail)
             kept.append(outcome)
         for record, (kind, reason) in sorted(refused, key=lambda item: item[0].row):
             summary.tally.add(kind, record.source, record.row, reason)
-        return kept, refused
+        return kept, refused, found
 
     def _settled(self, draft: Draft, line: bytes, count: Count) -> _Kept | tuple[str, str]:
         """The row as it will be written, or why it will not be."""
@@ -254,6 +256,12 @@ def _as_json(summary: Summary) -> dict[str, Any]:
 
 def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+
+
+def finding_line(source: str, row: int, kind: str, detail: str) -> bytes:
+    """One line of findings.jsonl: a row that is kept, and what there is to know about it."""
+    entry = {"source": source, "row": row, "kind": kind, "detail": detail}
+    return json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def _rejected_line(record: Record, problem: tuple[str, str]) -> bytes:

@@ -44,6 +44,17 @@ class Chart:
     lines: Mapping[str, Sequence[tuple[float, float]]]
     alt: str
     bars: bool = False
+    mark: float | None = None
+    """Where on the x axis a line is drawn across: a limit."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Counts by name, as bars that lie on each other, in the order given. `alt` says in words what is seen."""
+
+    title: str
+    counts: Mapping[str, float]
+    alt: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Card:
 
     title: str
     facts: Sequence[tuple[str, Any]] = ()
-    parts: Sequence[Table | Chart | Masked | str] = ()
+    parts: Sequence[Table | Chart | Bars | Masked | str] = ()
     following: str = ""
     done: float | None = field(default=None)
 
@@ -166,14 +177,20 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def _as_text(part: Table | Chart | Masked | str) -> list[str]:
+def shortened(text: str, limit: int = 300) -> str:
+    """The text, or its beginning with an ellipsis."""
+    flat = text.strip()
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def _as_text(part: Table | Chart | Bars | Masked | str) -> list[str]:
     if isinstance(part, str):
         return part.splitlines()
     if isinstance(part, Masked):
         runs = itertools.groupby(zip(part.pieces, part.trained, strict=True), key=lambda item: item[1])
         texts = [("".join(piece for piece, _ in run), trained) for trained, run in runs]
         return [part.title, *"".join(f"[[{text}]]" if trained else text for text, trained in texts).splitlines()]
-    if isinstance(part, Chart):
+    if isinstance(part, Chart | Bars):
         return [f"{part.title}: {part.alt}"]
     rows = [[str(cell) for cell in row] for row in (part.head, *part.rows)]
     widths = [min(60, max(len(row[column]) for row in rows)) for column in range(len(part.head))]
@@ -181,7 +198,7 @@ def _as_text(part: Table | Chart | Masked | str) -> list[str]:
     return [part.caption, *lines]
 
 
-def _as_html(part: Table | Chart | Masked | str) -> str:
+def _as_html(part: Table | Chart | Bars | Masked | str) -> str:
     if isinstance(part, str):
         return f"<pre>{_text(part)}</pre>"
     if isinstance(part, Masked):
@@ -191,8 +208,8 @@ def _as_html(part: Table | Chart | Masked | str) -> str:
             for piece, trained in zip(part.pieces, part.trained, strict=True)
         )
         return f"<p>{_e(part.title)}</p><div class='m'>{tokens}</div>"
-    if isinstance(part, Chart):
-        image = base64.b64encode(_drawn(part)).decode()
+    if isinstance(part, Chart | Bars):
+        image = base64.b64encode(_drawn(part) if isinstance(part, Chart) else _drawn_bars(part)).decode()
         return f"<img alt='{_e(part.title)}: {_e(part.alt)}' src='data:image/png;base64,{image}'>"
     head = "".join(f"<th scope='col'>{_e(name)}</th>" for name in part.head)
     body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
@@ -211,11 +228,36 @@ def _drawn(chart: Chart) -> bytes:
             axes.bar(xs, ys, width=0.9 * (xs[1] - xs[0] if len(xs) > 1 else 1), align="edge", label=name)
         else:
             axes.plot(xs, ys, label=name, marker="o" if len(xs) < 30 else "", markersize=3)
+    if chart.mark is not None:
+        axes.axvline(chart.mark, linestyle="--", color="black", linewidth=1)
     axes.set_title(chart.title, fontsize=10)
     axes.set_xlabel(chart.x)
     axes.grid(visible=True, alpha=0.3)
     if len(chart.lines) > 1:
         axes.legend(fontsize=8)
+    return _as_png(figure)
+
+
+def _drawn_bars(chart: Bars) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.7 + 0.26 * len(chart.counts)), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh([_plain(name) for name in chart.counts], list(chart.counts.values()))
+    axes.bar_label(bars, padding=3, fontsize=8)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=8)
+    axes.set_title(chart.title, fontsize=10)
+    return _as_png(figure)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")
+
+
+def _as_png(figure: Any) -> bytes:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
     return image.getvalue()

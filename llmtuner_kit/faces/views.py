@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from llmtuner_kit import artifacts, costs, training
 from llmtuner_kit.artifacts import Downloaded
-from llmtuner_kit.dataset import Prepared, Report
-from llmtuner_kit.faces import endings
-from llmtuner_kit.faces.show import Card, Chart, Masked, Table, duration, size
+from llmtuner_kit.dataset import Prepared
+from llmtuner_kit.faces import endings, preparation
+from llmtuner_kit.faces.show import Card, Chart, Table, duration, shortened, size
 from llmtuner_kit.monitoring import Snapshot
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.training import Quote, TrainingJob
 from llmtuner_kit.uploads import Upload
 from llmtuner_kit.workspace import Workspace, open_workspace
-
-_SHORT = 300
 
 
 def of(result: Any) -> Card:
@@ -43,99 +41,6 @@ def upload(made: Upload) -> Card:
         ("sent", f"{size(made.bytes_sent)} of {size(made.bytes)} in {duration(made.seconds)}"),
     ]
     return Card("Uploaded, every file verified by its SHA-256", facts, parts, "02_prepare")
-
-
-def prepared(made: Prepared) -> Card:
-    report = made.report
-    title = "Prepared before with the same files and settings" if made.reused else "Prepared"
-    facts = [
-        ("dataset", f"{made.dataset}, version {made.version}"),
-        ("where", made.uri),
-        ("rows that came in", report.rows_in),
-        ("accepted + rejected + duplicates", f"{report.accepted} + {report.rejected} + {report.duplicates}"),
-        ("leaks between splits", report.leaks),
-        ("languages", ", ".join(f"{code} {share:.0%}" for code, share in list(report.languages.items())[:6])),
-    ]
-    parts = [
-        _splits(report),
-        _sources(report),
-        _findings(report),
-        _lengths(report),
-        *(Chart(c.title, c.x, c.lines, c.alt, c.bars) for c in [_histogram(report)] if c),
-        Table("Rows as written", ("question", "answer"), [_row(row) for row in report.samples[:3]]),
-        *_masks(made),
-    ]
-    return Card(title, facts, parts, "03_train")
-
-
-def _splits(report: Report) -> Table:
-    rows = [(name, part.rows, part.tokens, part.trained_tokens) for name, part in report.splits.items()]
-    return Table("Splits", ("split", "rows", "tokens", "tokens trained on"), rows)
-
-
-def _sources(report: Report) -> Table:
-    rows = [
-        (item.name, item.kind, item.encoding + ("" if item.encoding_certain else " (guessed)"), item.mapping, item.rows)
-        for item in report.sources[:20]
-    ]
-    return Table("How the files were read", ("file", "kind", "encoding", "mapping", "rows"), rows)
-
-
-def _findings(report: Report) -> Table | str:
-    if not report.findings:
-        return "No defects were found in any row."
-    rows = [
-        (
-            item.title, item.count, item.effect, item.fix,
-            "; ".join(f"{example.source} row {example.row}: {example.detail}" for example in item.examples[:2]),
-        )
-        for item in report.findings
-    ]  # fmt: skip
-    return Table("Findings", ("what", "rows", "effect", "how to mend it", "for example"), rows)
-
-
-def _lengths(report: Report) -> str:
-    lengths = report.lengths
-    text = (
-        f"Row lengths in tokens: half of the rows have at most {lengths.median}, nine in ten at most {lengths.p90}, "
-        f"the longest {lengths.longest}; the limit is {lengths.max_length}."
-    )
-    if lengths.over_rows:
-        text += (
-            f" {lengths.over_rows} rows are longer; behind the limit stand {lengths.over_answer_tokens} answer tokens."
-        )
-    return text
-
-
-def _histogram(report: Report) -> Chart | None:
-    bars = report.lengths.histogram
-    if not bars:
-        return None
-    return Chart(
-        "Row lengths",
-        "tokens",
-        {"rows": [(item.start, item.rows) for item in bars]},
-        f"{len(bars)} bars; most rows have {max(bars, key=lambda item: item.rows).start} tokens or a little more",
-        bars=True,
-    )
-
-
-def _row(row: Mapping[str, Any]) -> tuple[str, str]:
-    if "messages" in row:
-        asked = " / ".join(m["content"] for m in row["messages"] if m["role"] != "assistant")
-        answer = " / ".join(m["content"] for m in row["messages"] if m["role"] == "assistant")
-    else:
-        asked, answer = " ".join(part for part in (row["instruction"], row["input"]) if part), row["output"]
-    return shortened(asked), shortened(answer)
-
-
-def _masks(made: Prepared) -> list[Masked]:
-    cards = []
-    for number, mask in enumerate(made.masks, 1):
-        pieces, trained = [*mask.source, *mask.pieces], [*(False for _ in mask.source), *mask.trained]
-        title = f"Row {number} as the model sees it: {sum(trained)} of {len(trained)} tokens (marked) are trained on"
-        cards.append(Masked(title, pieces, trained))
-    return cards
 
 
 def quote(made: Quote) -> Card:
@@ -231,12 +136,6 @@ def downloaded(made: Downloaded) -> Card:
     return Card("The trained model", facts, parts, "06_deploy")
 
 
-def shortened(text: str, limit: int = _SHORT) -> str:
-    """The text, or its beginning with an ellipsis."""
-    flat = text.strip()
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
 def _plain(result: Any) -> Card:
     """A card of any dataclass: its plain fields."""
     if not dataclasses.is_dataclass(result) or isinstance(result, type):
@@ -250,7 +149,7 @@ def _plain(result: Any) -> Card:
 
 _VIEWS: dict[type, Callable[[Any], Card]] = {
     Upload: upload,
-    Prepared: prepared,
+    Prepared: preparation.prepared,
     Quote: quote,
     TrainingJob: training_job,
     Snapshot: snapshot,

@@ -78,7 +78,7 @@ def test_any_bytes_give_rows_or_reasons(encoding: Encoding, content: bytes, suff
         sources = expand.expand([Source(name, path, len(data), "x")], Path(folder) / "expanded")
         try:
             for chunk in Plan(sources, chosen):
-                for draft in drafts_of(chunk, chosen, encoding, {}):
+                for draft in drafts_of(chunk, chosen, encoding.measure, encoding.control_tokens, {}):
                     assert (draft.row is None) != (draft.problem is None)
                     if draft.row is not None:
                         assert json.loads(draft.line) == draft.row

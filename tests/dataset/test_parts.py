@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from dataset.conftest import Prepare, as_bytes, distinct
 from llmtuner_kit.dataset import conversion, kinds, languages, near, passages, shapes, splits
 from llmtuner_kit.dataset.defects import RowError
+from llmtuner_kit.dataset.records import Passage
+from llmtuner_kit.dataset.templates import Templates
+from llmtuner_kit.errors import DataError
 
 SAME = {"instruction": "How are you?", "input": "", "output": "Very well, thank you."}
 CHAT = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Very well, thank you."}]
@@ -60,14 +63,45 @@ def test_keys_that_do_not_name_themselves_are_not_guessed(keys: tuple[str, ...])
     assert shapes.recognise(keys) is None
 
 
-def test_a_fixed_instruction_may_hold_columns_of_the_row() -> None:
+def test_templates_word_a_row_anew_from_its_columns() -> None:
     mapping = shapes.ColumnMapping("columns", "ticket", "", "reply")
-    row = {"ticket": "It blinks", "reply": "Press it.", "product": "Hub"}
-    assert conversion.convert(row, mapping, "Answer the customer.") == {
-        "instruction": "Answer the customer.", "input": "It blinks", "output": "Press it."
+    row = {"ticket": "It blinks", "reply": "Press it.", "product": "Hub", "note": ""}
+
+    def made(**wording: str) -> Any:
+        return conversion.convert(row, mapping, Templates(**wording))
+
+    asked = made(instruction="Answer the customer.")
+    assert asked == {"instruction": "Answer the customer.", "input": "It blinks", "output": "Press it."}
+    filled = made(instruction="About the {product}: {ticket} {{x}}")
+    assert filled == {
+        "instruction": "About the Hub: It blinks {{x}}".replace("{{x}}", "{x}"),
+        "input": "",
+        "output": "Press it.",
+    }
+    whole = made(instruction="Reply.", input="{product}\n{ticket}", output="Hello! {reply}")
+    assert whole == {"instruction": "Reply.", "input": "Hub\nIt blinks", "output": "Hello! Press it."}
+    assert made(system="You know the {product}.")["messages"][0] == {"role": "system", "content": "You know the Hub."}
+    with pytest.raises(RowError) as caught:
+        made(output="Hello! {note}")
+    assert caught.value.kind == "empty_answer"
+
+
+def test_a_template_that_names_no_column_is_refused_with_the_columns_there_are(prepare: Prepare) -> None:
+    table = "ticket,reply\nIt blinks,Please press it for long\n"
+    with pytest.raises(DataError, match=r"\{product\}") as caught:
+        prepare({"t.csv": table}, instruction_template="About {product}")
+    assert "{ticket}, {reply}" in str(caught.value)
+    with pytest.raises(DataError, match="conversations"):
+        prepare({"c.jsonl": [{"messages": CHAT}]}, instruction_template="Answer.")
+    told = prepare({"c.jsonl": [{"messages": CHAT}]}, system_template="Be kind.")
+    assert told.all_rows == [{"messages": [{"role": "system", "content": "Be kind."}, *CHAT]}]
+    page = "# Guide\n\n## Lamps\nThey shine.\n\n## Cables\nThey carry.\n"
+    built = prepare({"p.md": page}, instruction_template="What does {path} say on {heading}?")
+    assert {row["instruction"] for row in built.all_rows} == {
+        "What does Guide say on Lamps?", "What does Guide say on Cables?"
     }  # fmt: skip
-    filled = conversion.convert(row, mapping, "About the {product}: {ticket} {unknown}")
-    assert filled == {"instruction": "About the Hub: It blinks {unknown}", "input": "", "output": "Press it."}
+    unnamed = prepare({"t.csv": "a,b\nIt blinks,Press it\n"}, instruction_template="{a}", output_template="{b}!")
+    assert unnamed.all_rows == [{"instruction": "It blinks", "input": "", "output": "Press it!"}]
 
 
 @given(st.text(min_size=101, max_size=400).filter(lambda text: text == text.strip() and text[100:].strip() != ""))
@@ -112,8 +146,8 @@ def test_markdown_headings_ask_and_code_is_not_searched_for_them() -> None:
         (("Guide", "Pay"), "```\n# not a heading\n```\nBy card."),
         (("Guide", "Refunds?"), "Five days."),
     ]
-    assert conversion.explanation(*found[1])["instruction"] == "Explain: Pay (Guide)"
-    assert conversion.explanation(*found[2])["instruction"] == "Refunds? (Guide)"
+    assert conversion.explanation(Passage(found[1][1], found[1][0]))["instruction"] == "Explain: Pay (Guide)"
+    assert conversion.explanation(Passage(found[2][1], found[2][0]))["instruction"] == "Refunds? (Guide)"
 
 
 def test_near_duplicates_meet_in_a_band_and_strangers_hardly_ever() -> None:

@@ -46,7 +46,8 @@ def test_a_version_holds_splits_report_rejected_rows_and_card(run, workspace: Wo
     made = run({"rows.jsonl": [*distinct(30), {"instruction": "x", "output": ""}]})
     found = objects(workspace, workspace.paths.dataset("lamps", made.version))
     assert set(found) == {
-        "train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "report.json", "card.json"
+        "train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "findings.jsonl",
+        "report.json", "card.json",
     }  # fmt: skip
     card = json.loads(found["card.json"])
     assert card["counts"] == {"rows_in": 31, "accepted": 30, "rejected": 1, "duplicates": 0, "rows_out": 30}

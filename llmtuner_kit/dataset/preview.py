@@ -1,0 +1,154 @@
+"""A look at the first rows before anything is prepared: how the files would be read, and what rows would become.
+
+    preview = Preview(workspace)
+    preview.look(settings)        # fetches the beginnings of a few files once; later looks are instant
+
+Reads, and writes nothing but a scratch folder of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmtuner_kit import runs
+from llmtuner_kit.dataset import expand, kinds, shapes, sources, tables
+from llmtuner_kit.dataset.chunks import Plan, Source
+from llmtuner_kit.dataset.drafts import drafts_of
+from llmtuner_kit.dataset.shapes import ColumnMapping
+from llmtuner_kit.dataset.sources import Listing, Stored
+from llmtuner_kit.errors import KitError
+from llmtuner_kit.settings import PrepareSettings
+from llmtuner_kit.workspace import Workspace
+
+FILES, ROWS = 6, 3
+# Of line-based files the beginning is enough; the others can only be read whole.
+HEAD_BYTES, WHOLE_BYTES = 256 << 10, 16 << 20
+_LINE_BASED = frozenset({"jsonl", "csv", "tsv", "text", "markdown", "rst"})
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class PreviewedRow:
+    """One record: where it is, and the row it would become or the reason why it would be rejected."""
+
+    source: str
+    number: int
+    row: Mapping[str, Any] | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class PreviewedFile:
+    """One file as the settings read it.
+
+    Attributes:
+        mapping: how its fields become a row; empty when that is not known.
+        proposed: a mapping that is likely and not used until the settings say so.
+        problem: why the file would stop the preparation as the settings are.
+    """
+
+    name: str
+    kind: str
+    bytes: int
+    columns: tuple[str, ...] = ()
+    mapping: str = ""
+    proposed: ColumnMapping | None = None
+    rows: tuple[PreviewedRow, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Previewed:
+    """The first files, how many there are besides them, and what would be left out."""
+
+    dataset: str
+    files: tuple[PreviewedFile, ...]
+    more: int
+    left_out: tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Preview:
+    """Keeps what it has fetched, so that a change of the settings is shown at once."""
+
+    workspace: Workspace
+    _listings: dict[tuple[str, str, str, str], Listing] = field(default_factory=dict)
+    _heads: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
+
+    def look(self, settings: PrepareSettings) -> Previewed:
+        """How the files would be read; raises KitError when there are none."""
+        key = (settings.run_name, settings.source, settings.dataset, settings.leave_out)
+        if key not in self._listings:
+            run = runs.open_run(self.workspace, settings.run_name)
+            self._listings[key] = sources.find(self.workspace, run, settings)
+        listing = self._listings[key]
+        shown = tuple(self._file(listing, item, settings) for item in listing.files[:FILES])
+        return Previewed(listing.dataset, shown, max(0, len(listing.files) - FILES), listing.left_out)
+
+    def _file(self, listing: Listing, item: Stored, settings: PrepareSettings) -> PreviewedFile:
+        kind = kinds.kind_of(item.name)
+        if item.size > WHOLE_BYTES and not _by_lines(item.name):
+            return PreviewedFile(item.name, kind, item.size, problem="too large to be shown before it is prepared")
+        return read(item.name, self._head(listing.bucket, item), item.size, settings)
+
+    def _head(self, bucket: str, item: Stored) -> bytes:
+        key = (bucket, item.key, item.etag)
+        if key not in self._heads:
+            part = {"Range": f"bytes=0-{HEAD_BYTES - 1}"} if _by_lines(item.name) else {}
+            client = self.workspace.aws.client("s3")
+            self._heads[key] = client.get_object(Bucket=bucket, Key=item.key, **part)["Body"].read()
+        return self._heads[key]
+
+
+def _by_lines(name: str) -> bool:
+    return kinds.kind_of(name) in _LINE_BASED and not kinds.compression_of(name)
+
+
+def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> PreviewedFile:
+    """One file, or the whole lines of its beginning, as the settings read it."""
+    if len(data) < size and b"\n" in data:
+        data = data[: data.rindex(b"\n") + 1]
+    kind = kinds.kind_of(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "head"
+        path.write_bytes(data)
+        given = Source(name, path, len(data), hashlib.sha256(data).hexdigest())
+        plain = expand.expand([given], Path(folder) / "expanded")
+        columns: tuple[str, ...] = ()
+        mappings: dict[str, None] = {}
+        rows: list[PreviewedRow] = []
+        try:
+            columns = _columns(plain[0], settings)
+            for chunk in Plan(plain, settings):
+                found = drafts_of(chunk, settings, _measure, None, mappings)
+                for draft in itertools.islice(found, ROWS - len(rows)):
+                    reason = draft.problem[1] if draft.problem else ""
+                    rows.append(PreviewedRow(draft.record.source, draft.record.row, draft.row, reason))
+                if len(rows) >= ROWS:
+                    break
+        except KitError as error:
+            proposed = None if settings.output_column else shapes.propose(columns)
+            return PreviewedFile(name, kind, size, columns, "", proposed, (), str(error).split("\n")[0])
+    return PreviewedFile(name, kind, size, columns, "; ".join(mappings), None, tuple(rows))
+
+
+def _columns(source: Source, settings: PrepareSettings) -> tuple[str, ...]:
+    """The names that templates and settings can use."""
+    if source.broken or not source.kind or source.kind in kinds.DOCUMENTS:
+        return ()
+    plan = Plan([source], settings)
+    encoding = plan.encoding_of(0, source)
+    records = tables.open_records(source.path, source.name, source.kind, encoding)
+    rows = [record.value for record in itertools.islice(records, 50) if isinstance(record.value, dict)]
+    return tuple(dict.fromkeys(key for row in rows for key in row))
+
+
+def _measure(texts: list[str]) -> list[int]:
+    """Good enough to show where passages may end, without the model's tokenizer."""
+    return [len(text) // _CHARACTERS_PER_TOKEN + 1 for text in texts]

@@ -1,0 +1,312 @@
+"""The same preparation as a SageMaker Processing job, for data beyond this machine.
+
+    processing_job_request(plan)       the CreateProcessingJob request, pure
+    prepare(workspace, ...)            stage, start or find, watch, and put the version in its place
+
+The job gets this package, the training code, the tokenizer and the settings as its channel `code`, under a name that
+follows from their content: the same input finds the job that is running, or the version it has made.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llmtuner_kit
+from llmtuner_kit import access, costs, images, paths, staging
+from llmtuner_kit.aws import ClientError, error_message, is_error
+from llmtuner_kit.dataset import card as cards
+from llmtuner_kit.dataset import kinds, versions
+from llmtuner_kit.dataset.report import Report
+from llmtuner_kit.dataset.sources import Listing
+from llmtuner_kit.dataset.tokens import TOKENIZER_FILES, Encoding, training_code
+from llmtuner_kit.errors import BudgetError, JobFailedError, SettingsError
+from llmtuner_kit.settings import PrepareSettings
+from llmtuner_kit.workspace import Workspace
+
+Progress = Callable[[str, int, int], None]
+LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
+ROOT = "/opt/ml/processing"
+PROGRESS = "progress"
+"""First word of the job's progress lines: `progress 120 400 reading and checking rows`."""
+_TERMINAL = ("Completed", "Failed", "Stopped")
+_POLL_SECONDS = 2.0
+_ATTEMPTS = 100
+# A compressed file may grow tenfold; beside the files lie the work folder and the splits.
+_GROWTH, _COPIES = 10, 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a request is made of, resolved."""
+
+    job_name: str
+    role_arn: str
+    image: str
+    instance_type: str
+    volume_gb: int
+    max_runtime_seconds: int
+    code_uri: str
+    manifest_uri: str
+    output_uri: str
+    user_id: str
+
+
+def processing_job_request(plan: Plan) -> dict[str, Any]:
+    """The CreateProcessingJob request of a plan. Pure."""
+    install = f"python3 -m pip install --quiet --disable-pip-version-check -r {ROOT}/input/code/requirements.txt"
+    return {
+        "ProcessingJobName": plan.job_name,
+        "RoleArn": plan.role_arn,
+        "AppSpecification": {
+            "ImageUri": plan.image,
+            "ContainerEntrypoint": ["/bin/sh", "-c", f"{install} && exec python3 -m llmtuner_kit.dataset.job {ROOT}"],
+        },
+        "Environment": {"PYTHONPATH": f"{ROOT}/input/code", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+        "ProcessingInputs": [
+            _input("code", plan.code_uri, "S3Prefix"),
+            _input("source", plan.manifest_uri, "ManifestFile"),
+        ],
+        "ProcessingOutputConfig": {
+            "Outputs": [
+                {
+                    "OutputName": "dataset",
+                    "S3Output": {
+                        "S3Uri": plan.output_uri,
+                        "LocalPath": f"{ROOT}/output/dataset",
+                        "S3UploadMode": "EndOfJob",
+                    },
+                }
+            ]
+        },
+        "ProcessingResources": {
+            "ClusterConfig": {
+                "InstanceCount": 1,
+                "InstanceType": plan.instance_type,
+                "VolumeSizeInGB": plan.volume_gb,
+            }
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": plan.max_runtime_seconds},
+        "Tags": [
+            {"Key": access.OWNER_TAG, "Value": plan.user_id},
+            {"Key": "llmtuner:kit-version", "Value": llmtuner_kit.__version__},
+        ],
+    }
+
+
+def _input(name: str, uri: str, kind: str) -> dict[str, Any]:
+    return {
+        "InputName": name,
+        "S3Input": {
+            "S3Uri": uri,
+            "LocalPath": f"{ROOT}/input/{name}",
+            "S3DataType": kind,
+            "S3InputMode": "File",
+            "S3DataDistributionType": "FullyReplicated",
+        },
+    }
+
+
+def prepare(
+    workspace: Workspace, settings: PrepareSettings, listing: Listing, encoding: Encoding, progress: Progress
+) -> tuple[Report, dict[str, Any], bool]:
+    """Report and card of the version, and whether it was there before.
+
+    Raises BudgetError where jobs are charged and no budget is set, JobFailedError with the job's own words. Watching
+    can be interrupted: the job runs on, and the same call finds it again.
+    """
+    files = job_files(settings, listing, encoding)
+    sha = staging.content_hash(files)
+    origin = f"{workspace.paths.datasets(listing.dataset)}job-{sha}/"
+    if (found := _made_before(workspace, listing.dataset, origin)) is not None:
+        return *found, True
+    limit = runtime_seconds(workspace, settings)
+    code_uri = staging.stage(workspace, workspace.paths.code(sha), files)
+    job_name = _job_name(workspace, listing.dataset, sha)
+    plan = Plan(
+        job_name=job_name,
+        role_arn=access.execution_role(workspace.aws, settings.role_arn, workspace.user_id),
+        image=images.training_image(workspace.aws.region),
+        instance_type=settings.instance_type,
+        volume_gb=volume_gb(listing),
+        max_runtime_seconds=limit,
+        code_uri=code_uri,
+        manifest_uri=f"{code_uri}manifest.json",
+        output_uri=workspace.paths.uri(origin.rstrip("/")),
+        user_id=workspace.user_id,
+    )
+    try:
+        workspace.aws.client("sagemaker").create_processing_job(**processing_job_request(plan))
+    except ClientError as error:
+        if not is_error(error, "ResourceInUse"):
+            raise SettingsError(
+                f"SageMaker refuses the processing job: {error_message(error)}", fix="change what it names"
+            ) from error
+    _wait(workspace, job_name, progress)
+    document = json.loads(
+        workspace.aws.client("s3").get_object(Bucket=workspace.bucket, Key=f"{origin}card.json")["Body"].read()
+    )
+    progress("putting the version in its place", 0, 1)
+    prefix = workspace.paths.dataset(listing.dataset, document["version"])
+    versions.move(workspace, origin, prefix)
+    made = versions.existing(workspace, prefix)
+    assert made is not None, f"{prefix} has no card"
+    workspace.aws.client("s3").put_object(
+        Bucket=workspace.bucket, Key=f"{origin}version.json", Body=json.dumps({"version": document["version"]}).encode()
+    )
+    return *made, False
+
+
+def job_files(settings: PrepareSettings, listing: Listing, encoding: Encoding) -> dict[str, bytes]:
+    """Relative name -> content of everything the job needs besides the data. Pure but for reading this package."""
+    package = Path(llmtuner_kit.__file__).parent
+    files = {f"llmtuner_kit/{name}": content for name, content in staging.code_files(package).items()}
+    files |= {f"train_src/{name}": content for name, content in staging.code_files(training_code()).items()}
+    for name in TOKENIZER_FILES:
+        if (path := encoding.folder / name).exists():
+            files[f"tokenizer/{name}"] = path.read_bytes()
+    folder = listing.folder
+    job = {
+        "settings": cards.resolved(settings),
+        "dataset": listing.dataset,
+        "files": [[item.name, item.key.removeprefix(folder), item.etag] for item in listing.files],
+        "left_out": listing.left_out,
+        "encoding": {"family": encoding.family, "max_length": encoding.max_length, "model_id": encoding.model_id},
+    }
+    manifest = [
+        {"prefix": f"s3://{listing.bucket}/{folder}"},
+        *(item.key.removeprefix(folder) for item in listing.files),
+    ]
+    files["requirements.txt"] = "".join(f"{line}\n" for line in requirements()).encode()
+    files["job.json"] = json.dumps(job, indent=1).encode()
+    files["manifest.json"] = json.dumps(manifest, indent=1).encode()
+    return files
+
+
+def requirements() -> list[str]:
+    """What the job installs where its image lacks it: the kit's own dependencies and those of its extra `data`."""
+    found = []
+    for line in importlib.metadata.requires("llmtuner-kit") or []:
+        name, _, marker = line.partition(";")
+        if not marker or marker.replace(" ", "").replace('"', "'") == "extra=='data'":
+            found.append(name.strip())
+    return sorted(set(found))
+
+
+def volume_gb(listing: Listing) -> int:
+    """Disk for the files, what they unpack to, the work and the result."""
+    size = sum(
+        item.size * (_GROWTH if kinds.compression_of(item.name) or kinds.kind_of(item.name) in _DENSE else 1)
+        for item in listing.files
+    )
+    return min(16384, max(30, math.ceil(size * _COPIES / 1e9) + 20))
+
+
+_DENSE = frozenset({"zip", "tar", "parquet", "xlsx", "docx"})
+
+
+def runtime_seconds(workspace: Workspace, settings: PrepareSettings) -> int:
+    """The job's limit: max_runtime_minutes, or less where the budget buys less at a known price."""
+    limit = settings.max_runtime_minutes * 60
+    price = costs.price(settings.instance_type, workspace.aws.region, "training")
+    if not workspace.aws.charged:
+        return limit
+    most = f"{costs.usd(price.usd_per_hour * limit / 3600)} at most" if price else "its price is not in the price book"
+    if not settings.budget_usd:
+        raise BudgetError(
+            f"A processing job on {settings.instance_type} is charged and no budget is set; with a limit of "
+            f"{settings.max_runtime_minutes} minutes: {most}.",
+            fix="set budget_usd, or prepare here",
+        )
+    return min(limit, max(60, int(settings.budget_usd / price.usd_per_hour * 3600))) if price else limit
+
+
+def stop(workspace: Workspace, job_name: str) -> None:
+    """Stop a processing job; one that has ended is left as it is."""
+    try:
+        workspace.aws.client("sagemaker").stop_processing_job(ProcessingJobName=job_name)
+    except ClientError as error:
+        if not is_error(error, "ValidationException"):
+            raise
+
+
+def _made_before(workspace: Workspace, dataset: str, origin: str) -> tuple[Report, dict[str, Any]] | None:
+    try:
+        body = workspace.aws.client("s3").get_object(Bucket=workspace.bucket, Key=f"{origin}version.json")["Body"]
+    except ClientError as error:
+        if is_error(error, "NoSuchKey", "404"):
+            return None
+        raise
+    return versions.existing(workspace, workspace.paths.dataset(dataset, json.loads(body.read())["version"]))
+
+
+def _job_name(workspace: Workspace, dataset: str, sha: str) -> str:
+    """A name that follows from the inputs. A job of that name that failed or was stopped makes room for a next try."""
+    base, mark = paths.slug(f"prepare-{dataset}"), access.user_mark(workspace.user_id)
+    for attempt in range(1, _ATTEMPTS):
+        tail = f"{sha[:8]}-{mark}" if attempt == 1 else f"{sha[:8]}-{attempt}-{mark}"
+        name = paths.check_name(paths.fit_name(base, tail), "job_name")
+        found = _describe(workspace, name)
+        if found is None or found["ProcessingJobStatus"] not in ("Failed", "Stopped"):
+            return name
+    raise JobFailedError(f"{_ATTEMPTS - 1} processing jobs of the same inputs have failed; the last: {name}.")
+
+
+def _describe(workspace: Workspace, job_name: str) -> dict[str, Any] | None:
+    try:
+        return dict(workspace.aws.client("sagemaker").describe_processing_job(ProcessingJobName=job_name))
+    except ClientError as error:
+        if is_error(error, "ValidationException", "ResourceNotFound"):
+            return None
+        raise
+
+
+def _wait(workspace: Workspace, job_name: str, progress: Progress) -> None:
+    """Show the job's own progress until it has ended well; raises JobFailedError otherwise."""
+    tokens: dict[str, str] = {}
+    progress(f"processing job {job_name} is starting", 0, 1)
+    while True:
+        job = _describe(workspace, job_name)
+        assert job is not None, job_name
+        for line in _new_lines(workspace, job_name, tokens):
+            told = line.split(" ", 3)
+            if len(told) == 4 and told[0] == PROGRESS and told[1].isdigit() and told[2].isdigit():
+                progress(told[3], int(told[1]), int(told[2]))
+        status = job["ProcessingJobStatus"]
+        if status == "Completed":
+            return
+        if status in _TERMINAL:
+            reason = job.get("ExitMessage") or job.get("FailureReason") or "no reason was given"
+            raise JobFailedError(
+                f"The processing job {job_name} ended as {status}: {reason}",
+                fix="put right what it names and run the cell again"
+                if status == "Failed"
+                else "run the cell again; raise max_runtime_minutes when it was stopped by its limit",
+            )
+        time.sleep(_POLL_SECONDS if workspace.aws.charged else _POLL_SECONDS / 4)
+
+
+def _new_lines(workspace: Workspace, job_name: str, tokens: dict[str, str]) -> Iterator[str]:
+    """Log lines of the job since the given tokens, which are brought forward."""
+    client = workspace.aws.client("logs")
+    try:
+        found = client.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{job_name}/")
+    except ClientError as error:
+        if is_error(error, "ResourceNotFoundException"):
+            return
+        raise
+    for stream in (item["logStreamName"] for item in found["logStreams"]):
+        while True:
+            since = {"nextToken": tokens[stream]} if stream in tokens else {}
+            answer = client.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **since)
+            yield from (item["message"] for item in answer["events"])
+            ended = answer["nextForwardToken"] == tokens.get(stream)
+            tokens[stream] = answer["nextForwardToken"]
+            if ended or not answer["events"]:
+                break

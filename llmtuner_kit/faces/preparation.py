@@ -1,0 +1,193 @@
+"""The data preparation as cards: the first rows beside the form, and the report of a dataset version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmtuner_kit.dataset import Prepared, Report, preview
+from llmtuner_kit.dataset.preview import PreviewedFile
+from llmtuner_kit.dataset.report import FindingCount
+from llmtuner_kit.faces.show import Bars, Card, Chart, Masked, Table, shortened, size
+from llmtuner_kit.settings import PrepareSettings
+from llmtuner_kit.workspace import open_workspace
+
+_BY = {"setting": "a setting here", "file": "the file", "you": "your decision", "nobody": "nothing to do"}
+_PREVIEW = 200
+
+
+class Preview:
+    """What stands beside the form of 02_prepare: `Form("prepare", globals()).beside(Preview())`."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, str, str], preview.Preview] = {}
+
+    def __call__(self, settings: PrepareSettings) -> Card:
+        where = (settings.target, settings.region, settings.user_id, settings.bucket)
+        if where not in self._known:
+            self._known[where] = preview.Preview(open_workspace(settings))
+        seen = self._known[where].look(settings)
+        parts: list[Any] = [part for file in seen.files for part in _previewed(file)]
+        if seen.more:
+            parts.append(f"and {seen.more} more files")
+        if seen.left_out:
+            parts.append(_left_out(seen.left_out))
+        return Card(f"First rows of {seen.dataset} as they would be written", parts=parts)
+
+
+def _previewed(file: PreviewedFile) -> list[Table | str]:
+    title = f"{file.name} ({file.kind}, {size(file.bytes)})"
+    columns = f"Columns: {', '.join(file.columns)}" if file.columns else ""
+    if file.problem:
+        lines = [title, f"Needs a change: {file.problem}"]
+        if columns and columns not in file.problem:
+            lines.append(columns)
+        if file.proposed:
+            lines.append(
+                f"Proposal, used only when you set it: instruction_column = {file.proposed.instruction!r}, "
+                f"output_column = {file.proposed.output!r}"
+            )
+        return ["\n".join(lines)]
+    caption = "\n".join(text for text in (f"{title}: {file.mapping}" if file.mapping else title, columns) if text)
+    rows = [(row.number, *(_parts(row.row) if row.row else (f"rejected: {row.reason}", "", ""))) for row in file.rows]
+    return [Table(caption, ("row", "instruction", "input", "answer"), rows)]
+
+
+def _parts(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    if "messages" in row:
+        asked = "\n".join(f"{m['role']}: {m['content']}" for m in row["messages"] if m["role"] != "assistant")
+        answer = "\n".join(m["content"] for m in row["messages"] if m["role"] == "assistant")
+        return shortened(asked, _PREVIEW), "", shortened(answer, _PREVIEW)
+    asked, context, answer = (shortened(row[part], _PREVIEW) for part in ("instruction", "input", "output"))
+    return asked, context, answer
+
+
+def prepared(made: Prepared) -> Card:
+    """The report of a dataset version."""
+    report = made.report
+    title = "Prepared before with the same files and settings" if made.reused else "Prepared"
+    facts = [
+        ("dataset", f"{made.dataset}, version {made.version}"),
+        ("where", made.uri),
+        ("rows that came in", report.rows_in),
+        ("accepted + rejected + duplicates", f"{report.accepted} + {report.rejected} + {report.duplicates}"),
+        ("held-out rows whose question is trained on", report.leaks),
+        ("languages", ", ".join(f"{code} {share:.0%}" for code, share in list(report.languages.items())[:6])),
+    ]
+    parts = [
+        _splits(report),
+        _sources(report),
+        *([_left_out(report.left_out)] if report.left_out else []),
+        _findings(report),
+        *([_picture(report)] if report.findings else []),
+        *([_repeats(report)] if report.duplicates else []),
+        _lengths(report),
+        *([_histogram(report)] if report.lengths.histogram else []),
+        Table("Rows as written", ("question", "answer"), [_row(row) for row in report.samples[:3]]),
+        *_masks(made),
+    ]
+    return Card(title, facts, parts, "03_train")
+
+
+def _splits(report: Report) -> Table:
+    rows = [(name, part.rows, part.tokens, part.trained_tokens) for name, part in report.splits.items()]
+    return Table("Splits", ("split", "rows", "tokens", "tokens trained on"), rows)
+
+
+def _sources(report: Report) -> Table:
+    head = ("file", "kind", "encoding", "mapping", "rows", "accepted", "rejected", "duplicates")
+    rows = [
+        (
+            item.name, item.kind, item.encoding + ("" if item.encoding_certain else " (guessed)"), item.mapping,
+            item.rows, item.accepted, item.rejected, item.duplicates,
+        )
+        for item in report.sources[:20]
+    ]  # fmt: skip
+    more = f" (the first 20 of {len(report.sources)})" if len(report.sources) > 20 else ""
+    return Table(f"How the files were read{more}", head, rows)
+
+
+def _left_out(left_out: tuple[tuple[str, str], ...]) -> Table:
+    return Table("Left out", ("file", "why"), left_out[:20])
+
+
+def _findings(report: Report) -> Table | str:
+    if not report.findings:
+        return "No defects were found in any row."
+    head = ("what", "rows", "effect", "mended by", "how", "where", "for example")
+    rows = [
+        (item.title, item.count, item.effect, _BY[item.by], item.fix, _where(item), _example(item))
+        for item in report.findings
+    ]
+    return Table("Findings (all rows by number: findings.jsonl, rejected.jsonl, duplicates.jsonl)", head, rows)
+
+
+def _where(item: FindingCount) -> str:
+    """The first rows by number: `tickets.csv 3, 7, 9 …`."""
+    shown, left = [], 6
+    for source, rows in item.rows.items():
+        if left > 0:
+            shown.append(f"{source} {', '.join(map(str, rows[:left]))}")
+            left -= len(rows)
+    return "; ".join(shown) + (" …" if item.count > 6 else "")
+
+
+def _example(item: FindingCount) -> str:
+    return shortened(item.examples[0].detail, 120) if item.examples else ""
+
+
+def _picture(report: Report) -> Bars:
+    counts = {item.title: item.count for item in report.findings[:15]}
+    return Bars("Findings", counts, "; ".join(f"{name}: {count}" for name, count in counts.items()))
+
+
+def _repeats(report: Report) -> Table:
+    seen = report.repeats
+    rows = [
+        ("exact", seen.exact_in_file, seen.exact_across_files, seen.exact_across_splits),
+        ("near", seen.near_in_file, seen.near_across_files, seen.near_across_splits),
+    ]
+    return Table("Duplicates", ("kind", "within a file", "across files", "across given splits"), rows)
+
+
+def _lengths(report: Report) -> str:
+    lengths = report.lengths
+    text = (
+        f"Row lengths in tokens: half of the rows have at most {lengths.median}, nine in ten at most {lengths.p90}, "
+        f"the longest {lengths.longest}; the limit is {lengths.max_length}."
+    )
+    if lengths.over_rows:
+        text += (
+            f"\n{lengths.over_rows} rows are longer; behind the limit stand {lengths.over_answer_tokens} answer tokens. "
+            "Choose with long_rows: split, drop, cut or stop."
+        )
+    return text
+
+
+def _histogram(report: Report) -> Chart:
+    bars, limit = report.lengths.histogram, report.lengths.max_length
+    most = max(bars, key=lambda item: item.rows)
+    return Chart(
+        "Row lengths",
+        "tokens",
+        {"rows": [(item.start, item.rows) for item in bars]},
+        f"{len(bars)} bars; most rows have {most.start} tokens or a little more; the limit is {limit}",
+        bars=True,
+        mark=limit if limit <= bars[-1].end else None,
+    )
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, str]:
+    asked, context, answer = _parts(row)
+    return " ".join(part for part in (asked, context) if part), answer
+
+
+def _masks(made: Prepared) -> list[Masked]:
+    cards = []
+    for mask in made.masks:
+        pieces, trained = [*mask.source, *mask.pieces], [*(False for _ in mask.source), *mask.trained]
+        title = (
+            f"Row {mask.number} as the model sees it: {sum(trained)} of {len(trained)} tokens (marked) are trained on"
+        )
+        cards.append(Masked(title, pieces, trained))
+    return cards
