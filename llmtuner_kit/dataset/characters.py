@@ -12,10 +12,10 @@ from charset_normalizer import from_bytes
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _BLOCK = 4 << 20
 _SAMPLE = 256 << 10
@@ -99,8 +99,17 @@ def _likeliest(sample: bytes) -> str:
                 return "cp1252"
         except UnicodeDecodeError:
             pass
+    for name in ("euc_jp", "cp932"):
+        if _kana(sample, name):
+            return name
     best = from_bytes(sample, cp_isolation=list(_OLDER)).best()
     return best.encoding if best else "cp1252"
+
+
+def _kana(sample: bytes, encoding: str) -> bool:
+    """Whether bytes are Japanese in this encoding: nothing else gives running text of full-width kana by accident."""
+    letters = [c for c in sample.decode(encoding, errors="replace") if c > "\x7f"]
+    return sum("\u3041" <= c <= "\u30fe" for c in letters) > 0.3 * len(letters)
 
 
 def _wide(head: bytes) -> TextEncoding | None:

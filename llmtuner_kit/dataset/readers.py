@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from llmtuner_kit.dataset import characters
 from llmtuner_kit.dataset.records import Record
@@ -27,15 +27,22 @@ def read_jsonl(file: BinaryIO, source: str, encoding: str = "utf-8", *, first_ro
             yield json_record(raw, source, number, name)
 
 
+def encoding_problem(raw: bytes, encoding: str) -> tuple[str, str] | None:
+    """Where bytes break the rule of their encoding, or None."""
+    return (
+        None if raw.isascii() and not encoding.startswith(("utf-16", "utf-32")) else characters.decode(raw, encoding)[1]
+    )
+
+
 def line_encoding(encoding: str) -> str:
     """The encoding of one line of a file: without the byte order mark that only the file's first line has."""
-    return {"utf-16": "utf-16-le", "utf-32": "utf-32-le", "utf-8-sig": "utf-8"}.get(encoding, encoding)
+    return "utf-8" if encoding == "utf-8-sig" else encoding
 
 
 def json_record(raw: bytes, source: str, row: int, encoding: str = "utf-8") -> Record:
     """The record of one line of JSON, or its problem with row, column and text."""
     if len(raw) > LARGEST_ROW:
-        return Record(source, row, raw, problem=("too_large", _too_large(len(raw))))
+        return Record(source, row, raw, problem=("too_large", too_large(len(raw))))
     text, problem = characters.decode(raw, encoding)
     if problem:
         return Record(source, row, raw.rstrip(b"\r\n"), problem=problem)
@@ -45,45 +52,7 @@ def json_record(raw: bytes, source: str, row: int, encoding: str = "utf-8") -> R
     try:
         return Record(source, row, raw, json.loads(text))
     except (ValueError, RecursionError) as error:
-        return Record(source, row, raw, problem=("malformed_json", _json_problem(error, text)))
-
-
-def read_json(data: bytes, source: str, encoding: str = "utf-8") -> Iterator[Record]:
-    """A JSON document: a list of rows, an object that holds one list of rows, or a single row.
-
-    A file of several documents one after the other, as some tools write into .json, is read as JSONL.
-    """
-    text, problem = characters.decode(data, encoding)
-    if problem:
-        yield Record(source, 1, data, problem=problem)
-        return
-    try:
-        document = json.loads(text.lstrip("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) > 1 and lines[0].lstrip().startswith("{") and lines[0].rstrip().endswith("}"):
-            yield from read_jsonl(io.BytesIO(text.encode("utf-8", "surrogatepass")), source)
-            return
-        yield Record(source, 1, data, problem=("malformed_json", _json_problem(error, text)))
-        return
-    for number, value in enumerate(_rows_of(document), 1):
-        yield Record(source, number, _as_bytes(value), value)
-
-
-def _rows_of(document: Any) -> list[Any]:
-    if isinstance(document, list):
-        return document
-    if isinstance(document, dict):
-        lists = [value for value in document.values() if isinstance(value, list) and value]
-        wrapped = len(lists) == 1 and all(isinstance(item, dict) for item in lists[0])
-        # {"messages": [...]} is one row, {"data": [{...}, {...}]} is a list of rows.
-        if wrapped and not {"role", "from"} & set(lists[0][0]) and not _looks_like_a_row(document):
-            return list(lists[0])
-    return [document]
-
-
-def _looks_like_a_row(document: dict[str, Any]) -> bool:
-    return bool({"messages", "conversations", "instruction", "prompt", "question", "output"} & set(document))
+        return Record(source, row, raw, problem=("malformed_json", json_problem(error, text)))
 
 
 def read_table(lines: Iterable[str], source: str, delimiter: str, encoding: str) -> Iterator[Record]:
@@ -107,18 +76,20 @@ def read_table(lines: Iterable[str], source: str, delimiter: str, encoding: str)
         if header is None:
             header = [name.strip().lstrip("\ufeff") for name in fields]
             continue
-        yield table_record(header, fields, raw, source, number)
+        yield table_record(header, fields, raw, source, number, line_encoding(encoding))
 
 
-def table_record(header: list[str], fields: list[str], raw: bytes, source: str, number: int) -> Record:
+def table_record(
+    header: list[str], fields: list[str], raw: bytes, source: str, number: int, encoding: str = "utf-8"
+) -> Record:
     """A row under its header, or the problem that it has another number of fields."""
     if len(raw) > LARGEST_ROW:
-        return Record(source, number, raw, problem=("too_large", _too_large(len(raw))))
+        return Record(source, number, raw, problem=("too_large", too_large(len(raw))))
     if len(fields) != len(header):
         reason = f"{len(fields)} fields where the header has {len(header)}"
         return Record(source, number, raw, problem=("wrong_field_count", reason))
     if any(not field.isascii() and _ESCAPED.search(field) for field in fields):
-        return Record(source, number, raw, problem=characters.decode(raw)[1])
+        return Record(source, number, raw, problem=characters.decode(raw, encoding)[1])
     return Record(source, number, raw, dict(zip(header, fields, strict=True)))
 
 
@@ -142,12 +113,13 @@ def open_table(path: Path, source: str, kind: str, encoding: str) -> Iterator[Re
     with path.open("rb") as probe:
         sample = probe.read(64 << 10).decode(encoding, errors="replace")
     delimiter = "\t" if kind == "tsv" else sniff_delimiter(sample)
-    # surrogateescape keeps the original bytes of broken characters; NUL is legal text and a csv.Error otherwise.
-    with path.open(encoding=encoding, errors=_KEEP_BYTES[encoding.startswith("utf-8")], newline="") as file:
+    with path.open(encoding=encoding, errors=keeping(encoding), newline="") as file:
         yield from read_table(file, source, delimiter, encoding)
 
 
-_KEEP_BYTES = {True: "surrogateescape", False: "replace"}
+def keeping(encoding: str) -> str:
+    """The way of decoding that keeps the bytes of broken characters; encodings of wide units cannot."""
+    return "replace" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
 
 
 class _Kept:
@@ -168,8 +140,7 @@ class _Kept:
     def take(self, encoding: str) -> bytes:
         text = "".join(self._seen).rstrip("\r\n")
         self._seen.clear()
-        name = line_encoding(encoding)
-        return text.encode(name, errors="surrogateescape" if name == "utf-8" else "replace")
+        return text.encode(line_encoding(encoding), errors=keeping(encoding))
 
 
 def _lines(file: BinaryIO, encoding: str) -> Iterator[bytes]:
@@ -189,15 +160,13 @@ def _lines(file: BinaryIO, encoding: str) -> Iterator[bytes]:
         yield line
 
 
-def _as_bytes(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-def _too_large(size: int) -> str:
+def too_large(size: int) -> str:
+    """Why a row of this many bytes is not read."""
     return f"{size / 2**20:.0f} MiB in one row, more than the {LARGEST_ROW >> 20} MiB a row may have"
 
 
-def _json_problem(error: Exception, text: str) -> str:
+def json_problem(error: Exception, text: str) -> str:
+    """What is wrong with a text that is not JSON, and where."""
     if isinstance(error, json.JSONDecodeError):
         near = text[max(0, error.pos - 20) : error.pos + 20]
         where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit.dataset import readers
+from llmtuner_kit.dataset import json_files, readers
 from llmtuner_kit.dataset.records import Record
 
 _PARQUET_ROWS = 2000
@@ -21,7 +21,7 @@ def open_records(path: Path, source: str, kind: str, encoding: str) -> Iterator[
             with path.open("rb") as file:
                 yield from readers.read_jsonl(file, source, encoding)
         elif kind == "json":
-            yield from readers.read_json(path.read_bytes(), source, encoding)
+            yield from json_files.read_json(path, source, encoding)
         elif kind == "xlsx":
             yield from _spreadsheet(path, source)
         elif kind == "parquet":
@@ -37,15 +37,22 @@ class _Unreadable(Exception):  # noqa: N818 (it is a message on its way to a rec
 
 
 def _spreadsheet(path: Path, source: str) -> Iterator[Record]:
-    """The first sheet with a header and rows; formulas give their stored values."""
+    """Every sheet with a header and rows, the later ones under their own names; formulas give their stored values."""
     from openpyxl import load_workbook
 
+    # Opened here: openpyxl judges files by their names, and those from archives have none.
+    with path.open("rb") as file:
+        try:
+            book = load_workbook(file, read_only=True, data_only=True)
+        except Exception as error:
+            raise _Unreadable(f"not a spreadsheet: {error}") from error
+        yield from _sheets(book, source)
+
+
+def _sheets(book: Any, source: str) -> Iterator[Record]:
     try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except Exception as error:
-        raise _Unreadable(f"not a spreadsheet: {error}") from error
-    try:
-        for sheet in book.worksheets:
+        for position, sheet in enumerate(book.worksheets):
+            name = f"{source}/{sheet.title}" if position else source
             header: list[str] | None = None
             for number, cells in enumerate(_rows(sheet), 1):
                 fields = ["" if cell is None else _cell(cell) for cell in cells]
@@ -59,9 +66,7 @@ def _spreadsheet(path: Path, source: str) -> Iterator[Record]:
                 raw = "\t".join(fields).encode("utf-8", "replace")
                 fields = fields[: len(header)] if not any(fields[len(header) :]) else fields
                 fields += [""] * (len(header) - len(fields))
-                yield readers.table_record(header, fields, raw, source, number)
-            if header is not None:
-                return
+                yield readers.table_record(header, fields, raw, name, number)
     finally:
         book.close()
 

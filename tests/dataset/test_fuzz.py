@@ -102,6 +102,7 @@ def test_what_was_written_in_an_encoding_with_a_mark_is_read_again(text: str, na
     data = text.encode(name, errors="ignore")
     if name in ("utf-8-sig", "utf-16", "utf-32"):
         found = characters.detect_bytes(data)
-        assert characters.decode(data, found.name)[0] == text.encode(name, errors="ignore").decode(name)
+        read = characters.decode(data, found.name)[0]
+        assert (read if name == "utf-8-sig" else read[1:]) == data.decode(name)
     else:
         assert isinstance(characters.decode(data, characters.detect_bytes(data).name)[0], str)
