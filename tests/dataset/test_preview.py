@@ -1,0 +1,111 @@
+"""The first rows beside the form: proposals are shown and never used, templates show what they make, nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dataset.conftest import as_bytes, distinct
+from llmtuner_kit import runs, uploads
+from llmtuner_kit.dataset import preview
+from llmtuner_kit.errors import DataError, NotFoundError
+from llmtuner_kit.faces.forms import Form
+from llmtuner_kit.faces.preparation import Preview
+from llmtuner_kit.settings import PrepareSettings, UploadSettings
+from llmtuner_kit.workspace import Workspace
+
+TABLE = b"id,customer wrote,we said\n1,Where is my parcel,It is on its way\n2,Is it lost,No it is not\n"
+TICKETS = b"product,ticket,reply\nHub,It blinks,Press it for long\n"
+
+
+def test_a_mapping_that_is_not_known_is_proposed_with_the_columns_there_are() -> None:
+    seen = preview.read("t.csv", TABLE, len(TABLE), PrepareSettings())
+    assert seen.columns == ("id", "customer wrote", "we said")
+    assert seen.proposed is not None
+    assert (seen.proposed.instruction, seen.proposed.output) == ("customer wrote", "we said")
+    assert seen.rows == ()
+    assert "columns do not say" in seen.problem
+    told = preview.read(
+        "t.csv", TABLE, len(TABLE), PrepareSettings(instruction_column="customer wrote", output_column="we said")
+    )
+    assert told.rows[0].row == {"instruction": "Where is my parcel", "input": "", "output": "It is on its way"}
+    assert told.mapping == "columns: customer wrote -> instruction, we said -> output"
+
+
+def test_a_template_shows_what_it_makes_and_a_wrong_one_what_it_could_name() -> None:
+    asked = PrepareSettings(instruction_template="About the {product}: {ticket}")
+    (row,) = preview.read("t.csv", TICKETS, len(TICKETS), asked).rows
+    assert row.row == {"instruction": "About the Hub: It blinks", "input": "", "output": "Press it for long"}
+    wrong = preview.read("t.csv", TICKETS, len(TICKETS), PrepareSettings(instruction_template="{prodct}"))
+    assert "{prodct}" in wrong.problem
+    assert wrong.columns == ("product", "ticket", "reply")
+
+
+def test_the_beginning_of_a_file_is_read_up_to_its_last_whole_line() -> None:
+    data = as_bytes(distinct(10))
+    seen = preview.read("a.jsonl", data[:-20], len(data), PrepareSettings())
+    assert len(seen.rows) == preview.ROWS
+    assert all(row.row for row in seen.rows)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.xlsx", "a.parquet", "a.pdf", "a.docx", "a.zip", "a.csv.gz", "a.md", "a.html"]
+)
+def test_broken_files_are_shown_as_what_they_are(name: str) -> None:
+    seen = preview.read(name, b"\x00\xffnothing of the kind", 21, PrepareSettings())
+    assert seen.problem or all(row.reason or row.row for row in seen.rows)
+
+
+@pytest.fixture
+def uploaded(workspace: Workspace, tmp_path: Path) -> PrepareSettings:
+    """Settings of a run with two uploaded files and a README."""
+    runs.open_run(workspace, "demo", create=True).save("start", settings={"model_id": "tiny-llama"})
+    folder = tmp_path / "lamps"
+    folder.mkdir()
+    (folder / "t.csv").write_bytes(TABLE)
+    (folder / "rows.jsonl").write_bytes(as_bytes(distinct(8)))
+    (folder / "README.md").write_text("What this folder is about.")
+    shared = {"run_name": "demo", "user_id": workspace.user_id, "bucket": workspace.bucket}
+    uploads.upload(workspace, UploadSettings(**shared, source=str(folder)))
+    return PrepareSettings(**shared)
+
+
+def test_the_preview_reads_the_upload_and_leaves_the_run_as_it_was(
+    workspace: Workspace, uploaded: PrepareSettings
+) -> None:
+    before = runs.open_run(workspace, "demo").document
+    seen = preview.Preview(workspace).look(uploaded)
+    assert [file.name for file in seen.files] == ["rows.jsonl", "t.csv"]
+    assert seen.left_out == (("README.md", "leave_out names 'readme*'"),)
+    assert runs.open_run(workspace, "demo").document == before
+    kept = preview.Preview(workspace).look(uploaded.model_copy(update={"leave_out": "t.csv"}))
+    assert [file.name for file in kept.files] == ["README.md", "rows.jsonl"]
+
+
+def test_the_form_shows_the_preview_and_follows_it(workspace: Workspace, uploaded: PrepareSettings) -> None:
+    form = Form("prepare", **uploaded.model_dump()).beside(Preview())
+    shown = form._beside.value
+    assert "customer wrote" in shown
+    assert "Proposal, used only when you set it" in shown
+    form._controls["instruction_column"].value = "customer wrote"
+    form._controls["output_column"].value = "we said"
+    assert "Where is my parcel" not in shown
+    # Told columns count for every file, so the other one is now what needs a change.
+    assert "Where is my parcel" in form._beside.value
+    assert form.settings().output_column == "we said"
+
+
+def test_an_s3_prefix_is_a_source_of_its_own(workspace: Workspace, uploaded: PrepareSettings) -> None:
+    prefix = workspace.paths.uri(workspace.paths.uploads("lamps"))
+    seen = preview.Preview(workspace).look(uploaded.model_copy(update={"source": prefix}))
+    assert [file.name for file in seen.files] == ["rows.jsonl", "t.csv"]
+    assert seen.dataset == "lamps"
+    single = preview.Preview(workspace).look(uploaded.model_copy(update={"source": f"{prefix}t.csv"}))
+    assert [file.name for file in single.files] == ["t.csv"]
+    with pytest.raises(NotFoundError, match="no bucket"):
+        preview.Preview(workspace).look(uploaded.model_copy(update={"source": "s3://no-such-bucket-here/x/"}))
+    with pytest.raises(NotFoundError, match="no files"):
+        preview.Preview(workspace).look(uploaded.model_copy(update={"source": f"{prefix}nothing/"}))
+    with pytest.raises(DataError, match="leave_out"):
+        preview.Preview(workspace).look(uploaded.model_copy(update={"leave_out": "*"}))
