@@ -1,25 +1,31 @@
-"""Answers from a model archive: load it, decode token by token, stream text.
+"""Answers from a model archive: load it, say what may be asked of it, decode an answer.
 
 The same code answers behind serve.py, behind the Hugging Face inference image (inference.py) and in the parity check
 of a training job, so that what was trained is what is served. Prompts are encoded by encoding.py, as in training.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache
+from torch import Tensor
 
+from adapters import Adapter, AdapterError, read_adapter
+from decoders import Decoder, ModuleDecoder, Row, Shares
 from encoding import Encoder
+from llama import LlamaDecoder, is_llama_like
+from sampling import Chooser, Sampling, choose
+from t5 import T5Decoder
+from textstream import TextStream
 
 ONE_THREAD_BYTES = 20_000_000  # of weights; below, waiting for each other costs threads more than they gain
+OWN_NAMES = ("", "tuned")  # what the archive's own weights are called in a request
+T5_LIKE = ("t5", "mt5")
 
 
 class RequestError(ValueError):
@@ -31,21 +37,8 @@ class RequestError(ValueError):
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to pick tokens and when to stop. Temperature 0 takes the likeliest token each time."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Piece:
-    """A stretch of the answer. The last one has a `finish_reason`: `stop` or `length`."""
+    """A stretch of the answer. The last one has a `finish_reason`: `stop`, `length` or `cancelled`."""
 
     text: str
     token_id: int | None = None
@@ -55,29 +48,111 @@ class Piece:
     generated_tokens: int = 0
 
 
+class Answer:
+    """One answer in the making: its row in the decoder, how its tokens are picked, its text."""
+
+    def __init__(self, row: Row, sampling: Sampling, budget: int, stop_ids: frozenset[int], tokenizer: Any) -> None:
+        self.row, self.budget = row, budget
+        self.last = -1  # the token to decode next
+        self.is_finished = False
+        self.chooser = Chooser(sampling, row.prompt_ids)
+        self._stop_ids = stop_ids
+        self._text = TextStream(tokenizer, sampling.stop)
+        self._count = 0
+
+    def take(self, token: int, logprob: float) -> Piece:
+        """The piece that a picked token makes."""
+        self._count += 1
+        self.last = token
+        is_end = token in self._stop_ids
+        text = "" if is_end else self._text.add(token)
+        reason = "stop" if is_end or self._text.stopped else "length" if self._count == self.budget else None
+        self.is_finished = reason is not None
+        if reason:
+            text += self._text.flush()
+        return Piece(text, token, logprob, reason, len(self.row.prompt_ids), self._count)
+
+
 class Generator:
-    """A loaded archive. One request at a time; the caller serialises (serve.py does)."""
+    """A loaded archive. Decoding is for one thread at a time: batching.Scheduler's, or the caller's of `stream`."""
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.family = "seq2seq" if config.get("is_encoder_decoder") else "causal"
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        if self.device.type == "cpu" and size < ONE_THREAD_BYTES:
+        if device.type == "cpu" and size < ONE_THREAD_BYTES:
             torch.set_num_threads(1)
         loader = transformers.AutoModelForSeq2SeqLM if self.family == "seq2seq" else transformers.AutoModelForCausalLM
         model: Any = loader.from_pretrained(folder, dtype="auto")
-        self.model = model.to(self.device).eval()
+        model = model.to(device).eval()
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         self.encoder = Encoder(folder, self.family)
-        self.stop_ids = _stop_ids(self.model, self.tokenizer)
+        self.stop_ids = _stop_ids(model, self.tokenizer)
         self.limit = _context_length(config)
-        self._adapter = _Adapter.attach(self.model, folder / "adapter")
+        self.decoder = _decoder(model, self.limit)
+        self.is_base = not (folder / "manifest.json").is_file() and not (folder / "adapter").is_dir()
+        self.adapters: dict[str, Adapter] = {}
+        self._own = self._own_adapter(folder / "adapter")
+        self._names = threading.Lock()
+
+    def _own_adapter(self, folder: Path) -> Adapter | None:
+        """The adapter that is merged into the weights; None when they cannot be had without it (DoRA, full)."""
+        if not folder.is_dir():
+            return None
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        if config.get("use_dora"):
+            return None
+        return self.decoder.bind("tuned", read_adapter(folder, self.decoder.shapes))
 
     @property
     def has_base(self) -> bool:
         """Whether the base model's answers can be had from this archive."""
-        return self._adapter is not None
+        return self.is_base or self._own is not None
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Make an adapter askable by name. Raises RequestError when the name is taken or the folder does not fit."""
+        if not self.has_base:
+            raise RequestError("this archive has no base model to put an adapter on: deploy the base model")
+        if name in (*OWN_NAMES, "base"):
+            raise RequestError(f"an adapter cannot be called {name!r}: that is a name of the archive's own weights")
+        if name in self.adapters:
+            raise RequestError(f"adapter {name!r} is loaded already: delete it first", status=409)
+        try:
+            adapter = self.decoder.bind(name, read_adapter(folder, self.decoder.shapes))
+        except AdapterError as error:
+            raise RequestError(str(error)) from error
+        with self._names:
+            self.adapters = {**self.adapters, name: adapter}
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; answers that have begun with it end with it. Raises RequestError for an unknown name."""
+        with self._names:
+            if name not in self.adapters:
+                raise RequestError(f"there is no adapter {name!r}; there are: {self._known()}", status=404)
+            self.adapters = {known: adapter for known, adapter in self.adapters.items() if known != name}
+
+    def shares(self, model: str) -> Shares:
+        """The adapters that make the archive's weights the asked model's. Raises RequestError for an unknown name."""
+        if model in OWN_NAMES or (model == "base" and self.is_base):
+            return ()
+        removed = () if self._own is None else ((self._own, -1.0),)
+        if model == "base":
+            if self._own is None:
+                raise RequestError("this archive has no adapter to take away, so it cannot answer as the base model")
+            return removed
+        adapter = self.adapters.get(model)
+        if adapter is None:
+            raise RequestError(f"there is no model {model!r}; there are: {self._known()}", status=404)
+        return (*removed, (adapter, 1.0))
+
+    def names(self) -> list[str]:
+        """What `model` of a request may be."""
+        return ["tuned", *(["base"] if self.has_base else []), *self.adapters]
+
+    def _known(self) -> str:
+        return ", ".join(self.names())
 
     def prompt_ids(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
         """Ids of a conversation through the chat template, or of a text as it stands."""
@@ -85,71 +160,43 @@ class Generator:
             return self.encoder.tokenizer.encode(prompt, add_special_tokens=self.family == "seq2seq").ids
         return self.encoder.prompt_ids(prompt)
 
-    def check_room(self, prompt_ids: list[int], *, base: bool = False) -> int:
-        """How many tokens an answer may have. Raises RequestError when none, or when there is no base to ask."""
-        if base and self._adapter is None:
-            raise RequestError("this archive has no adapter to take away, so it cannot answer as the base model")
+    def start(self, prompt_ids: list[int], sampling: Sampling, model: str = "") -> Answer:
+        """An answer that can begin. Raises RequestError when prompt and answer do not fit, or the model is unknown."""
+        shares = self.shares(model)
+        if not prompt_ids:
+            raise RequestError("the prompt is empty")
         room = self.limit if self.family == "seq2seq" else self.limit - len(prompt_ids)
         if room < 1 or len(prompt_ids) > self.limit:
             raise RequestError(f"the prompt has {len(prompt_ids)} tokens, the model reads {self.limit}", status=413)
-        if not prompt_ids:
-            raise RequestError("the prompt is empty")
-        return room
+        budget = min(sampling.max_new_tokens, room)
+        row = Row(prompt_ids, len(prompt_ids) + budget, shares)
+        return Answer(row, sampling, budget, self.stop_ids, self.tokenizer)
 
-    def stream(
-        self,
-        prompt_ids: list[int],
-        sampling: Sampling,
-        *,
-        base: bool = False,
-        is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Piece]:
-        """Decode. Raises RequestError when prompt and answer do not fit, or when there is no base to ask."""
-        budget = min(sampling.max_new_tokens, self.check_room(prompt_ids, base=base))
-        if self._adapter:
-            self._adapter.taken_away = base
-        choose = _Chooser(sampling, self.device)
-        text = _TextStream(self.tokenizer, sampling.stop)
-        for count, (token, logprob) in enumerate(self._tokens(prompt_ids, budget, choose), 1):
-            is_end = token in self.stop_ids
-            piece = "" if is_end else text.add(token)
-            reason = "stop" if is_end or text.stopped else "length" if count == budget else None
-            if reason or is_cancelled():
-                yield Piece(piece + text.flush(), token, logprob, reason or "cancelled", len(prompt_ids), count)
+    def advance(self, answers: Sequence[Answer], logits: Tensor) -> list[Piece]:
+        """The next piece of each answer from (answers, vocabulary)."""
+        picked = choose(logits, [answer.chooser for answer in answers])
+        return [answer.take(*choice) for answer, choice in zip(answers, picked, strict=True)]
+
+    def stream(self, prompt_ids: list[int], sampling: Sampling, model: str = "") -> Iterator[Piece]:
+        """One answer alone, piece by piece. Raises RequestError as `start` does."""
+        answer = self.start(prompt_ids, sampling, model)
+        logits = None
+        while logits is None:
+            logits = self.decoder.prefill(answer.row)
+        while True:
+            piece = self.advance([answer], logits.reshape(1, -1))[0]
+            yield piece
+            if piece.finish_reason:
                 return
-            yield Piece(piece, token, logprob, None, len(prompt_ids), count)
+            logits = self.decoder.step([answer.row], [answer.last])
 
-    @torch.inference_mode()
-    def _tokens(self, prompt_ids: list[int], budget: int, choose: "_Chooser") -> Iterator[tuple[int, float]]:
-        ids = torch.tensor([prompt_ids], device=self.device)
-        options: dict[str, Any] = {"use_cache": True}
-        if self.family == "seq2seq":
-            options["encoder_outputs"] = self.model.get_encoder()(input_ids=ids)
-            options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            ids = torch.tensor([[self.model.config.decoder_start_token_id]], device=self.device)
-            seen: list[int] = []
-        else:
-            options["past_key_values"] = DynamicCache(config=self.model.config)
-            options["logits_to_keep"] = 1
-            seen = list(prompt_ids)
-        name = "decoder_input_ids" if self.family == "seq2seq" else "input_ids"
-        for _ in range(budget):
-            logits = self.model(**{name: ids}, **options).logits[0, -1].float()
-            token, logprob = choose(logits, seen)
-            seen.append(token)
-            yield token, logprob
-            ids = torch.tensor([[token]], device=self.device)
-
-    @torch.inference_mode()
     def logprobs(self, prompt_ids: list[int], tokens: list[int]) -> Tensor:
         """(tokens, vocabulary) log-probabilities in fp32, each token given the true ones before it."""
-        if self._adapter:
-            self._adapter.taken_away = False
-        return answer_logprobs(self.model, self.family, prompt_ids, tokens)
+        return self.decoder.logprobs(prompt_ids, tokens)
 
 
 def answer_logprobs(model: Any, family: str, prompt_ids: list[int], tokens: list[int]) -> Tensor:
-    """The same for any loaded model; the trainer calls it on the model it has just trained."""
+    """The same for a model of transformers; the trainer calls it on the model it has just trained."""
     device = next(model.parameters()).device
     if family == "seq2seq":
         start = model.config.decoder_start_token_id
@@ -163,112 +210,15 @@ def answer_logprobs(model: Any, family: str, prompt_ids: list[int], tokens: list
     return torch.log_softmax(logits.float(), dim=-1)
 
 
-class _Adapter:
-    """Turns the merged model back into its base by subtracting the adapter's share from each layer's output."""
-
-    def __init__(self) -> None:
-        self.taken_away = False
-
-    @classmethod
-    def attach(cls, model: nn.Module, folder: Path) -> "_Adapter | None":
-        """None when the archive has no plain LoRA adapter (full fine-tuning, DoRA)."""
-        if not (folder / "adapter_model.safetensors").is_file():
-            return None
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        if config.get("use_dora"):
-            return None
-        adapter = cls()
-        root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-        scale = config["lora_alpha"] / root
-        weights = load_file(folder / "adapter_model.safetensors")
-        modules: dict[str, Any] = dict(model.named_modules())
-        for name, a in weights.items():
-            if not name.endswith(".lora_A.weight"):
-                continue
-            stem = name.removesuffix(".lora_A.weight")
-            layer = modules[stem.removeprefix("base_model.model.")]
-            b = weights[f"{stem}.lora_B.weight"]
-            dtype, device = layer.weight.dtype, layer.weight.device
-            adapter._hook(layer, a.to(device, dtype), (b * scale).to(device, dtype))
-        return adapter
-
-    def _hook(self, layer: nn.Module, a: Tensor, b: Tensor) -> None:
-        def subtract(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output - (inputs[0] @ a.t()) @ b.t() if self.taken_away else output
-
-        layer.register_forward_hook(subtract)
-
-
-class _Chooser:
-    """Picks the next token from logits (vocabulary,). A seed makes the draws repeatable."""
-
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        self.sampling = sampling
-        self.generator: torch.Generator | None = None
-        if sampling.temperature > 0:
-            self.generator = torch.Generator(device)
-            self.generator.manual_seed(sampling.seed) if sampling.seed is not None else self.generator.seed()
-
-    def __call__(self, logits: Tensor, seen: list[int]) -> tuple[int, float]:
-        sampling = self.sampling
-        if sampling.repetition_penalty != 1.0 and seen:
-            index = torch.tensor(sorted(set(seen)), device=logits.device)
-            values = logits[index]
-            factor = sampling.repetition_penalty
-            logits[index] = torch.where(values > 0, values / factor, values * factor)
-        if sampling.temperature <= 0:
-            token = int(logits.argmax())
-            return token, float(torch.log_softmax(logits, -1)[token])
-        logits = logits / sampling.temperature
-        if 0 < sampling.top_k < len(logits):
-            logits[logits < logits.topk(sampling.top_k).values[-1]] = -math.inf
-        if sampling.top_p < 1.0:
-            ordered, order = logits.sort(descending=True)
-            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-            logits[order[before >= sampling.top_p]] = -math.inf
-        probabilities = logits.softmax(-1)
-        token = int(torch.multinomial(probabilities, 1, generator=self.generator))
-        return token, float(probabilities[token].log())
-
-
-class _TextStream:
-    """Token ids -> text, held back while a character or a stop sequence may still be incomplete."""
-
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
-        self.ids: list[int] = []
-        self.sent = 0
-        self.stopped = False
-        self._text = ""
-
-    def add(self, token: int) -> str:
-        """The text that is certain after this token."""
-        self.ids.append(token)
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        for stop in self.stop:
-            found = text.find(stop, max(0, self.sent - len(stop)))
-            if found >= 0:
-                self.stopped = True
-                text = text[:found]
-        self._text = text
-        safe = len(text) if self.stopped else self._safe_length(text)
-        piece = text[self.sent : safe]
-        self.sent = max(self.sent, safe)
-        return piece
-
-    def flush(self) -> str:
-        """What was held back."""
-        return self._text[self.sent :]
-
-    def _safe_length(self, text: str) -> int:
-        # An incomplete character decodes to the replacement character until its last byte has come.
-        safe = len(text) - 1 if text.endswith("\ufffd") else len(text)
-        for stop in self.stop:
-            for length in range(min(len(stop) - 1, safe), 0, -1):
-                if text[:safe].endswith(stop[:length]):
-                    safe -= length
-                    break
-        return max(safe, self.sent)
+def _decoder(model: Any, context: int) -> Decoder:
+    config = model.config
+    if config.is_encoder_decoder:
+        if config.model_type not in T5_LIKE:
+            raise RequestError(
+                f"encoder-decoder models of type {config.model_type} cannot be served, only T5-like ones"
+            )
+        return T5Decoder(model)
+    return LlamaDecoder(model, context) if is_llama_like(config) else ModuleDecoder(model)
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

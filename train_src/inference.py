@@ -33,6 +33,6 @@ def transform_fn(
     if request.stream:
         raise RequestError("this container cannot stream: set stream to false")
     answers = [
-        list(model.stream(ids, request.sampling, base=request.base)) for ids in protocol.encode_prompts(model, request)
+        list(model.stream(ids, request.sampling, request.model)) for ids in protocol.encode_prompts(model, request)
     ]
     return json.dumps(protocol.reply(request, answers), ensure_ascii=False)

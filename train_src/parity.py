@@ -70,9 +70,8 @@ def check(folder: Path, generator: Generator | None = None) -> dict[str, float]:
     problems = []
     if set(recorded["stop_ids"]) - generator.stop_ids:
         problems.append(f"stop tokens are {sorted(generator.stop_ids)}, trained were {recorded['stop_ids']}")
-    dtype = str(next(generator.model.parameters()).dtype).removeprefix("torch.")
-    if dtype != recorded["dtype"]:
-        problems.append(f"weights are {dtype}, the archive was written in {recorded['dtype']}")
+    if generator.dtype != recorded["dtype"]:
+        problems.append(f"weights are {generator.dtype}, the archive was written in {recorded['dtype']}")
     worst = mean = 0.0
     for number, probe in enumerate(recorded["probes"], 1):
         if generator.prompt_ids(probe["messages"]) != probe["prompt_ids"]:

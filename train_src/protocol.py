@@ -4,18 +4,18 @@
     {"messages": [...]} or {"prompt": "..."} with OpenAI's names                            -> OpenAI's reply
 
 `inputs` text is a question: it goes through the chat template, as the rows of training did. OpenAI's `prompt` is text
-as it stands. `"model": "base"` asks the model as it was before the fine-tune.
+as it stands. `"model": "base"` asks the model as it was before the fine-tune; the name of an adapter that was loaded
+asks that one.
 """
 
-import itertools
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from generation import Generator, Piece, RequestError, Sampling
+from generation import Generator, Piece, RequestError
+from sampling import Sampling
 
 PARAMETERS = (
     "max_new_tokens",
@@ -41,7 +41,6 @@ class Request:
     prompts: list[Prompt]
     sampling: Sampling
     stream: bool = False
-    base: bool = False
     return_full_text: bool = False
     details: bool = False
     include_usage: bool = False
@@ -64,7 +63,9 @@ def parse(body: Any) -> Request:
     else:
         raise RequestError('the body needs "inputs", "messages" or "prompt"')
     model = body.get("model") or "tuned"
-    request = replace(request, model=str(model), base=model == "base", stream=_flag(body, "stream"))
+    if not isinstance(model, str):
+        raise RequestError(f"model is {model!r}, it must be a name")
+    request = replace(request, model=model, stream=_flag(body, "stream"))
     if not request.prompts:
         raise RequestError("there is no prompt in the list")
     if request.stream and len(request.prompts) > 1:
@@ -86,32 +87,48 @@ def reply(request: Request, answers: list[list[Piece]]) -> Any:
     return {**_openai_head(request, stream=False), "choices": choices, "usage": _usage(answers)}
 
 
-def events(request: Request, pieces: Iterable[Piece]) -> Iterator[str]:
-    """Server-sent events for a streamed answer, one for each piece as it comes."""
-    if request.style == "inputs":
-        yield from _inputs_events(pieces)
-        return
-    head = _openai_head(request, stream=True)
-    last: Piece | None = None
-    for piece, is_first in zip(pieces, itertools.chain([True], itertools.repeat(False)), strict=False):
-        last = piece
-        if request.style == "chat":
+class EventStream:
+    """Server-sent events of a streamed answer."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._text = ""  # so far, for the style that repeats it at the end
+        self._is_first = True
+
+    def event(self, piece: Piece) -> str:
+        """The event of one piece."""
+        if self.request.style == "inputs":
+            self._text += piece.text
+            return _event(_inputs_event(piece, self._text))
+        if self.request.style == "chat":
             delta: dict[str, Any] = {"content": piece.text}
-            if is_first:
+            if self._is_first:
                 delta["role"] = "assistant"
             content: dict[str, Any] = {"delta": delta}
         else:
             content = {"text": piece.text}
+        self._is_first = False
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": piece.finish_reason}
-        yield _event({**head, "choices": [choice]})
-    if request.include_usage and last:
-        yield _event({**head, "choices": [], "usage": _usage([[last]])})
-    yield "data: [DONE]\n\n"
+        return _event({**_openai_head(self.request, stream=True), "choices": [choice]})
+
+    def end(self, last: Piece) -> str:
+        """What follows the last piece: the usage, where it was asked for, and the mark of the end."""
+        usage = ""
+        if self.request.include_usage:
+            usage = _event({**_openai_head(self.request, stream=True), "choices": [], "usage": _usage([[last]])})
+        return usage + "data: [DONE]\n\n"
 
 
 def error(problem: BaseException, status: int) -> dict[str, Any]:
     """The JSON of a refused request, in OpenAI's form."""
-    kinds = {400: "invalid_request_error", 413: "request_too_large", 429: "overloaded", 503: "unavailable"}
+    kinds = {
+        400: "invalid_request_error",
+        404: "not_found",
+        409: "conflict",
+        413: "request_too_large",
+        429: "overloaded",
+        503: "unavailable",
+    }
     return {"error": {"message": str(problem), "type": kinds.get(status, "server_error"), "code": status}}
 
 
@@ -241,21 +258,17 @@ def _inputs_reply(request: Request, prompt: Prompt, pieces: list[Piece]) -> dict
     return answer
 
 
-def _inputs_events(pieces: Iterable[Piece]) -> Iterator[str]:
-    text = ""
-    for piece in pieces:
-        text += piece.text
-        token = {"id": piece.token_id, "text": piece.text, "logprob": piece.logprob, "special": not piece.text}
-        event: dict[str, Any] = {"token": token, "generated_text": None, "details": None}
-        if piece.finish_reason:
-            event["generated_text"] = text
-            event["details"] = {
-                "finish_reason": piece.finish_reason,
-                "prompt_tokens": piece.prompt_tokens,
-                "generated_tokens": piece.generated_tokens,
-            }
-        yield _event(event)
-    yield "data: [DONE]\n\n"
+def _inputs_event(piece: Piece, text: str) -> dict[str, Any]:
+    token = {"id": piece.token_id, "text": piece.text, "logprob": piece.logprob, "special": not piece.text}
+    event: dict[str, Any] = {"token": token, "generated_text": None, "details": None}
+    if piece.finish_reason:
+        event["generated_text"] = text
+        event["details"] = {
+            "finish_reason": piece.finish_reason,
+            "prompt_tokens": piece.prompt_tokens,
+            "generated_tokens": piece.generated_tokens,
+        }
+    return event
 
 
 def _openai_head(request: Request, *, stream: bool) -> dict[str, Any]:

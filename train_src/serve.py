@@ -1,9 +1,12 @@
-"""The endpoint's server: GET /ping, POST /invocations, POST /v1/chat/completions, /v1/completions.
+"""The endpoint's server: GET /ping, POST /invocations, /v1/chat/completions and /v1/completions, and adapters.
 
 `python3 serve.py` serves the archive in SM_MODEL_DIR (/opt/ml/model) on SAGEMAKER_BIND_TO_PORT (8080). /ping answers
-200 only after the weights are loaded, the archive has passed its parity check and a real answer was generated. One
-request is decoded at a time; others wait in a queue of bounded length, and are refused with 429 when it is full. A
-client that hangs up frees its place.
+200 only after the weights are loaded, the archive has passed its parity check and a real answer was generated.
+Requests are answered together (batching.py): LLMTUNER_BATCH of them at a time, LLMTUNER_QUEUE more may wait, the next
+is refused with 429. A client that hangs up frees its place.
+
+`POST /adapters {"name", "src"}` loads a PEFT folder beside the weights, `DELETE /adapters/{name}` forgets it,
+`GET /adapters` lists them. A request picks one by `model`, or by the header X-Amzn-SageMaker-Adapter-Identifier.
 """
 
 import asyncio
@@ -13,8 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,11 @@ from starlette.requests import Request as HttpRequest  # noqa: E402
 from starlette.responses import JSONResponse, Response, StreamingResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
-LONGEST_QUEUE = int(os.environ.get("LLMTUNER_QUEUE", "64"))
+MOST_ROWS = int(os.environ.get("LLMTUNER_BATCH", "16"))  # answers decoded together
+LONGEST_QUEUE = int(os.environ.get("LLMTUNER_QUEUE", "64"))  # requests
+CACHE_SHARE = 0.5  # of the memory free after loading, for keys and values
 LARGEST_BODY = 6 * 1024 * 1024  # bytes, as SageMaker's own limit for a real-time endpoint
+ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
 
 
 class Server:
@@ -35,16 +40,17 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.generator: Any = None
+        self.scheduler: Any = None
         self.failure = ""
-        self.waiting = 0
-        self.decoding = ThreadPoolExecutor(1, "decode")
+        self.thread = threading.Thread(target=self._work, name="decode", daemon=True)
 
     def load(self) -> None:
-        """Load, check and answer once; runs in the decoding thread."""
+        """Load, check and answer once. Raises what is wrong with the archive, and keeps it for /ping to tell."""
         started = time.monotonic()
         import parity
-        from generation import Generator, Sampling
+        from batching import Scheduler
+        from generation import Generator
+        from sampling import Sampling
 
         try:
             generator = Generator(self.folder)
@@ -56,86 +62,169 @@ class Server:
             self.failure = f"{type(error).__name__}: {error}"
             print(f"loading failed: {self.failure}", file=sys.stderr, flush=True)
             raise
-        self.generator = generator
+        self.scheduler = Scheduler(
+            generator,
+            most_rows=MOST_ROWS,
+            longest_queue=LONGEST_QUEUE,
+            cache_bytes=int(_free_bytes(generator.decoder.device.type) * CACHE_SHARE),
+        )
         print(f"ready after {time.monotonic() - started:.1f} s, first answer of {len(answer)} tokens", flush=True)
+
+    def _work(self) -> None:
+        self.load()
+        self.scheduler.run()
 
     async def ping(self, _: HttpRequest) -> Response:
         """200 when requests can be answered."""
-        if self.generator is None:
+        if self.scheduler is None:
             return JSONResponse({"status": "loading", "failure": self.failure}, status_code=503)
-        return JSONResponse({"status": "ready", "has_base": self.generator.has_base})
+        has_base = self.scheduler.generator.has_base
+        return JSONResponse({"status": "ready", "has_base": has_base, **self.scheduler.load()})
 
     async def invoke(self, http: HttpRequest) -> Response:
         """Every kind of body at every path."""
         import protocol
         from generation import RequestError
 
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Any] = asyncio.Queue()
+
+        def deliver(number: int, piece: Any) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
+
         try:
-            if self.generator is None:
-                raise RequestError(self.failure or "the model is still loading", status=503)
-            request = protocol.parse(await _body(http))
-            prompts = protocol.encode_prompts(self.generator, request)
-            if self.waiting >= LONGEST_QUEUE:
-                raise RequestError(f"{self.waiting} requests are waiting already: try again later", status=429)
-            for ids in prompts:
-                self.generator.check_room(ids, base=request.base)
+            scheduler = self._ready()
+            body = await _body(http)
+            if isinstance(body, dict) and (adapter := http.headers.get(ADAPTER_HEADER)):
+                body["model"] = adapter
+            request = protocol.parse(body)
+            prompts = protocol.encode_prompts(scheduler.generator, request)
+            ticket = scheduler.submit(prompts, request.sampling, request.model, deliver)
         except RequestError as error:
-            headers = {"Retry-After": "2"} if error.status in (429, 503) else None
-            return JSONResponse(protocol.error(error, error.status), error.status, headers)
-        cancelled = threading.Event()
-
-        def decode(ids: list[int]) -> Iterator[Any]:
-            return self.generator.stream(ids, request.sampling, base=request.base, is_cancelled=cancelled.is_set)
-
+            return self._refusal(error)
         if request.stream:
-            stream = self._stream(lambda: protocol.events(request, decode(prompts[0])), cancelled)
+            stream = _events(request, pieces, ticket)
             return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self.waiting += 1
         try:
-            answers = await self._unless_gone(http, cancelled, lambda: [list(decode(ids)) for ids in prompts])
+            answers = await _unless_gone(http, _collect(pieces, len(prompts)))
+        except Exception as error:  # noqa: BLE001 (what ended the decoding is told to the client)
+            return JSONResponse(protocol.error(error, 500), 500)
         finally:
-            self.waiting -= 1
+            ticket.cancel()
         return JSONResponse(protocol.reply(request, answers)) if answers is not None else Response(status_code=499)
 
-    async def _unless_gone(self, http: HttpRequest, cancelled: threading.Event, work: Callable[[], Any]) -> Any:
-        """The result of the work; None, with the work cancelled, when the client hangs up first."""
-        done = asyncio.get_running_loop().run_in_executor(self.decoding, work)
-        gone = asyncio.ensure_future(_hang_up(http))
-        await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if done.done():
-            gone.cancel()
-            return done.result()
-        cancelled.set()
-        await done
-        return None
+    async def adapters(self, http: HttpRequest) -> Response:
+        """List, load or forget adapters."""
+        from generation import RequestError
 
-    async def _stream(self, make_events: Callable[[], Iterator[str]], cancelled: threading.Event) -> AsyncIterator[str]:
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
-
-        def decode() -> None:
-            try:
-                for event in make_events():
-                    loop.call_soon_threadsafe(queue.put_nowait, event)
-                loop.call_soon_threadsafe(queue.put_nowait, None)
-            except BaseException as error:
-                loop.call_soon_threadsafe(queue.put_nowait, error)
-                raise
-
-        self.waiting += 1
-        future = loop.run_in_executor(self.decoding, decode)
         try:
-            while (event := await queue.get()) is not None:
-                if isinstance(event, BaseException):
-                    import protocol
+            generator = self._ready().generator
+            if http.method == "GET":
+                return JSONResponse({"adapters": [{"name": name} for name in generator.adapters]})
+            if http.method == "DELETE":
+                generator.remove_adapter(http.path_params["name"])
+                return JSONResponse({"name": http.path_params["name"], "status": "deleted"})
+            body = await _body(http)
+            if not isinstance(body, dict) or not all(body.get(key) and isinstance(body[key], str) for key in _ADAPTER):
+                raise RequestError('the body needs "name" and "src", the folder of the adapter')
+            await asyncio.to_thread(generator.add_adapter, body["name"], _adapter_folder(body["src"]))
+            return JSONResponse({"name": body["name"], "status": "loaded"})
+        except RequestError as error:
+            return self._refusal(error)
 
-                    yield f"data: {json.dumps(protocol.error(event, 500))}\n\n"
-                    return
-                yield event
-        finally:
-            cancelled.set()
-            self.waiting -= 1
-            future.cancel()
+    async def models(self, _: HttpRequest) -> Response:
+        """What `model` may be, as OpenAI lists models."""
+        from generation import RequestError
+
+        try:
+            names = self._ready().generator.names()
+        except RequestError as error:
+            return self._refusal(error)
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+
+    def _ready(self) -> Any:
+        from generation import RequestError
+
+        if self.scheduler is None:
+            raise RequestError(self.failure or "the model is still loading", status=503)
+        return self.scheduler
+
+    def _refusal(self, error: Any) -> Response:
+        import protocol
+
+        headers = None
+        if error.status in (429, 503):
+            headers = {"Retry-After": str(self.scheduler.retry_after() if self.scheduler else 5)}
+        return JSONResponse(protocol.error(error, error.status), error.status, headers)
+
+
+_ADAPTER = ("name", "src")
+
+
+def _adapter_folder(src: str) -> Path:
+    """The folder of an adapter: `src` itself, or `adapter/` of an archive."""
+    folder = Path(src.removeprefix("file://"))
+    return folder / "adapter" if (folder / "adapter" / "adapter_config.json").is_file() else folder
+
+
+def _free_bytes(device: str) -> int:
+    """Memory that is free now, of the GPU or of the machine (of the container, where it has a limit)."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    lines = Path("/proc/meminfo")
+    if not lines.is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    free = next(int(line.split()[1]) * 1024 for line in lines.read_text().splitlines() if "MemAvailable" in line)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+async def _collect(pieces: "asyncio.Queue[Any]", prompts: int) -> list[list[Any]]:
+    """The pieces of every prompt, when all have come to their end. Raises what ended one early."""
+    answers: list[list[Any]] = [[] for _ in range(prompts)]
+    left = prompts
+    while left:
+        number, piece = await pieces.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        answers[number].append(piece)
+        left -= piece.finish_reason is not None
+    return answers
+
+
+async def _unless_gone(http: HttpRequest, work: Any) -> Any:
+    """The result of the work; None when the client hangs up first."""
+    done = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hang_up(http))
+    await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if done.done():
+        return done.result()
+    done.cancel()
+    return None
+
+
+async def _events(request: Any, pieces: "asyncio.Queue[Any]", ticket: Any) -> AsyncIterator[str]:
+    """Server-sent events of one prompt's answer; a client that goes ends it."""
+    import protocol
+
+    stream = protocol.EventStream(request)
+    try:
+        while True:
+            _, piece = await pieces.get()
+            if isinstance(piece, BaseException):
+                yield f"data: {json.dumps(protocol.error(piece, 500))}\n\n"
+                return
+            yield stream.event(piece)
+            if piece.finish_reason:
+                yield stream.end(piece)
+                return
+    finally:
+        ticket.cancel()
 
 
 async def _body(http: HttpRequest) -> Any:
@@ -162,14 +251,21 @@ def create_app(folder: Path) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        loading = server.decoding.submit(server.load)
+        server.thread.start()
         yield
-        loading.cancel()
-        server.decoding.shutdown(wait=False, cancel_futures=True)
+        if server.scheduler is not None:
+            server.scheduler.stop()
 
-    paths = ("/invocations", "/v1/chat/completions", "/v1/completions")
-    posts = [Route(path, server.invoke, methods=["POST"]) for path in paths]
-    return Starlette(routes=[Route("/ping", server.ping), *posts], lifespan=lifespan)
+    return Starlette(routes=list(_routes(server)), lifespan=lifespan)
+
+
+def _routes(server: Server) -> Iterator[Route]:
+    yield Route("/ping", server.ping)
+    for path in ("/invocations", "/v1/chat/completions", "/v1/completions"):
+        yield Route(path, server.invoke, methods=["POST"])
+    yield Route("/v1/models", server.models)
+    yield Route("/adapters", server.adapters, methods=["GET", "POST"])
+    yield Route("/adapters/{name}", server.adapters, methods=["DELETE"])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import parity
-from generation import Generator, Sampling
+from generation import Generator
+from sampling import Sampling
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_taking_the_adapter_away_gives_the_base_models_answers(
     tuned, untouched = Generator(finished[family] / "model"), Generator(models[family])
     ids = tuned.prompt_ids([{"role": "user", "content": "What is the colour of thing 3?"}])
     sampling = Sampling(max_new_tokens=6)
-    base = [(piece.token_id, piece.logprob) for piece in tuned.stream(ids, sampling, base=True)]
+    base = [(piece.token_id, piece.logprob) for piece in tuned.stream(ids, sampling, "base")]
     reference = [(piece.token_id, piece.logprob) for piece in untouched.stream(ids, sampling)]
     own = [piece.token_id for piece in tuned.stream(ids, sampling)]
     assert base[0][1] == pytest.approx(reference[0][1], abs=0.05)

@@ -17,7 +17,8 @@ import openai
 import pytest
 
 import inference
-from generation import Generator, RequestError, Sampling
+from generation import Generator, RequestError
+from sampling import Sampling
 
 QUESTION = "What is the colour of thing 3?"
 

@@ -1,0 +1,244 @@
+"""Decoding for Llama-like models (Llama, Mistral, Qwen2, Qwen3, SmolLM2) with little between the matrix products.
+
+The weights are those of transformers' model, laid out for decoding: query, key and value in one product, gate and up in
+another, the halves of each head woven together so that a rotation by position is one complex multiplication. A row's
+keys and values are written into a cache of their own that is reserved once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters import Adapter, Lora, Share, add_shares, bind
+from decoders import Row, layer_shapes, shares_of
+from linears import Linear
+
+PREFILL_TOKENS = 256  # of a prompt in one step; the rows that are answering wait for so long at most
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+
+def is_llama_like(config: Any) -> bool:
+    """Whether LlamaDecoder computes what transformers does for this configuration."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    slides = layers != {"full_attention"} or (config.model_type == "mistral" and config.sliding_window is not None)
+    return (
+        config.model_type in MODEL_TYPES
+        and config.hidden_act == "silu"
+        and rope.get("rope_type", "default") in STATIC_ROPE
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and not slides
+    )
+
+
+@dataclass
+class _Layer:
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+
+
+class LlamaDecoder:
+    """As decoders.Decoder says."""
+
+    def __init__(self, model: Any, context: int) -> None:
+        config = model.config
+        self.device = model.device
+        self.weight_dtype = model.dtype
+        self.shapes = layer_shapes(model)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps = config.rms_norm_eps
+        self.head = Linear(model.lm_head.weight.detach())
+        self.dtype = torch.float32 if self.head.is_packed else self.weight_dtype
+        self.embeddings = model.model.embed_tokens.weight.detach()
+        self.norm = model.model.norm.weight.detach().to(self.dtype)
+        self._weave = torch.arange(self.head_size).view(2, -1).t().reshape(-1)
+        self.layers = [self._layer(layer) for layer in model.model.layers]
+        self.turns = _turns(model.model.rotary_emb, context)
+        self.bytes_per_token = 2 * len(self.layers) * self.kv_heads * self.head_size * self.dtype.itemsize
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        query, key = (self._woven(part, count) for part, count in self._rotated(attention))
+        value = (attention.v_proj.weight, attention.v_proj.bias)
+        parts = [query, key, value]
+        bias = None if query[1] is None else torch.cat([part[1] for part in parts]).detach()
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        woven = [None if norm is None else norm.weight.detach()[self._weave].to(self.dtype) for norm in norms]
+        return _Layer(
+            qkv=Linear(torch.cat([part[0] for part in parts]).detach(), bias),
+            out=_linear(attention.o_proj),
+            gate_up=Linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach()),
+            down=_linear(mlp.down_proj),
+            attention_norm=layer.input_layernorm.weight.detach().to(self.dtype),
+            mlp_norm=layer.post_attention_layernorm.weight.detach().to(self.dtype),
+            query_norm=woven[0],
+            key_norm=woven[1],
+        )
+
+    def _rotated(self, attention: Any) -> tuple[tuple[Any, int], tuple[Any, int]]:
+        return (attention.q_proj, self.heads), (attention.k_proj, self.kv_heads)
+
+    def _woven(self, linear: Any, heads: int) -> tuple[Tensor, Tensor | None]:
+        bias = linear.bias
+        return self._weave_rows(linear.weight, heads), None if bias is None else self._weave_rows(bias, heads)
+
+    def _weave_rows(self, values: Tensor, heads: int) -> Tensor:
+        """The output rows of a projection with the two halves of each head woven together."""
+        return values.unflatten(0, (heads, self.head_size))[:, self._weave].flatten(0, 1)
+
+    def bind(self, name: str, loras: Mapping[str, Lora]) -> Adapter:
+        """As Decoder says."""
+        fused: dict[str, tuple[Linear, Linear, float]] = {}
+        for number in range(len(self.layers)):
+            prefix = f"model.layers.{number}."
+            for layer, parts in _FUSED.items():
+                found = [(part, loras.get(prefix + part)) for part in parts]
+                if any(lora for _, lora in found):
+                    fused[f"{number}.{layer}"] = bind(self._fuse(prefix, found), self.weight_dtype, self.device)
+        return Adapter(name, fused)
+
+    def _fuse(self, prefix: str, parts: list[tuple[str, Lora | None]]) -> Lora:
+        """Adapters of projections that are one product here: their inputs stacked, their outputs side by side."""
+        downs, ups = [], []
+        for part, lora in parts:
+            up = torch.zeros(self.shapes[prefix + part][0], 0)
+            if lora is not None:
+                heads = {"self_attn.q_proj": self.heads, "self_attn.k_proj": self.kv_heads}.get(part)
+                up = lora.up if heads is None else self._weave_rows(lora.up, heads)
+                downs.append(lora.down)
+            ups.append(up)
+        return Lora(torch.cat(downs), torch.block_diag(*ups))
+
+    @torch.inference_mode()
+    def prefill(self, row: Row) -> Tensor | None:
+        """As Decoder says, PREFILL_TOKENS at a time; where the cuts are depends on the prompt alone."""
+        self._reserve(row)
+        ids = row.prompt_ids[row.done : row.done + PREFILL_TOKENS]
+        hidden = self._read(row, ids, shares_of([row], self.device))
+        return self._logits(hidden[-1:])[0] if row.done == len(row.prompt_ids) else None
+
+    @torch.inference_mode()
+    def logprobs(self, prompt_ids: list[int], tokens: list[int]) -> Tensor:
+        """As Decoder says."""
+        ids = [*prompt_ids, *tokens[:-1]]
+        row = Row(ids, len(ids))
+        self._reserve(row)
+        parts = [self._read(row, ids[at : at + PREFILL_TOKENS], []) for at in range(0, len(ids), PREFILL_TOKENS)]
+        return torch.log_softmax(self._logits(torch.cat(parts)[-len(tokens) :]), dim=-1)
+
+    def _reserve(self, row: Row) -> None:
+        if row.cache is None:
+            shape = (len(self.layers), 2, self.kv_heads, row.room, self.head_size)
+            row.cache = torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _read(self, row: Row, ids: list[int], shares: list[Share]) -> Tensor:
+        """Put tokens into a row's cache. (tokens, hidden) before the head."""
+        start, end = row.done, row.done + len(ids)
+        mask = None
+        if start:
+            places = torch.arange(end, device=self.device)
+            mask = places[None] <= places[start:, None]
+
+        def attend(layer: int, query: Tensor, pairs: Tensor) -> Tensor:
+            cache = row.cache[layer]
+            cache[:, :, start:end] = pairs.permute(1, 2, 0, 3)
+            keys, values = cache[:, None, :, :end]
+            found = functional.scaled_dot_product_attention(
+                query.transpose(0, 1)[None], keys, values, mask, is_causal=mask is None, enable_gqa=True
+            )
+            return found[0].transpose(0, 1).flatten(1)
+
+        hidden = self._layers(ids, self.turns[start:end], shares, attend)
+        row.done = end
+        return hidden
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[Row], tokens: Sequence[int]) -> Tensor:
+        """As Decoder says."""
+        count, group = len(rows), self.heads // self.kv_heads
+        turns = self.turns[[row.done for row in rows]]
+        slots = [row.cache[:, :, :, row.done].unbind(0) for row in rows]
+        caches = [row.cache[:, :, None, :, : row.done + 1].unbind(0) for row in rows]
+
+        def attend(layer: int, query: Tensor, pairs: Tensor) -> Tensor:
+            # The heads that share keys are rows of one query. A row at a time: none sees another's length.
+            queries = query.view(count, 1, self.kv_heads, group, self.head_size)
+            found = []
+            for number in range(count):
+                slots[number][layer].copy_(pairs[number])
+                keys, values = caches[number][layer]
+                found.append(functional.scaled_dot_product_attention(queries[number], keys, values))
+            return torch.cat(found).reshape(count, -1)
+
+        hidden = self._layers(tokens, turns, shares_of(rows, self.device), attend)
+        for row in rows:
+            row.done += 1
+        return self._logits(hidden)
+
+    def _layers(self, ids: Sequence[int], turns: Tensor, shares: list[Share], attend: Any) -> Tensor:
+        """All layers for some tokens. `attend(layer, query, pairs)` keeps keys and values and gives the attention."""
+        hidden = functional.embedding(torch.tensor(ids, device=self.device), self.embeddings).to(self.dtype)
+        turns = turns[:, None]
+        for number, layer in enumerate(self.layers):
+            x = self._norm(hidden, layer.attention_norm)
+            query, pairs = self._rotate(layer, self._product(f"{number}.qkv", layer.qkv, x, shares), turns)
+            x = attend(number, query, pairs)
+            hidden = hidden.add_(self._product(f"{number}.out", layer.out, x, shares))
+            x = self._norm(hidden, layer.mlp_norm)
+            gate, up = self._product(f"{number}.gate_up", layer.gate_up, x, shares).chunk(2, -1)
+            x = functional.silu(gate).mul_(up)
+            hidden = hidden.add_(self._product(f"{number}.down", layer.down, x, shares))
+        return hidden
+
+    def _rotate(self, layer: _Layer, qkv: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (tokens, heads, size) and keys with values (tokens, 2, kv_heads, size), turned to their places."""
+        heads = qkv.view(len(qkv), -1, self.head_size)
+        turned = heads[:, : -self.kv_heads]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = turned.split([self.heads, self.kv_heads], 1)
+            turned = torch.cat([self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)], 1)
+        pairs = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2)))
+        turned = torch.view_as_real(pairs * turns).flatten(-2).to(qkv.dtype)
+        query, key = turned.split([self.heads, self.kv_heads], 1)
+        return query, torch.stack([key, heads[:, -self.kv_heads :]], 1)
+
+    def _product(self, name: str, linear: Linear, x: Tensor, shares: list[Share]) -> Tensor:
+        output = linear(x)
+        return add_shares(name, x, output, shares) if shares else output
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(x, weight.shape, weight, self.eps)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.head(self._norm(hidden, self.norm)).float()
+
+
+_FUSED = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+def _linear(module: Any) -> Linear:
+    return Linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+
+
+def _turns(rotary: Any, context: int) -> Tensor:
+    """(context, head size / 2) complex rotations of each place."""
+    frequencies = rotary.inv_freq.float()
+    angles = torch.outer(torch.arange(context, device=frequencies.device).float(), frequencies)
+    return torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
