@@ -386,13 +386,7 @@ def _gone(call: Callable[..., Any], **names: str) -> bool:
     try:
         call(**names)
     except ClientError as error:
-        if is_error(
-            error,
-            "ValidationException",
-            "ObjectNotFoundException",
-            "UnknownOperationException",
-            "NotImplementedException",
-        ):
+        if is_error(error, "ValidationException", "ObjectNotFoundException", "UnknownOperationException"):
             return False
         raise
     return True

@@ -10,6 +10,7 @@ import uvicorn
 from llmtuner_local.emulator import wire
 from llmtuner_local.emulator.app import App
 from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.gate import BoundedProtocol
 from llmtuner_local.emulator.store import Store
 
 
@@ -34,6 +35,7 @@ def main() -> None:
         log_config=None,  # ours is set already; uvicorn's own would drop it
         timeout_graceful_shutdown=2,
         server_header=False,
+        http=BoundedProtocol,
     )
     uvicorn.Server(config).run()
 

@@ -7,13 +7,13 @@ import contextlib
 import json
 import logging
 
-from llmtuner_local.emulator import wire
+from llmtuner_local.emulator import gate, wire
 from llmtuner_local.emulator.asgi import Receive, Scope, Send, answer, read_body
 from llmtuner_local.emulator.async_inference import AsyncInvocations
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, not_emulated, unknown_operation, validation
 from llmtuner_local.emulator.keeper import Keeper
-from llmtuner_local.emulator.operations import AUTOSCALING, SAGEMAKER
+from llmtuner_local.emulator.operations import AUTOSCALING, SAGEMAKER, tags
 from llmtuner_local.emulator.runtime import Runtime
 from llmtuner_local.emulator.runtime_doors import RuntimeDoors
 
@@ -23,7 +23,7 @@ _SERVICES = {
     "SageMaker": ("sagemaker", SAGEMAKER),
     "AnyScaleFrontendService": ("application-autoscaling", AUTOSCALING),
 }
-_LOCAL_HOSTS = {"127.0.0.1", "localhost", "[::1]"}
+_JSON = "application/x-amz-json-1.1"
 _RUNS_CONTAINERS = {"CreateTrainingJob", "CreateProcessingJob", "CreateEndpoint"}
 
 
@@ -42,12 +42,14 @@ class App:
             await self._lifespan(receive, send)
             return
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        query = scope["query_string"].decode("latin-1")
         path = scope["path"].removeprefix("/docker") or "/"
-        if headers.get("host", "").rsplit(":", 1)[0] not in _LOCAL_HOSTS:
-            # A page in a browser may reach this port under a name of its own (DNS rebinding).
-            await answer(send, 403, {"content-type": "text/plain"}, b"Only local host names are answered.\n")
+        if refusal := gate.oversized(scope["headers"], query) or gate.foreign(headers):
+            await _refuse(send, refusal)
         elif path == "/_health":
             await answer(send, 200, {"content-type": "application/json"}, b'{"status":"ok"}')
+        elif refusal := self._unsigned(path, headers, query):
+            await _refuse(send, refusal)
         elif path.startswith("/endpoints/") and await self.doors.answer(path, headers, receive, send):
             return
         elif path == "/" and "x-amz-target" in headers:
@@ -55,13 +57,20 @@ class App:
                 headers["x-amz-target"], receive, send, containers=scope["path"].startswith("/docker")
             )
         else:
-            await answer(send, 404, {"content-type": "text/plain"}, b"No such address in the local SageMaker.\n")
+            await _refuse(send, gate.Refusal(404, "No such address in the local SageMaker.\n"))
+
+    @staticmethod
+    def _unsigned(path: str, headers: dict[str, str], query: str) -> gate.Refusal | None:
+        if "/openai/" in path:  # the doors with bearer tokens
+            return None
+        prefix = headers.get("x-amz-target", "").partition(".")[0]
+        return gate.unsigned(headers, query, _SERVICES[prefix][0] if prefix in _SERVICES else "sagemaker")
 
     async def _operation(self, target: str, receive: Receive, send: Send, *, containers: bool) -> None:
         prefix, _, name = target.partition(".")
-        headers = {"content-type": "application/x-amz-json-1.1"}
+        headers = {"content-type": _JSON}
         try:
-            body = await read_body(receive)
+            body = await read_body(receive, gate.OPERATION_LIMIT)
             if prefix not in _SERVICES:
                 raise unknown_operation(target)
             self.context.faults.check_rate(name)
@@ -69,6 +78,8 @@ class App:
             params = wire.parse(service, name, body)
             if name not in table:
                 raise not_emulated(name)
+            if service == "sagemaker":
+                tags.check(params.get("Tags", []))
             if containers and name in _RUNS_CONTAINERS:
                 # Running it as a process would be a lie to somebody who asked for containers.
                 raise validation(
@@ -99,3 +110,12 @@ class App:
                 self.context.store.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+async def _refuse(send: Send, refusal: gate.Refusal) -> None:
+    if not refusal.code:
+        await answer(send, refusal.status, {"content-type": "text/plain"}, refusal.message.encode())
+        return
+    text = {"__type": refusal.code, "message": refusal.message}
+    headers = {"content-type": _JSON, "x-amzn-errortype": refusal.code}
+    await answer(send, refusal.status, headers, json.dumps(text).encode())

@@ -13,21 +13,20 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-async def read_body(receive: Receive, limit: int = 64 * 1024 * 1024) -> bytes:
-    """The whole body of a request; raises ServiceError (413) above `limit` bytes."""
-    message = await receive()
-    if not message.get("more_body") and len(message.get("body", b"")) <= limit:
-        return bytes(message.get("body", b""))
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The whole body of a request; raises ServiceError (413, as AWS says it) above `limit` bytes."""
     parts, size = [], 0
     while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ServiceError("RequestAborted", "The client went away before its request was complete.")
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise ServiceError("ValidationException", f"The request body is larger than {limit} bytes.", 413)
+            raise ServiceError("413", f"HTTP content length exceeded {limit} bytes.", 413)
         parts.append(part)
         if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
+            return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
 async def begin(send: Send, status: int, headers: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Errors as AWS gives them: a code and a text. `wire` and `invoke` decide the form on the wire."""
+"""Errors as AWS gives them: a code and a text. `app` and `refusals` decide the form on the wire."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def unknown_operation(name: str) -> ServiceError:
 
 
 def not_emulated(name: str) -> ServiceError:
-    """An operation of the real service that is absent here; 501 is not retried by any SDK."""
+    """An operation that AWS has and the emulator has not: the answer of a region that lacks it, which no SDK retries."""
     return ServiceError(
-        "NotImplementedException", f"{name} exists on AWS; the local SageMaker emulator does not have it.", 501
+        "UnknownOperationException",
+        f"The requested operation is not supported in the called region. (AWS has {name}; the local SageMaker emulator "
+        "does not: see local/README.md.)",
     )

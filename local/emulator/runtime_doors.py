@@ -56,8 +56,10 @@ class RuntimeDoors:
             sent = _JSON | {"x-amzn-errortype": error.code}
             await answer(send, error.status, sent, json.dumps(error.body).encode())
         except ServiceError as error:
-            sent = _JSON | {"x-amzn-errortype": error.code}
-            await answer(send, error.status, sent, json.dumps({"Message": error.message}).encode())
+            # A body that is too large has no error type on AWS: clients take the status as its code.
+            sent = _JSON | ({} if error.code == "413" else {"x-amzn-errortype": error.code})
+            text = {"message": error.message, "Message": error.message}
+            await answer(send, error.status, sent, json.dumps(text).encode())
 
     async def _chat(
         self, name: str, component: str | None, headers: dict[str, str], receive: Receive, send: Send
@@ -80,8 +82,7 @@ class RuntimeDoors:
                 kind, code = "server_error", "model_error"
             await answer(send, error.status, _JSON, openai_door.envelope(str(error), kind, code))
         except ServiceError as error:
-            text = error.message
-            envelope = openai_door.envelope(text, "invalid_request_error", "validation_error")
+            envelope = openai_door.envelope(error.message, "invalid_request_error", "validation_error")
             await answer(send, error.status, _JSON, envelope)
         else:
             await begin(send, status, sent)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import regex
 from botocore.loaders import Loader
 from botocore.model import ListShape, MapShape, ServiceModel, Shape, StructureShape
+from llmtuner_local.emulator import constraints
 from llmtuner_local.emulator.errors import ServiceError, unknown_operation, validation
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "string": str,
-    "integer": int,
-    "long": int,
-    "boolean": bool,
-    "double": (int, float),
-    "float": (int, float),
-    "timestamp": (int, float, str),
-    "structure": dict,
-    "map": dict,
-    "list": list,
+# What a client may send for a shape: Python types of its JSON, and the name AWS gives the type.
+_SCALARS: dict[str, tuple[tuple[type, ...], str]] = {
+    "string": ((str,), "a String"),
+    "blob": ((str,), "a String"),
+    "integer": ((int,), "an Integer"),
+    "long": ((int,), "a Long"),
+    "boolean": ((bool,), "a Boolean"),
+    "double": ((int, float), "a Double"),
+    "float": ((int, float), "a Float"),
+    "timestamp": ((int, float, str), "a Timestamp"),
 }
+_LARGEST = {"integer": 2**31 - 1, "long": 2**63 - 1, "timestamp": 253_402_300_799}  # the last second of year 9999
 
 
 @lru_cache(maxsize=4)
@@ -33,95 +34,91 @@ def service_model(name: str) -> ServiceModel:
 
 
 def parse(service: str, operation: str, body: bytes) -> dict[str, Any]:
-    """The checked input of an operation; raises ServiceError with AWS's text for what does not hold."""
+    """The checked input of an operation: members its shape knows, no nulls.
+
+    Raises ServiceError with AWS's text: SerializationException for what is no JSON of this shape,
+    ValidationException with every constraint that does not hold.
+    """
     model = service_model(service)
     if operation not in model.operation_names:
         raise unknown_operation(operation)
-    try:
-        values = json.loads(body or b"{}")
-    except ValueError:
-        raise ServiceError("SerializationException", "The request body is not valid JSON.") from None
+    values = _decode(body)
     if not isinstance(values, dict):
-        raise ServiceError("SerializationException", "The request body is not a JSON object.")
+        raise _unreadable("Unexpected field type")
     shape = model.operation_model(operation).input_shape
     if shape is None:
         return {}
-    found = problems(shape, values)
+    try:
+        cleaned = _clean(shape, values)
+        found = constraints.broken(shape, cleaned)
+    except RecursionError:
+        raise _unreadable("The request is nested too deeply.") from None
     if found:
         plural = "error" if len(found) == 1 else "errors"
         raise validation(f"{len(found)} validation {plural} detected: {'; '.join(found)}")
+    return cleaned
+
+
+def _unreadable(message: str) -> ServiceError:
+    return ServiceError("SerializationException", message)
+
+
+def _decode(body: bytes) -> Any:
+    try:
+        text = body.decode()
+        values = json.loads(text or "{}", parse_constant=_no_number)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError):
+        raise _unreadable("Could not parse request body into json.") from None
     return values
 
 
-def problems(shape: Shape, value: Any, path: str = "") -> list[str]:
-    """What does not hold, in AWS's words, with AWS's lower-camel path; at most ten as AWS lists them."""
-    found: list[str] = []
-    _check(shape, value, path, found)
-    return found[:10]
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
 
 
-def _check(shape: Shape, value: Any, path: str, found: list[str]) -> None:
-    kind = _TYPES.get(shape.type_name)
-    if kind is not None and (not isinstance(value, kind) or (isinstance(value, bool) and shape.type_name != "boolean")):
-        raise ServiceError("SerializationException", f"The value at {path or 'the top level'} has the wrong type.")
+def _clean(shape: Shape, value: Any) -> Any:
+    """The value with members that the shape knows; AWS ignores the others and takes null as not given."""
+    if getattr(shape, "is_document_type", False):
+        return value
     if isinstance(shape, StructureShape):
-        for name in shape.required_members:
-            if value.get(name) is None:
-                found.append(_text("null", _join(path, name), "Member must not be null"))
-        for name, item in value.items():
-            member = shape.members.get(name)
-            if member is not None and item is not None:  # unknown members are ignored, as AWS does
-                _check(member, item, _join(path, name), found)
-    elif isinstance(shape, ListShape):
-        _check_size(shape, value, path, found, "length")
-        for number, item in enumerate(value, 1):
-            _check(shape.member, item, f"{path}.{number}.member", found)
-    elif isinstance(shape, MapShape):
-        _check_size(shape, value, path, found, "length")
-        for name, item in value.items():
-            _check(shape.key, name, f"{path}.key", found)
-            if item is not None:
-                _check(shape.value, item, f"{path}.{name}.member", found)
-    elif shape.type_name == "string":
-        _check_string(shape, value, path, found)
-    elif shape.type_name in ("integer", "long", "double", "float"):
-        _check_size(shape, value, path, found, "value")
+        _expect(value, dict)
+        members = shape.members
+        return {
+            name: _clean(members[name], item) for name, item in value.items() if name in members and item is not None
+        }
+    if isinstance(shape, ListShape):
+        _expect(value, list)
+        return [_clean(shape.member, item) for item in value if item is not None]
+    if isinstance(shape, MapShape):
+        _expect(value, dict)
+        return {name: _clean(shape.value, item) for name, item in value.items() if item is not None}
+    types, name = _SCALARS[shape.type_name]
+    if isinstance(value, list | dict):
+        _expect(value, str)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise _unreadable(f"{_kind(value)}_VALUE can not be converted to {name}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _unreadable(f"NUMBER_VALUE can not be converted to {name}")
+    largest = _LARGEST.get(shape.type_name)
+    if largest is not None and isinstance(value, int | float) and abs(value) > largest:
+        raise _unreadable(f"NUMBER_VALUE can not be converted to {name}")
+    return value
 
 
-def _check_string(shape: Shape, value: str, path: str, found: list[str]) -> None:
-    allowed = shape.metadata.get("enum")
-    if allowed and value not in allowed:
-        found.append(_text(value, path, f"Member must satisfy enum value set: [{', '.join(allowed)}]"))
+def _expect(value: Any, wanted: type) -> None:
+    if isinstance(value, wanted):
         return
-    _check_size(shape, value, path, found, "length")
-    pattern = shape.metadata.get("pattern")
-    if pattern and not _compiled(pattern).fullmatch(value):
-        found.append(_text(value, path, f"Member must satisfy regular expression pattern: {pattern}"))
+    if isinstance(value, dict):
+        raise _unreadable("Start of structure or map found where not expected.")
+    if isinstance(value, list):
+        raise _unreadable("Start of list found where not expected")
+    raise _unreadable("Unexpected field type")
 
 
-def _check_size(shape: Shape, value: Any, path: str, found: list[str], what: str) -> None:
-    low, high = shape.metadata.get("min"), shape.metadata.get("max")
-    size = len(value) if what == "length" else value
-    if high is not None and size > high:
-        found.append(_text(value, path, f"Member must have {what} less than or equal to {high}"))
-    elif low is not None and size < low:
-        found.append(_text(value, path, f"Member must have {what} greater than or equal to {low}"))
-
-
-@lru_cache(maxsize=512)
-def _compiled(pattern: str) -> regex.Pattern[str]:
-    # Java's patterns: the standard library does not know \p{L}, and characters beyond 16 bits are surrogates there.
-    return regex.compile(pattern.replace(r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF"))
-
-
-def _join(path: str, name: str) -> str:
-    lower = name[:1].lower() + name[1:]
-    return f"{path}.{lower}" if path else lower
-
-
-def _text(value: Any, path: str, constraint: str) -> str:
-    shown = value if isinstance(value, str) else json.dumps(value)
-    return f"Value '{shown[:300]}' at '{path}' failed to satisfy constraint: {constraint}"
+def _kind(value: Any) -> str:
+    return {str: "STRING", bool: f"{value}".upper()}.get(type(value), "NUMBER")
 
 
 def serialise(service: str, operation: str, answer: Mapping[str, Any] | None) -> bytes:
@@ -134,10 +131,11 @@ def serialise(service: str, operation: str, answer: Mapping[str, Any] | None) ->
 
 def _shaped(shape: Shape, value: Any) -> Any:
     if isinstance(shape, StructureShape):
+        members = shape.members
         return {
-            name: _shaped(member, value[name])
-            for name, member in shape.members.items()
-            if value.get(name) is not None and not _is_empty(name, value[name], shape)
+            name: _shaped(members[name], item)
+            for name, item in value.items()
+            if item is not None and name in members and not _is_empty(name, item, shape)
         }
     if isinstance(shape, ListShape):
         return [_shaped(shape.member, item) for item in value]

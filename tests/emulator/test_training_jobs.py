@@ -241,7 +241,7 @@ def test_names_are_unique_until_deleted(emulator: Cloud) -> None:
         ),
         (
             {"HyperParameters": {"k": "v" * 2501}},
-            "'hyperParameters.k.member' failed to satisfy constraint: Member must",
+            "at 'hyperParameters' failed to satisfy constraint: Map value must satisfy constraint: \\[Member must have length",
         ),
         (
             {"StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60}},
@@ -307,9 +307,9 @@ def test_boto3s_waiter_is_content(emulator: Cloud) -> None:
 
 
 def test_operations_that_are_absent_are_named_and_never_retried(emulator: Cloud) -> None:
-    with pytest.raises(ClientError, match="does not have it") as caught:
+    with pytest.raises(ClientError, match="The requested operation is not supported in the called region") as caught:
         emulator.sagemaker.list_hyper_parameter_tuning_jobs()
-    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 501
+    assert caught.value.response["Error"]["Code"] == "UnknownOperationException"
     assert caught.value.response["ResponseMetadata"]["RetryAttempts"] == 0
 
 

@@ -16,6 +16,7 @@ from llmtuner_local.emulator.operations import (
     scalable_targets,
     scaling,
     scaling_policies,
+    search,
     tags,
     training_jobs,
 )
@@ -54,6 +55,7 @@ SAGEMAKER: dict[str, Operation] = {
     "UpdateInferenceComponent": inference_components.update,
     "UpdateInferenceComponentRuntimeConfig": inference_components.update_runtime_config,
     "DeleteInferenceComponent": inference_components.delete,
+    "Search": search.search,
     "AddTags": tags.add,
     "ListTags": tags.list_tags,
     "DeleteTags": tags.delete,

@@ -74,7 +74,7 @@ def must_not_exist(context: Context, kind: str, name: str, words: str) -> None:
 def required(path: str) -> ServiceError:
     """A member that botocore's model calls optional and the service does not."""
     return validation(
-        f"1 validation error detected: Value 'null' at '{path}' failed to satisfy constraint: Member must not be null"
+        f"1 validation error detected: Value null at '{path}' failed to satisfy constraint: Member must not be null"
     )
 
 

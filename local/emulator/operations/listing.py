@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Callable
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from llmtuner_local.emulator.errors import validation
@@ -31,29 +32,57 @@ def page(
     """
     keeps = _filter(params, name, status)
     found = [item for item in documents if keeps(item)] if keeps else list(documents)
-    keys: dict[str, Callable[[Document], Any]] = {
-        "Name": lambda item: (item[name],),
-        "CreationTime": lambda item: (item["CreationTime"], item[name]),
-        "Status": lambda item: (item.get(status, ""), item[name]),
-    }
-    found.sort(
-        key=keys[params.get("SortBy", "CreationTime")], reverse=params.get("SortOrder", default_order) == "Descending"
-    )
-    start = _offset(params.get("NextToken"))
-    size = params.get("MaxResults", 10)
-    answer: Document = {output: [summary(item) for item in found[start : start + size]]}
-    if start + size < len(found):
-        answer["NextToken"] = base64.urlsafe_b64encode(json.dumps({"offset": start + size}).encode()).decode()
+    member = {"Name": name, "Status": status}.get(params.get("SortBy", "CreationTime"), "CreationTime")
+    descending = params.get("SortOrder", default_order) == "Descending"
+    shown, token = cut(found, params, itemgetter(member, name), descending=descending)
+    answer: Document = {output: [summary(item) for item in shown]}
+    if token:
+        answer["NextToken"] = token
     return answer
 
 
-def _offset(token: str | None) -> int:
-    if not token:
-        return 0
+def cut(
+    found: list[Document],
+    params: dict[str, Any],
+    key: Callable[[Document], tuple[Any, Any]],
+    *,
+    descending: bool,
+    size: int = 10,
+) -> tuple[list[Document], str]:
+    """The page a request asks for, and the token of the next ("" on the last).
+
+    Args:
+        key: what to sort by: a value, and a name that is unique.
+        size: documents on a page when the request does not say.
+
+    A token says which document was the last one shown, so what comes or goes meanwhile shifts nothing.
+    """
+    found.sort(key=key, reverse=descending)
+    start = 0
+    if "NextToken" in params:
+        last = _last(params["NextToken"])
+        start = next((n for n, item in enumerate(found) if _after([*key(item)], last, descending)), len(found))
+    shown = found[start : start + params.get("MaxResults", size)]
+    if start + len(shown) >= len(found) or not shown:
+        return shown, ""
+    return shown, base64.urlsafe_b64encode(json.dumps(key(shown[-1])).encode()).decode()
+
+
+def _after(here: list[Any], last: list[Any], descending: bool) -> bool:
     try:
-        return int(json.loads(base64.urlsafe_b64decode(token))["offset"])
-    except (ValueError, KeyError, TypeError):
+        return bool(here < last if descending else here > last)
+    except TypeError:  # a token of a list that was sorted by something else
         raise validation("Invalid NextToken.") from None
+
+
+def _last(token: str) -> list[Any]:
+    try:
+        found = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
+    except (ValueError, RecursionError):
+        raise validation("Invalid NextToken.") from None
+    if not isinstance(found, list) or len(found) != 2:
+        raise validation("Invalid NextToken.")
+    return found
 
 
 def _filter(params: dict[str, Any], name: str, status: str) -> Callable[[Document], bool] | None:

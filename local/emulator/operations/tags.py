@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import validation
+from llmtuner_local.emulator.operations import listing
 
 KIND = "tags"
 LIMIT = 50
+
+
+def check(tags: list[dict[str, str]]) -> None:
+    """Refuse tags that only AWS may set; asked of every request that brings tags, before anything is made."""
+    if any(item["Key"].lower().startswith("aws:") for item in tags):
+        raise validation("aws: prefixed tag key names are not allowed for external use.")
 
 
 def put(context: Context, arn: str, tags: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -43,7 +51,9 @@ def add(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 
 def list_tags(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     _require(context, params["ResourceArn"])
-    return {"Tags": of(context, params["ResourceArn"])}
+    found = of(context, params["ResourceArn"])
+    shown, token = listing.cut(found, params, itemgetter("Key", "Key"), descending=False, size=LIMIT)
+    return {"Tags": shown, **({"NextToken": token} if token else {})}
 
 
 def delete(context: Context, params: dict[str, Any]) -> dict[str, Any]:
@@ -56,19 +66,9 @@ def delete(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-_ARN_MEMBERS = {
-    "training-job": ("training-job", "TrainingJobArn"),
-    "processing-job": ("processing-job", "ProcessingJobArn"),
-    "model": ("model", "ModelArn"),
-    "endpoint-config": ("endpoint-config", "EndpointConfigArn"),
-    "endpoint": ("endpoint", "EndpointArn"),
-    "inference-component": ("inference-component", "InferenceComponentArn"),
-}
-
-
 def _require(context: Context, arn: str) -> None:
     """The resource of an ARN must exist; its name is lower-cased there, so it is looked up by the ARN."""
     kind = arn.partition(":sagemaker:")[2].split(":")[-1].partition("/")[0]
-    found = _ARN_MEMBERS.get(kind)
-    if found is None or not any(item.get(found[1]) == arn for item in context.store.all(found[0])):
+    member = "".join(word.capitalize() for word in kind.split("-")) + "Arn"  # endpoint-config: EndpointConfigArn
+    if not any(item.get(member) == arn for item in context.store.all(kind)):
         raise validation(f"Could not find resource {arn}.")
