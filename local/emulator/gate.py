@@ -13,7 +13,7 @@ HEADER_LIMIT = 64 * 1024  # all header lines of a request together, and its addr
 OPERATION_LIMIT = 4 * 1024 * 1024  # the body of an operation; the largest real ones have a few hundred KB
 _LOCAL_HOSTS = {"127.0.0.1", "localhost", "::1"}
 _SIGNATURE = re.compile(r"AWS4-(HMAC-SHA256|ECDSA-P256-SHA256) (.+)")
-_SCOPE = re.compile(r"[^/\s]+/\d{8}(/[a-z0-9-]+)?/[a-z-]+/aws4_request")
+_SCOPE = re.compile(r"[^/\s]+/\d{8}(/[a-z0-9-]+)?/[a-z0-9-]+/aws4_request")
 
 
 @dataclass(frozen=True)

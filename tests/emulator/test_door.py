@@ -89,7 +89,7 @@ def test_only_loopback_listens(address: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     ("authorization", "kind"),
     [
-        (" ", "IncompleteSignatureException"),
+        ("x", "IncompleteSignatureException"),
         ("Basic dGVzdDp0ZXN0", "IncompleteSignatureException"),
         ("AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/sagemaker/aws4_request", "IncompleteSignatureException"),
         (SIGNED.replace("test/20260101/", "test/"), "IncompleteSignatureException"),
@@ -121,7 +121,7 @@ def test_signatures_of_botocore_are_taken(send: Send, address: tuple[str, int]) 
 def test_headers_have_an_end(address: tuple[str, int], send: Send) -> None:
     assert send(X_Long="x" * 60_000)[0] == 200
     assert send(X_Long="x" * 70_000)[0] == 431
-    assert send("/?" + "q" * 65_000)[0] == 431
+    assert send("/?" + "q" * 40_000, X_Long="x" * 40_000)[0] == 431
     with socket.create_connection(address, timeout=20) as never_ending:
         never_ending.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\nx-long: ")
         told = _until_answered(never_ending, b"x" * 65_536)
