@@ -160,7 +160,7 @@ def test_model_data_that_is_not_there_is_refused(emulator: Cloud) -> None:
 
 
 def test_body_over_the_limit_is_refused(emulator: Cloud, endpoint: str) -> None:
-    with pytest.raises(ClientError, match="larger than 6291456 bytes"):
+    with pytest.raises(ClientError, match="HTTP content length exceeded 6291456 bytes"):
         emulator.runtime.invoke_endpoint(EndpointName=endpoint, Body=b"x" * 6_291_457)
 
 
