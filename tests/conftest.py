@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llmtuner_kit import aws as aws_module
 from llmtuner_kit.settings import StartSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
+RunCloud = Callable[..., AbstractContextManager[Path]]
 _KEEP = ("AWS_CA_BUNDLE",)
 
 
@@ -52,15 +54,30 @@ def run_local(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def cloud_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run_cloud(tmp_path_factory: pytest.TempPathFactory) -> RunCloud:
+    """Runs a local cloud of its own with more environment variables: `with run_cloud(NAME="value") as home:`."""
+
+    @contextmanager
+    def running(**environment: str) -> Iterator[Path]:
+        home = tmp_path_factory.mktemp("cloud")
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            up = run_local("up", "--json", home=home)
+        assert up.returncode == 0, up.stderr
+        json.loads(up.stdout.strip().splitlines()[-1])
+        yield home
+        down = run_local("down", home=home)
+        assert down.returncode == 0, down.stderr
+
+    return running
+
+
+@pytest.fixture(scope="session")
+def cloud_home(run_cloud: RunCloud) -> Iterator[Path]:
     """A running local cloud for the whole session (one per xdist worker); its LLMTUNER_HOME."""
-    home = tmp_path_factory.mktemp("cloud")
-    up = run_local("up", "--json", home=home)
-    assert up.returncode == 0, up.stderr
-    json.loads(up.stdout.strip().splitlines()[-1])
-    yield home
-    down = run_local("down", home=home)
-    assert down.returncode == 0, down.stderr
+    with run_cloud() as home:
+        yield home
 
 
 @pytest.fixture

@@ -184,9 +184,14 @@ def quick(emulator: Cloud, quick_home: tuple[Path, str]) -> Cloud:
 
 @pytest.fixture
 def emulator(cloud: Path) -> Cloud:
+    return clients(cloud)
+
+
+def clients(home: Path) -> Cloud:
+    """Clients of the local cloud in LLMTUNER_HOME, and the tests' bucket."""
     connection = aws_module.connect("local")
     made = Cloud(
-        cloud,
+        home,
         connection.client("sagemaker"),
         connection.client("sagemaker-runtime"),
         connection.client("s3"),
