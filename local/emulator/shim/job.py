@@ -63,6 +63,7 @@ class JobSupervisor:
         self.running_since: float | None = None
         self._stopping = threading.Event()
         self._stream_epoch = 0
+        self._port = cloud.free_port() if len(self.hosts) > 1 else 0
 
     def groups(self) -> list[tuple[str, str, int]]:
         """(instance group, instance type, count) of the request."""
@@ -200,7 +201,12 @@ class JobSupervisor:
             (host.base / "home").mkdir(parents=True, exist_ok=True)
         # A home of its own, outside of what is hidden from the job.
         found = cloud.base_environment() | self.job["environment"] | {"HOME": "/opt/ml/home"}
-        if self.job["mode"] == "mapped":
+        mapped = self.job["mode"] == "mapped"
+        if len(self.hosts) > 1:
+            # PyTorch listens on every address, and jobs share this machine's network: a port of its own for each.
+            first = "127.0.0.1" if mapped else self.hosts[0].alias
+            found = {"LLMTUNER_MASTER": f"{first}:{self._port}"} | found
+        if mapped:
             # Names of hosts cannot be looked up here: the training toolkit must not wait for them.
             found = {"SM_STUDIO_LOCAL_MODE": "true"} | found
         return found
