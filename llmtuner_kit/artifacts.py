@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -13,16 +12,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit import downloads, paths, runs, training
+from llmtuner_kit import downloads, packing, paths, runs, training
 from llmtuner_kit.aws import ClientError, is_error
 from llmtuner_kit.errors import IntegrityError, NotFoundError, NotReadyError, SettingsError
 from llmtuner_kit.settings import DownloadSettings
 from llmtuner_kit.workspace import Workspace
 
 Progress = Callable[[str, int, int], None]
-# Far above any archive of a model this kit tunes; a bomb is larger or has more members.
-MOST_MEMBERS = 2_000
-MOST_BYTES = 400 * 10**9
 # SigV4 links made with long-lived keys work for seven days at most; temporary credentials end sooner.
 LONGEST_LINK_MINUTES = 7 * 24 * 60
 
@@ -157,44 +153,18 @@ def _fetch(workspace: Workspace, job_name: str, target: Path, progress: Progress
 
 
 def _listed(made: Downloaded, archive: Path) -> Downloaded:
-    with tarfile.open(archive) as opened:
+    with packing.members(archive) as opened:
         files = {item.name: item.size for item in opened if item.isfile()}
     return Downloaded(made.job_name, made.link, archive, None, files, 0, {})
 
 
 def _opened(made: Downloaded, archive: Path, folder: Path) -> Downloaded:
-    unpack(archive, folder)
+    packing.unpack(archive, folder)
     manifest = verify(folder)
     files = {
         item.relative_to(folder).as_posix(): item.stat().st_size for item in sorted(folder.rglob("*")) if item.is_file()
     }
     return Downloaded(made.job_name, made.link, archive, folder, files, len(manifest["files"]), manifest)
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack into a fresh folder that takes its name at the end. Links, devices, traversal and bombs are refused."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
-        with tarfile.open(archive) as opened:
-            size = 0
-            for members, item in enumerate(opened, 1):
-                size += item.size
-                if not (item.isfile() or item.isdir()):
-                    raise IntegrityError(
-                        f"{archive.name} holds {item.name!r}, which is a link or a device.", fix="do not use it"
-                    )
-                if members > MOST_MEMBERS or size > MOST_BYTES:
-                    raise IntegrityError(
-                        f"{archive.name} unpacks to more than an archive of a model can.", fix="do not use it"
-                    )
-                if item.name.endswith((".pkl", ".pickle", ".bin", ".pt", ".pth")):
-                    raise IntegrityError(f"{archive.name} holds {item.name!r}, a pickle.", fix="do not load it")
-                try:
-                    opened.extract(item, work, filter="data")
-                except tarfile.FilterError as error:
-                    raise IntegrityError(f"{archive.name}: {error}", fix="do not use it") from None
-        shutil.rmtree(folder, ignore_errors=True)
-        Path(work).rename(folder)
-        Path(work).mkdir()  # TemporaryDirectory removes it again
 
 
 def verify(folder: Path) -> dict[str, Any]:

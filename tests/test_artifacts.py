@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from llmtuner_kit import artifacts
+from llmtuner_kit import artifacts, packing
 from llmtuner_kit.errors import IntegrityError
 
 
@@ -29,7 +32,7 @@ def packed(path: Path, *members: tuple[str, bytes | str]) -> Path:
 
 
 def unpacked(archive: Path, folder: Path) -> None:
-    artifacts.unpack(archive, folder)
+    packing.unpack(archive, folder)
     artifacts.verify(folder)
 
 
@@ -52,10 +55,33 @@ def test_dangerous_members_are_refused(tmp_path: Path, member: tuple[str, bytes 
 
 
 def test_bomb_is_refused_by_its_member_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(packing, "MOST_MEMBERS", 3)
     archive = packed(tmp_path / "a.tar.gz", *[(f"f{n}", b"x") for n in range(5)])
     with pytest.raises(IntegrityError, match="more than an archive of a model can"):
-        artifacts.unpack(archive, tmp_path / "model")
+        packing.unpack(archive, tmp_path / "model")
+
+
+def test_bomb_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.tar.gz", ("model.safetensors", bytes(packing.SMALL_BYTES + 1)))
+    with pytest.raises(IntegrityError, match="more than an archive of a model can"):
+        packing.unpack(archive, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_archive_larger_than_the_disk_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    archive = packed(tmp_path / "a.tar.gz", ("model.safetensors", bytes(11)))
+    with pytest.raises(IntegrityError, match=r"has 0\.0 GB free"):
+        packing.unpack(archive, tmp_path / "model")
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"no gzip at all", lambda _: b""])
+def test_damaged_archive_leaves_nothing_behind(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    archive = packed(tmp_path / "a.tar.gz", ("model.safetensors", random.Random(0).randbytes(300_000)))
+    archive.write_bytes(spoil(archive.read_bytes()))
+    with pytest.raises(IntegrityError, match=r"damaged or no tar\.gz"):
+        packing.unpack(archive, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
 def test_missing_changed_and_extra_files_are_all_named(tmp_path: Path) -> None:
@@ -75,6 +101,6 @@ def test_missing_changed_and_extra_files_are_all_named(tmp_path: Path) -> None:
 def test_whole_archive_unpacks_and_verifies(tmp_path: Path) -> None:
     manifest = json.dumps({"files": {"a/b.txt": hashlib.sha256(b"good").hexdigest()}}).encode()
     archive = packed(tmp_path / "a.tar.gz", ("a/b.txt", b"good"), ("manifest.json", manifest))
-    artifacts.unpack(archive, tmp_path / "model")
+    packing.unpack(archive, tmp_path / "model")
     assert artifacts.verify(tmp_path / "model")["files"]
     assert (tmp_path / "model" / "a" / "b.txt").read_bytes() == b"good"

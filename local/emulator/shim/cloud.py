@@ -11,9 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from isal import igzip_threaded
 from llmtuner_local.home import REGION
 
 _WORKERS = 8
+BLOCK = 1 << 20  # bytes that archives are read and written in
+
+
+class TarFile(tarfile.TarFile):
+    """A tar file that is moved in large blocks."""
+
+    copybufsize = BLOCK
 
 
 def client(service: str, url: str) -> Any:
@@ -79,9 +87,12 @@ def relative_name(key: str, prefix: str) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar.gz; names that would leave the folder are refused."""
+    """Unpack a tar.gz as fast as the disk takes it; names that would leave the folder are refused."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as opened:
+    with (
+        igzip_threaded.open(archive, "rb") as inflated,
+        TarFile.open(fileobj=inflated, mode="r|", bufsize=BLOCK) as opened,
+    ):
         opened.extractall(folder, filter="data")
 
 

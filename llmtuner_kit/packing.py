@@ -1,0 +1,83 @@
+"""Packed archives: read at the speed of the disk, and never trusted.
+
+ISA-L inflates in a thread of its own while the files are written. Members are looked at before a byte of them is
+written: links, devices, names that leave the folder, pickles and bombs are refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from isal import igzip_threaded, isal_zlib
+
+from llmtuner_kit.errors import IntegrityError
+
+BLOCK = 1 << 20
+_InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment] (its stubs call it an instance)
+# Far above any archive of a model this kit tunes; a bomb is larger, has more members, or shrinks far better than weights.
+MOST_MEMBERS = 2_000
+MOST_BYTES = 400 * 10**9
+BEST_RATIO = 30
+SMALL_BYTES = 100 * 10**6  # below, no ratio is looked at
+PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib")
+
+
+class _TarFile(tarfile.TarFile):
+    copybufsize = BLOCK  # what is moved to the disk at once; tarfile's own 16 KB make it the slowest part
+
+
+@contextmanager
+def members(archive: Path) -> Iterator[tarfile.TarFile]:
+    """The archive as a stream of members, each to be read before the next. Raises IntegrityError when it is damaged."""
+    try:
+        with (
+            igzip_threaded.open(archive, "rb") as inflated,
+            _TarFile.open(fileobj=inflated, mode="r|", bufsize=BLOCK) as opened,
+        ):
+            yield opened
+    except (tarfile.ReadError, _InflateError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, tarfile.ReadError) and error.errno is not None:
+            raise
+        raise IntegrityError(
+            f"{archive.name} is damaged or no tar.gz: {error}", fix="download the archive again"
+        ) from error
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack into a fresh folder that takes its name at the end. Raises IntegrityError for what must not be unpacked."""
+    most = min(MOST_BYTES, max(SMALL_BYTES, BEST_RATIO * archive.stat().st_size))
+    free = shutil.disk_usage(folder.parent).free
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        with members(archive) as opened:
+            size = 0
+            for count, item in enumerate(opened, 1):
+                size += item.size
+                _check(archive, item)
+                if count > MOST_MEMBERS or size > most:
+                    raise IntegrityError(
+                        f"{archive.name} unpacks to more than an archive of a model can.", fix="do not use it"
+                    )
+                if size > free:
+                    raise IntegrityError(
+                        f"{archive.name} unpacks to {size / 1e9:.1f} GB or more; {folder.parent} has {free / 1e9:.1f} GB free.",
+                        fix="choose a folder on another disk",
+                    )
+                try:
+                    opened.extract(item, work, filter="data")
+                except tarfile.FilterError as error:
+                    raise IntegrityError(f"{archive.name}: {error}", fix="do not use it") from None
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(work).rename(folder)
+        Path(work).mkdir()  # TemporaryDirectory removes it again
+
+
+def _check(archive: Path, item: tarfile.TarInfo) -> None:
+    if not (item.isfile() or item.isdir()):
+        raise IntegrityError(f"{archive.name} holds {item.name!r}, which is a link or a device.", fix="do not use it")
+    if item.name.lower().endswith(PICKLES):
+        raise IntegrityError(f"{archive.name} holds {item.name!r}, a pickle.", fix="do not load it")
