@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from isal import igzip_threaded, isal_zlib
 
 from llmtuner_kit.errors import IntegrityError
 
 BLOCK = 1 << 20
-_InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment] (its stubs call it an instance)
+_InflateError = cast("type[Exception]", isal_zlib.error)  # its stubs call it an instance
 # Far above any archive of a model this kit tunes; a bomb is larger, has more members, or shrinks far better than weights.
 MOST_MEMBERS = 2_000
 MOST_BYTES = 400 * 10**9
