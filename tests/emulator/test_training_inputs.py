@@ -150,6 +150,18 @@ def test_data_that_has_gone_fails_the_job_in_sagemakers_words(emulator: Cloud) -
     )
 
 
+def test_stream_that_breaks_off_fails_the_job_although_it_saw_an_end(emulator: Cloud) -> None:
+    emulator.put("broken/a", "a")
+    uri = emulator.put("broken.manifest", json.dumps([{"prefix": f"s3://{BUCKET}/broken/"}, "a", "gone"]))
+    source = "[open(f'/opt/ml/input/data/train_{epoch}').read() for epoch in range(2)]"
+    data = channel("train", uri, S3DataType="ManifestFile") | {"InputMode": "Pipe"}
+    job = emulator.ended(emulator.train(source, channels=[data]))
+    assert job["TrainingJobStatus"] == "Failed"
+    assert (
+        job["FailureReason"] == "ClientError: Data download failed:NoSuchKey (404): The specified key does not exist."
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

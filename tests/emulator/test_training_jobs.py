@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 from botocore.exceptions import ClientError
-from emulator.conftest import BUCKET, Cloud, channel, members
+from emulator.conftest import BUCKET, ROLE, Cloud, channel, members
 
 from llmtuner_kit import aws as aws_module
 
@@ -262,6 +262,22 @@ def test_what_aws_refuses_is_refused_in_its_words(emulator: Cloud, change: dict[
 def test_channel_without_objects_is_refused_before_anything_runs(emulator: Cloud) -> None:
     with pytest.raises(ClientError, match='No S3 objects found under S3 URL "s3://emulator-tests/nothing/"'):
         emulator.train(FAST, channels=[channel("train", f"s3://{BUCKET}/nothing/")])
+
+
+def test_role_must_exist_and_trust_sagemaker(emulator: Cloud) -> None:
+    missing = "arn:aws:iam::000000000000:role/nobody-has-this"
+    name = emulator.name("role")
+    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    iam = aws_module.connect("local").client("iam")
+    other = iam.create_role(RoleName=name, AssumeRolePolicyDocument=document)["Role"]["Arn"]
+    for role in (missing, other, ROLE.replace("000000000000", "111111111111")):
+        with pytest.raises(ClientError) as caught:
+            emulator.train(FAST, RoleArn=role)
+        assert caught.value.response["Error"]["Message"] == (
+            f"Could not assume role {role}. Please ensure that the role exists and allows principal "
+            "'sagemaker.amazonaws.com' to assume the role."
+        )
 
 
 def test_list_filters_sorts_and_pages(emulator: Cloud) -> None:

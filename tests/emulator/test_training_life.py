@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from emulator.conftest import BUCKET, LOG_GROUP, Cloud, archive
 from llmtuner_local.emulator.faults import Faults, make
+from llmtuner_local.emulator.shim.channels import download, objects
+from llmtuner_local.emulator.shim.job import HaltError
 
 SPOT = {
     "EnableManagedSpotTraining": True,
@@ -123,6 +126,21 @@ def test_stop_while_starting_ends_at_once_and_costs_nothing(emulator: Cloud, fau
     assert time.monotonic() - started < 10
     assert statuses(job) == ["Starting", "Stopped"]
     assert "BillableTimeInSeconds" not in job
+
+
+def test_stop_ends_a_download_at_once(emulator: Cloud, tmp_path: Path) -> None:
+    for number in range(40):
+        emulator.put(f"halt/{number:02}", "x")
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) > 5:
+            raise HaltError("stop")
+
+    with pytest.raises(HaltError):
+        download(emulator.s3, objects(emulator.s3, f"s3://{BUCKET}/halt/"), tmp_path, check)
+    assert len(list(tmp_path.iterdir())) < 6
 
 
 def test_checkpoint_that_the_job_deletes_is_deleted_in_s3_and_odd_files_do_no_harm(emulator: Cloud) -> None:

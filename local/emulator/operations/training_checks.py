@@ -82,8 +82,11 @@ def _checkpoints(config: dict[str, Any] | None) -> None:
 def _quota(context: Context, params: dict[str, Any]) -> None:
     name = params["TrainingJobName"]
     spot = "spot " if params.get("EnableManagedSpotTraining") else ""
+    kept = params["ResourceConfig"].get("KeepAlivePeriodInSeconds")
     for _, instance_type, count in hosts.of_training(params):
         context.faults.check_quota(f"{spot}training job usage", instance_type, count, name)
+        if kept:
+            context.faults.check_quota("training warm pool usage", instance_type, count, name)
 
 
 def _channels(context: Context, params: dict[str, Any]) -> None:

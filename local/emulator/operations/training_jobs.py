@@ -102,12 +102,18 @@ def describe(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     return _find(context, params)
 
 
+def _settled(document: dict[str, Any]) -> bool:
+    """Whether nothing can change any more; asked of every job at each List, so it is short."""
+    return document["TrainingJobStatus"] in jobs.TERMINAL and "WarmPoolStatus" not in document
+
+
 def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    found = [refresh(context, item) for item in context.store.all(KIND)]
-    wanted = params.get("WarmPoolStatusEquals")
+    found = [item if _settled(item) else refresh(context, item) for item in context.store.all(KIND)]
+    if wanted := params.get("WarmPoolStatusEquals"):
+        found = [item for item in found if warm_pools.status(item) == wanted]
     names = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime")
     return listing.page(
-        [item for item in found if wanted in (None, warm_pools.status(item))],
+        found,
         params,
         name="TrainingJobName",
         output="TrainingJobSummaries",

@@ -77,7 +77,7 @@ class Channel:
             return found
         _, prefix = cloud.split_uri(self.uri)
         folder = prefix if prefix.endswith("/") or not prefix else prefix + "/"
-        return [item for item in found if item.key.startswith(folder) or item.key == prefix]
+        return [item for item in found if item.key.startswith(folder)]
 
 
 def channels(request: dict[str, Any]) -> list[Channel]:

@@ -38,6 +38,7 @@ class Pipe:
         self._number, self._count = number, count
         self._epoch = 0
         self._closing = False
+        self._contents = self._units()  # now: what cannot be listed is told before the job waits for it
         folder.mkdir(parents=True, exist_ok=True)
         os.mkfifo(self._path(0))
         self._thread = threading.Thread(target=self._run, name=f"pipe-{channel.name}", daemon=True)
@@ -60,11 +61,10 @@ class Pipe:
 
     def _run(self) -> None:
         try:
-            units = self._units()
             while not self._closing:
                 with self._path(self._epoch).open("wb", buffering=0) as sink:  # waits for a reader
                     os.mkfifo(self._path(self._epoch + 1))  # a reader may ask for it as soon as this one ends
-                    self._feed(sink, self._order(units))
+                    self._feed(sink, self._order(self._contents))
                 self._path(self._epoch).unlink(missing_ok=True)
                 self._epoch += 1
         except Exception as error:

@@ -24,6 +24,7 @@ from llmtuner_local.emulator.shim.job import (
 )
 from llmtuner_local.emulator.shim.metrics import AlgorithmMetrics
 from llmtuner_local.emulator.shim.mirror import Keeper, Mirror
+from llmtuner_local.emulator.shim.pipes import Pipe
 
 CHECKPOINTS = "/opt/ml/checkpoints"
 _ENDS = {
@@ -47,6 +48,7 @@ class TrainingSupervisor(JobSupervisor):
         self.attempts_left = self.request.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0)
         definitions = self.request["AlgorithmSpecification"].get("MetricDefinitions", [])
         self.metrics = AlgorithmMetrics(self.name, definitions)
+        self.pipes: list[Pipe] = []
 
     def groups(self) -> list[tuple[str, str, int]]:
         return hosts.of_training(self.request)
@@ -92,11 +94,10 @@ class TrainingSupervisor(JobSupervisor):
         """Downloading and Training, once."""
         self.check()
         self.say("Downloading", "Downloading input data")
-        pipes = []
         try:
             mirrors = self._checkpoints()
             with self.transfer("Data download"):
-                pipes = staging.stage(self.s3, self.request, self.hosts, self.check)
+                self.pipes = staging.stage(self.s3, self.request, self.hosts, self.check)
                 for mirror in mirrors:
                     mirror.pull()
             self.check()
@@ -111,13 +112,18 @@ class TrainingSupervisor(JobSupervisor):
             finally:
                 with self.transfer("Checkpoint upload"):
                     keeper.close()
-            for pipe in pipes:
-                if pipe.error and ending.code:
-                    raise JobError(f"ClientError: Data download failed:{pipe.error}")
+            if error := self._broken_stream():
+                with self.transfer("Data download"):
+                    raise error
             return ending
         finally:
-            for pipe in pipes:
+            for pipe in self.pipes:
                 pipe.close()
+            self.pipes = []
+
+    def _broken_stream(self) -> Exception | None:
+        """What broke a Pipe channel: to the job it looks like a short one, or one that never comes."""
+        return next((pipe.error for pipe in self.pipes if pipe.error), None)
 
     def halt(self) -> str:
         if self.stop_asked():
@@ -128,6 +134,8 @@ class TrainingSupervisor(JobSupervisor):
             return ""
         if self.seconds() >= self.limit:
             return "time"
+        if self._broken_stream():
+            return "data"
         if self.fault("internal-error", "internal_error_after_seconds"):
             return "error"
         if self.spot and self.fault("interrupt", "interrupt_after_seconds"):
@@ -135,7 +143,7 @@ class TrainingSupervisor(JobSupervisor):
         return ""
 
     def _stopping_now(self, reason: str) -> float:
-        if reason == "error":
+        if reason in ("error", "data"):
             return 0.0
         if reason in _ENDS:
             self.say("Stopping", "Stopping the training job")
