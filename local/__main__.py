@@ -1,4 +1,4 @@
-"""The local cloud's command line: `python -m llmtuner_local up|down|status|reset|env|fault|install|base-model`."""
+"""The local cloud's command line: `python -m llmtuner_local up|down|status|reset|env|fault|docker-image|...`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("reset", help="stop everything and delete the state").add_argument(
         "--yes", action="store_true", help="do not ask"
     )
+    commands.add_parser("docker-image", help="build the image of target local-docker")
     commands.add_parser("base-model", help="build a base model that ships offline").add_argument("model_id")
     _add_fault(commands.add_parser("fault", help="capacity, quota, throttling, spot and other bad days, on command"))
     return parser
@@ -149,6 +150,16 @@ def _fault(options: argparse.Namespace) -> None:
             print("  ".join(part for part in (f"{item.kind:18}", f"on {item.match}", number, times, until) if part))
 
 
+def _docker_image(_: argparse.Namespace) -> None:
+    from llmtuner_local.docker import image
+
+    print(image.build(_say))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 _COMMANDS = {
     "up": _up,
     "down": _down,
@@ -158,6 +169,7 @@ _COMMANDS = {
     "fault": _fault,
     "install": _install,
     "base-model": _base_model,
+    "docker-image": _docker_image,
 }
 
 if __name__ == "__main__":
