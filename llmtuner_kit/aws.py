@@ -120,26 +120,37 @@ def connect(target: str = "local", region: str = "") -> Aws:
 @lru_cache(maxsize=8)
 def _connect_local(target: str, region: str, home: str) -> Aws:  # noqa: ARG001
     # `home` is part of the cache key only: each LLMTUNER_HOME is a cloud of its own.
-    cloud = start_local_cloud()
+    cloud = start_local_cloud(containers=target == "local-docker")
     session = botocore.session.Session(profile=_LOCAL_PROFILES[target])
     session.set_config_variable("config_file", cloud["config_file"])
     session.set_config_variable("credentials_file", cloud["credentials_file"])
     return _open(target, session, region or cloud["region"])
 
 
-def start_local_cloud() -> Mapping[str, Any]:
-    """Make sure that the local cloud runs; returns its addresses. A process of its own, never an import."""
-    up = subprocess.run(
-        [sys.executable, "-m", "llmtuner_local", "up", "--json"], capture_output=True, text=True, check=False
-    )
+def start_local_cloud(*, containers: bool = False) -> Mapping[str, Any]:
+    """Make sure that the local cloud runs; returns its addresses. A process of its own, never an import.
+
+    Args:
+        containers: also check the Docker engine and build the image of target local-docker, once for minutes.
+    """
+    command = [sys.executable, "-m", "llmtuner_local", "up", "--json", *(["--docker"] if containers else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stdout
+        assert up.stderr
+        said = []
+        for line in up.stderr:
+            said.append(line.strip())
+            if not any(item.startswith("llmtuner local:") for item in said):  # an error is shown once, as an error
+                sys.stderr.write(line)
+        answer = up.stdout.read()
     if up.returncode:
-        lines = [line for line in up.stderr.strip().splitlines() if line.strip()]
+        lines = [line.removeprefix("llmtuner local: ") for line in said if line]
         raise LocalCloudError(
             "\n".join(lines[-6:]) or f"`llmtuner local up` ended with exit code {up.returncode}.",
             fix="run `llmtuner local status`, put right what it names, then run this again",
         )
-    answer: Mapping[str, Any] = json.loads(up.stdout.strip().splitlines()[-1])
-    return answer
+    found: Mapping[str, Any] = json.loads(answer.strip().splitlines()[-1])
+    return found
 
 
 def forget_connections() -> None:

@@ -68,7 +68,8 @@ def _role(workspace: Workspace) -> Finding:
 def _quota(workspace: Workspace, instance_type: str) -> Finding:
     """Asked of Service Quotas where it answers; an account that may not ask gets a warning, not a stop."""
     if not workspace.aws.charged:
-        return Finding("quota", "ok", f"{instance_type}: rehearsed on this machine")
+        how = "in containers on this machine" if workspace.aws.target == "local-docker" else "on this machine"
+        return Finding("quota", "ok", f"{instance_type}: rehearsed {how}")
     client = workspace.aws.client("service-quotas")
     wanted = f"{instance_type} for training job usage"
     try:

@@ -25,7 +25,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmtuner local", description="The local cloud of llmtuner_kit.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("up", "start what is not running"), ("status", "what runs, and where")):
-        commands.add_parser(name, help=text).add_argument("--json", action="store_true", help="machine-readable")
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--json", action="store_true", help="machine-readable")
+        if name == "up":
+            command.add_argument("--docker", action="store_true", help="also check Docker and build the image")
     commands.add_parser("down", help="stop everything; the state stays")
     commands.add_parser("env", help="export lines for the AWS CLI, boto3 and the SageMaker SDK")
     commands.add_parser("install", help="make LocalStack's own environment")
@@ -59,6 +62,10 @@ def _add_fault(parser: argparse.ArgumentParser) -> None:
 def _up(options: argparse.Namespace) -> None:
     from llmtuner_local import stack
 
+    if options.docker:
+        from llmtuner_local.docker import image
+
+        image.build(_say)
     found = stack.up()
     if options.json:
         print(json.dumps(found))

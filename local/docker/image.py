@@ -101,6 +101,8 @@ def _build(name: str, folder: Path, say: Say) -> None:
             docker("build", "--quiet", "--build-arg", f"BASE={base}", "--tag", name, work, seconds=1800)
         except EngineError as error:
             raise LocalError(f"The image {name} could not be built: {str(error)[-1500:]}") from None
+    # The stage that held the wheels has done its work; the older builder would keep it for good.
+    docker("image", "prune", "--force", "--filter", "label=llmtuner.stage=packages")
     say(f"The image is ready after {time.monotonic() - started:.0f} s.")
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlsplit
 
 import psutil
@@ -160,11 +160,18 @@ class Project:
         if self._writer.returncode:
             raise EngineError(f"SageMaker local mode could not describe the containers: {said.strip()[-600:]}")
 
+    @property
+    def prepared(self) -> bool:
+        """Whether `up` may be called."""
+        return bool(self._hosts)
+
     def up(self, port: int = 0) -> dict[str, Container]:
         """Start the containers of all hosts; a serving one listens on this port of 127.0.0.1."""
         command = [*compose(), "--project-name", self.name, "--file", str(self._root / COMPOSE_FILE)]
         environment = os.environ | {PORT_VARIABLE: str(port)}
-        done = subprocess.run([*command, "up", "--detach"], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "up", "--detach"], env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise EngineError(f"The containers could not be started: {done.stderr.strip()[-600:]}")
         return {host: Container(self._container_name(host)) for host in self._hosts}
