@@ -10,8 +10,8 @@ import logging
 from llmtuner_local.emulator import gate, wire
 from llmtuner_local.emulator.asgi import Receive, Scope, Send, answer, read_body
 from llmtuner_local.emulator.async_inference import AsyncInvocations
-from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.errors import ServiceError, not_emulated, unknown_operation, validation
+from llmtuner_local.emulator.context import Context, engine
+from llmtuner_local.emulator.errors import ServiceError, not_emulated, unknown_operation
 from llmtuner_local.emulator.keeper import Keeper
 from llmtuner_local.emulator.operations import AUTOSCALING, SAGEMAKER, tags
 from llmtuner_local.emulator.runtime import Runtime
@@ -24,7 +24,7 @@ _SERVICES = {
     "AnyScaleFrontendService": ("application-autoscaling", AUTOSCALING),
 }
 _JSON = "application/x-amz-json-1.1"
-_RUNS_CONTAINERS = {"CreateTrainingJob", "CreateProcessingJob", "CreateEndpoint"}
+_LOCAL_HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 
 
 class App:
@@ -53,9 +53,8 @@ class App:
         elif path.startswith("/endpoints/") and await self.doors.answer(path, headers, receive, send):
             return
         elif path == "/" and "x-amz-target" in headers:
-            await self._operation(
-                headers["x-amz-target"], receive, send, containers=scope["path"].startswith("/docker")
-            )
+            engine.set("docker" if scope["path"].startswith("/docker") else "")  # for this request's task only
+            await self._operation(headers["x-amz-target"], receive, send)
         else:
             await _refuse(send, gate.Refusal(404, "No such address in the local SageMaker.\n"))
 
@@ -66,7 +65,7 @@ class App:
         prefix = headers.get("x-amz-target", "").partition(".")[0]
         return gate.unsigned(headers, query, _SERVICES[prefix][0] if prefix in _SERVICES else "sagemaker")
 
-    async def _operation(self, target: str, receive: Receive, send: Send, *, containers: bool) -> None:
+    async def _operation(self, target: str, receive: Receive, send: Send) -> None:
         prefix, _, name = target.partition(".")
         headers = {"content-type": _JSON}
         try:
@@ -80,11 +79,6 @@ class App:
                 raise not_emulated(name)
             if service == "sagemaker":
                 tags.check(params.get("Tags", []))
-            if containers and name in _RUNS_CONTAINERS:
-                # Running it as a process would be a lie to somebody who asked for containers.
-                raise validation(
-                    "Jobs and endpoints in containers are not available in this version; use target local."
-                )
             content = wire.serialise(service, name, table[name](self.context, params))
             await answer(send, 200, headers, content)
         except ServiceError as error:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llmtuner_local.emulator.alarms import Alarms
+from llmtuner_local.emulator.containers import process
 from llmtuner_local.emulator.endpoint_metrics import Metrics
 from llmtuner_local.emulator.faults import Faults
 from llmtuner_local.emulator.limits import Limits
 from llmtuner_local.emulator.samples import Samples
 from llmtuner_local.emulator.store import Store
 from llmtuner_local.home import ACCOUNT_ID, REGION
+
+# "docker" while an operation is carried out that came through the profile of target local-docker.
+engine: ContextVar[str] = ContextVar("engine", default="")
 
 
 @dataclass
@@ -34,6 +39,11 @@ class Context:
     def arn(self, kind: str, name: str) -> str:
         """AWS lower-cases the name inside SageMaker's ARNs."""
         return f"arn:aws:sagemaker:{self.region}:{self.account_id}:{kind}/{name.lower()}"
+
+    @property
+    def mode(self) -> str:
+        """How the containers of what is created now run: "docker", or one of the ways to run them as processes."""
+        return engine.get() or process.best_mode()
 
     @cached_property
     def faults(self) -> Faults:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llmtuner_local.emulator.containers import docker
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.home import read_json, write_atomic
 from llmtuner_local.processes import Process, reap, start
@@ -42,6 +43,12 @@ def signal_stop(folder: Path) -> None:
 def _process(folder: Path) -> Process | None:
     record = read_json(folder / "supervisor.json")
     return Process(int(record["pid"]), float(record["created"])) if record else None
+
+
+def clear_containers(folder: Path) -> None:
+    """Remove what a supervisor that was killed has left on the Docker engine."""
+    if (folder / docker.MARKER).exists():
+        docker.clear(folder)
 
 
 def container_environment(context: Context, extra: dict[str, str]) -> dict[str, str]:

@@ -19,4 +19,7 @@ class Container(Protocol):
         """SIGTERM to the main process."""
 
     def kill(self) -> None:
-        """SIGKILL to everything of it."""
+        """SIGKILL to everything of it, also when it has ended; nothing of it is left."""
+
+    def usage(self) -> tuple[float, float]:
+        """The CPU time in seconds used by what runs now, and its share (0 to 1) of this machine's memory."""

@@ -26,8 +26,8 @@ from llmtuner_local.docker.engine import EngineError, compose, docker, has_image
 from llmtuner_local.emulator.containers.forwarder import Forwarder
 from llmtuner_local.emulator.containers.local_mode import COMPOSE_FILE, PORT_VARIABLE
 
-HOME_LABEL, FOLDER_LABEL = "llmtuner.home", "llmtuner.folder"
-MARKER = "docker"  # a file in the home folder: containers have been used here
+HOME_LABEL, FOLDER_LABEL, PROJECT_LABEL = "llmtuner.home", "llmtuner.folder", "llmtuner.project"
+MARKER = ".docker"  # in the home folder: containers have been used here; in a supervisor's: there may be some now
 _AWS_IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/")
 _NAMED_HOST = "host.docker.internal"  # how containers of Docker Desktop call this machine
 # Follows the log of a container from its first line to its last, then ends with the container's own exit code.
@@ -92,17 +92,18 @@ class Container:
 
 
 class Project:
-    """The containers of one supervisor's folder."""
+    """The containers of one supervisor, or of one part of it."""
 
-    def __init__(self, folder: Path, home: Path) -> None:
+    def __init__(self, folder: Path, home: Path, part: str = "") -> None:
         self.folder, self.home = folder, home
-        self.name = f"llmtuner-{_short(str(folder))}"
+        self.name = f"llmtuner-{_short(str(folder / part))}"
         self.image = ""
         self._root = folder
         self._hosts: list[str] = []
         self._network = ""
         self._forwarder: Forwarder | None = None
-        (home / MARKER).touch()
+        for place in (home, folder):
+            (place / MARKER).touch()
         # It imports for seconds, and that while the supervisor fetches its data.
         self._writer = subprocess.Popen(
             [sys.executable, "-m", "llmtuner_local.emulator.containers.local_mode"],
@@ -134,8 +135,9 @@ class Project:
         """
         self.image, self._hosts = find_image(image), list(hosts)
         # Local mode expects /opt/ml of a training host in a folder of the host's name.
-        self._root = next(iter(hosts.values())).parent if kind == "train" else self.folder
-        labels = {HOME_LABEL: home_id(self.home), FOLDER_LABEL: str(self.folder)}
+        self._root = next(iter(hosts.values())).parent if kind == "train" else self.folder / self.name
+        self._root.mkdir(exist_ok=True)
+        labels = {HOME_LABEL: home_id(self.home), FOLDER_LABEL: str(self.folder), PROJECT_LABEL: self.name}
         if len(hosts) > 1:
             self._network = self.name
             marks = [part for item in labels.items() for part in ("--label", "=".join(item))]
@@ -177,15 +179,17 @@ class Project:
         return {host: Container(self._container_name(host)) for host in self._hosts}
 
     def close(self) -> None:
-        """Remove what belongs to this project, and hand its files over to this user."""
+        """Remove what belongs to this project, and hand its files over to this user. Once is enough, more do nothing."""
         if self._writer.poll() is None:
             self._writer.communicate("")
         if self._forwarder:
             self._forwarder.close()
             self._forwarder = None
-        _remove(FOLDER_LABEL, str(self.folder))
-        self._network = ""
-        take_over(self.folder, self.image)
+        if self._hosts:
+            _remove(PROJECT_LABEL, self.name)
+            take_over(self.folder, self.image)
+            self._hosts, self._network = [], ""
+        (self.folder / MARKER).unlink(missing_ok=True)
 
     def _container_name(self, host: str) -> str:
         return f"{self.name}-{host}"
@@ -258,6 +262,7 @@ def clear(folder: Path) -> int:
     image = docker("ps", "--all", "--filter", f"label={FOLDER_LABEL}={folder}", "--format", "{{.Image}}").splitlines()
     removed = _remove(FOLDER_LABEL, str(folder))
     take_over(folder, image[0] if image else "")
+    (folder / MARKER).unlink(missing_ok=True)
     return removed
 
 

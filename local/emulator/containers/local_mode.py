@@ -4,7 +4,7 @@
 
 A process of its own because the SageMaker SDK takes seconds and 200 MB to import: it is started early, imports, then
 waits for its input. Local mode lays out images, entry points, /opt/ml, environment and hosts; what a supervisor needs
-besides (labels, one network a job, ports of loopback only, checkpoints) is laid over it here.
+besides (labels, names, one network a job, ports of loopback only, all of /opt/ml) is laid over it here.
 
 The input: `kind` ("train" or "serve"), `name`, `image`, `root` (where the compose file goes), `hosts` (name -> its
 /opt/ml: for training the folder of that name in the root), `environment`, `entrypoint`, `arguments`, `network` ("" for the engine's bridge), `labels`, `container_names`
@@ -71,9 +71,9 @@ def _training(wanted: dict[str, Any]) -> dict[str, Any]:
         container_arguments=arguments if entrypoint else None,
     )
     content = container._generate_compose_file(container.environment, [])
-    if not entrypoint:
+    if arguments and not entrypoint:
         for service in content["services"].values():
-            service["command"] = arguments or ["train"]
+            service["command"] = arguments
     return content
 
 
@@ -97,6 +97,8 @@ def _escaped(value: Any) -> Any:
 
 def main() -> None:
     """Import, read what is wanted, write the compose file."""
+    # jsonschema's optional checker of IRIs takes as long to import as all the rest; local mode checks none.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     import sagemaker.core.local.image
     import sagemaker.train.local.local_container  # noqa: F401 - imported before the input is there
     import yaml

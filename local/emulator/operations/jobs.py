@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner_local.emulator import supervisors
-from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, validation
 from llmtuner_local.emulator.shim import cloud, journal
@@ -82,7 +81,7 @@ def launch(context: Context, module: str, folder: Path, spec: dict[str, Any]) ->
     """Start the supervisor of a job; `spec` says what is particular to it (`shim/job.py`)."""
     common = {
         "created": context.now(),
-        "mode": containers.best_mode(),
+        "mode": context.mode,
         "hide": str(context.home),
         "localstack_url": context.localstack_url,
         "stop_seconds": context.limits.stop_seconds,
@@ -110,6 +109,8 @@ def follow(
     if not lines and was_alive:
         return document
     document = dict(document, _offset=offset)
+    if not lines:
+        supervisors.clear_containers(folder)
     for line in lines or [{"time": context.now(), **lost()}]:
         apply(document, line)
     return context.store.put(kind, _name(document), document)

@@ -67,13 +67,13 @@ def _folder(context: Context, name: str) -> Path:
 
 
 def _command(context: Context, app: dict[str, Any]) -> list[str]:
-    """What to run. Only the image itself knows its own entry point, and here no image is run."""
+    """What to run. Only an image that is run knows its own entry point."""
     own = images.command(app["ImageUri"], "process", context.home)
     found = jobs.command(app.get("ContainerEntrypoint", []), app.get("ContainerArguments", []), own)
-    if not found:
+    if not found and context.mode != "docker":
         raise validation(
-            "AppSpecification has neither ContainerEntrypoint nor ContainerArguments. The local emulator does not run "
-            f'images: name the program, or add a rule with "process" for {app["ImageUri"]} to images.json.'
+            "AppSpecification has neither ContainerEntrypoint nor ContainerArguments. As a process "
+            f'no image is run: name the program, or add a rule with "process" for {app["ImageUri"]} to images.json.'
         )
     return found
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner_local.emulator import images, supervisors
-from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.operations import models
 from llmtuner_local.emulator.shim import journal
@@ -31,7 +30,8 @@ def start(context: Context, served: dict[str, Any]) -> Replica:
 
     Args:
         served: `endpoint`, `variant`, `containers` (of served_containers; none: an instance that waits for inference
-            components), `startup` seconds, `described` (how messages call it), `log_group`, `dimensions`.
+            components), `startup` seconds, `described` (how messages call it), `log_group`, `dimensions`,
+            `engine` ("docker", else processes).
     """
     replica = {"variant": served["variant"], "id": f"i-{uuid.uuid4().hex[:17]}", "state": "Starting", "offset": 0}
     if not served["containers"]:
@@ -44,7 +44,7 @@ def _launch(context: Context, served: dict[str, Any], replica: Replica) -> None:
     spec = {
         "endpoint": served["endpoint"],
         "served": served["described"],
-        "mode": containers.best_mode(),
+        "mode": served.get("engine") or context.mode,
         "hide": str(context.home),
         "localstack_url": context.localstack_url,
         "startup_seconds": served["startup"],
@@ -95,6 +95,7 @@ def follow(context: Context, served: dict[str, Any], replica: Replica, *, replac
             replica["state"] = line["state"]
             replica |= {key: line[key] for key in ("port", "ports", "reason") if key in line}
     if not was_alive and replica["state"] != "Failed" and replace:
+        supervisors.clear_containers(place)
         (place / "journal.jsonl").unlink(missing_ok=True)
         replica = dict(replica, state="Starting", offset=0)
         _launch(context, served, replica)
@@ -115,5 +116,6 @@ def has_gone(context: Context, endpoint: str, replica: Replica) -> bool:
         return True
     if supervisors.alive(place):
         return False
+    supervisors.clear_containers(place)
     shutil.rmtree(place, ignore_errors=True)
     return True

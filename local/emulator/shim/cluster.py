@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmtuner_local.emulator.containers.process import Container
+from llmtuner_local.emulator.containers import Container
 from llmtuner_local.emulator.shim import cloud
 from llmtuner_local.emulator.shim.hosts import Host
 from llmtuner_local.emulator.shim.metrics import MachineMetrics

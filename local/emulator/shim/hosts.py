@@ -22,9 +22,10 @@ class Host:
     base: Path
     group: str
     instance_type: str
+    interface: str  # over which it reaches the others
 
 
-def plan(groups: list[tuple[str, str, int]], *, job: str, base: Path, mapped: bool) -> list[Host]:
+def plan(groups: list[tuple[str, str, int]], *, job: str, base: Path, mode: str) -> list[Host]:
     """The hosts of (group, instance type, count), numbered through.
 
     Each job has a block of 127.0.0.0/8, so that several jobs can use the same ports. Where a job cannot have an
@@ -33,13 +34,14 @@ def plan(groups: list[tuple[str, str, int]], *, job: str, base: Path, mapped: bo
     digest = hashlib.sha256(job.encode()).digest()
     block = f"127.{1 + digest[0] % 254}.{digest[1]}"
     several = sum(count for *_, count in groups) > 1
+    interface = "eth0" if mode == "docker" else loopback()
     found: list[Host] = []
     for group, instance_type, count in groups:
         for _ in range(count):
             number = len(found) + 1
             name, address = f"algo-{number}", f"{block}.{number}"
-            alias = address if mapped and several else name
-            found.append(Host(name, alias, address, base / name, group, instance_type))
+            alias = address if mode == "mapped" and several else name
+            found.append(Host(name, alias, address, base / name, group, instance_type, interface))
     return found
 
 
@@ -60,12 +62,12 @@ def names_file(path: Path, hosts: list[Host]) -> Path:
 
 
 def loopback() -> str:
-    """The network interface over which the hosts of a job reach each other here."""
+    """The network interface over which processes of this machine reach each other."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in names), names[0])
 
 
-def resource_config(host: Host, hosts: list[Host], interface: str) -> dict[str, Any]:
+def resource_config(host: Host, hosts: list[Host]) -> dict[str, Any]:
     """resourceconfig.json in its newest known shape; `topology` is set for UltraServer jobs only."""
     names = list(dict.fromkeys(item.group for item in hosts))
     groups = []
@@ -84,6 +86,6 @@ def resource_config(host: Host, hosts: list[Host], interface: str) -> dict[str, 
         "current_group_name": host.group,
         "hosts": [item.alias for item in hosts],
         "instance_groups": groups,
-        "network_interface_name": interface,
+        "network_interface_name": host.interface,
         "topology": None,
     }

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from llmtuner_local.emulator.containers import Container, docker
 from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.shim import cloud, hosts
 from llmtuner_local.emulator.shim.cluster import Cluster, Ending, Member
 from llmtuner_local.emulator.shim.hosts import Host
 from llmtuner_local.emulator.shim.journal import Journal
 from llmtuner_local.emulator.shim.metrics import MachineMetrics
+from llmtuner_local.home import LocalError
 
 SYNC_SECONDS = 3.0
 REASON_CHARACTERS = 1024
@@ -48,6 +50,7 @@ class JobSupervisor:
     """One job from Starting to its end. A subclass tells the story in `live`."""
 
     namespace = ""  # of its logs and metrics
+    default_arguments: tuple[str, ...] = ()  # what an image is given when the request says nothing
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +60,8 @@ class JobSupervisor:
         self.base = folder / "opt-ml"
         self.journal = Journal(folder / "journal.jsonl")
         self.s3 = cloud.client("s3", self.job["localstack_url"])
-        self.hosts = hosts.plan(self.groups(), job=self.name, base=self.base, mapped=self.job["mode"] == "mapped")
+        self.hosts = hosts.plan(self.groups(), job=self.name, base=self.base, mode=self.job["mode"])
+        self.project = self._new_project()
         self.grace = float(self.job["stop_seconds"])
         self.ran = 0.0  # seconds that containers ran before this attempt
         self.running_since: float | None = None
@@ -104,6 +108,9 @@ class JobSupervisor:
 
     def clear(self) -> None:
         """Take the machines away, also what the job has made read-only."""
+        if self.project:
+            self.project.close()
+            self.project = self._new_project()
 
         def open_up(_: Any, path: str, __: Any) -> None:
             for item in (Path(path).parent, Path(path)):
@@ -172,33 +179,66 @@ class JobSupervisor:
         cluster = Cluster(self.namespace)
         self.running_since = time.monotonic()
         self._stream_epoch = max(int(time.time()), self._stream_epoch + 1)
-        names = hosts.names_file(self.folder / "hosts", self.hosts)
         shippers = [
             cloud.LogShipper(
                 self.job["localstack_url"], self.namespace, f"{self.name}/{host.name}-{self._stream_epoch}"
             )
             for host in self.hosts
         ]
-        for host, shipper in zip(self.hosts, shippers, strict=True):
-            container = containers.start(
+        started = self._start_containers({host.name: read_only(host) for host in self.hosts})
+        for host, container, shipper in zip(self.hosts, started, shippers, strict=True):
+            self.journal.write(container=container.process.pid)
+            machine = MachineMetrics(self.name, host.name, host.base, self.job.get("volume_gb", 0))
+            cluster.members.append(Member(host, container, shipper, machine, on_line, cluster.changed))
+        ending = cluster.wait(self.halt, stopping)
+        self.ran, self.running_since = self.seconds(), None
+        if self.project:
+            self.project.close()  # now, not in `clear`: what the containers wrote must be this user's to be uploaded
+        return ending
+
+    def _start_containers(self, read_only: dict[str, list[str]]) -> list[Container]:
+        """A started container for each host."""
+        for host in self.hosts:
+            (host.base / "home").mkdir(parents=True, exist_ok=True)
+        if self.project:
+            return self._start_in_docker(self.project, read_only)
+        names = hosts.names_file(self.folder / "hosts", self.hosts)
+        return [
+            containers.start(
                 self.job["command"],
                 host.base,
                 self._environment(),
                 mode=self.job["mode"],
                 hide=Path(self.job["hide"]),
                 hosts=names,
-                read_only=read_only(host),
+                read_only=read_only[host.name],
             )
-            self.journal.write(container=container.process.pid)
-            machine = MachineMetrics(self.name, host.name, host.base, self.job.get("volume_gb", 0))
-            cluster.members.append(Member(host, container, shipper, machine, on_line, cluster.changed))
-        ending = cluster.wait(self.halt, stopping)
-        self.ran, self.running_since = self.seconds(), None
-        return ending
+            for host in self.hosts
+        ]
+
+    def _start_in_docker(self, project: docker.Project, read_only: dict[str, list[str]]) -> list[Container]:
+        try:
+            definition = self.request.get("AlgorithmSpecification") or self.request["AppSpecification"]
+            names = ("TrainingImage", "ImageUri", "AlgorithmName")
+            project.prepare(
+                "train",
+                {host.name: host.base for host in self.hosts},
+                image=next(definition[name] for name in names if name in definition),
+                environment=self.job["environment"] | {"HOME": "/opt/ml/home"},
+                localstack_url=self.job["localstack_url"],
+                entrypoint=definition.get("ContainerEntrypoint", []),
+                arguments=definition.get("ContainerArguments", []) or self.default_arguments,
+                read_only=read_only,
+            )
+            started = project.up()
+        except LocalError as error:
+            raise JobError(f"ClientError: {error}") from error
+        return [started[host.name] for host in self.hosts]
+
+    def _new_project(self) -> docker.Project | None:
+        return docker.Project(self.folder, Path(self.job["hide"])) if self.job["mode"] == "docker" else None
 
     def _environment(self) -> dict[str, str]:
-        for host in self.hosts:
-            (host.base / "home").mkdir(parents=True, exist_ok=True)
         # A home of its own, outside of what is hidden from the job.
         found = cloud.base_environment() | self.job["environment"] | {"HOME": "/opt/ml/home"}
         mapped = self.job["mode"] == "mapped"

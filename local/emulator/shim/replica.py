@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -69,7 +68,7 @@ class ReplicaSupervisor:
             for shipper in self._shippers:
                 shipper.close()
             for server in self.servers:
-                shutil.rmtree(server.base, ignore_errors=True)
+                server.close()
             self.journal.write(state="Stopped")
 
     def stop(self) -> None:

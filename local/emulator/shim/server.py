@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmtuner_local.emulator.containers import Container, docker
 from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.faults import Faults
 from llmtuner_local.emulator.shim import cloud
@@ -28,7 +30,10 @@ class Server:
         self.replica, self.spec = replica, spec
         self.name: str = spec["name"]
         self.base = folder / spec["folder"]
-        self.container: containers.Container | None = None
+        self.container: Container | None = None
+        self.project: docker.Project | None = None
+        if replica["mode"] == "docker":
+            self.project = docker.Project(folder, Path(replica["hide"]), spec["folder"])
         self.port = 0
         self.healthy = False
         self.failure = ""
@@ -45,6 +50,12 @@ class Server:
     def stop(self) -> None:
         self._stopping = True
         self._wake.set()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self.project:
+            self.project.close()
+        shutil.rmtree(self.base, ignore_errors=True)
 
     def run(self) -> None:
         """Keep the container running; one that was never healthy is given up, any other is started again."""
@@ -85,28 +96,45 @@ class Server:
         reader.join(timeout=5)
         return good
 
-    def _start(self) -> containers.Container:
+    def _start(self) -> Container:
         self._wake.clear()
         if self._stopping:
             self._wake.set()
         self.port = cloud.free_port()
-        # A container may listen everywhere; a process must not.
-        environment = cloud.base_environment() | self.spec["environment"]
-        environment |= {"SAGEMAKER_BIND_TO_PORT": str(self.port), "LLMTUNER_HOST": "127.0.0.1", "HOME": "/opt/ml/home"}
         for name in ("home", "model"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
+        environment = self.spec["environment"] | {"HOME": "/opt/ml/home"}
+        if self.project:
+            self.container = self._start_in_docker(self.project, environment)
+            return self.container
+        environment = cloud.base_environment() | environment
+        environment |= {
+            "SAGEMAKER_BIND_TO_PORT": str(self.port),
+            "LLMTUNER_HOST": "127.0.0.1",
+        }  # a process must not listen everywhere
         self.container = containers.start(
             self.spec["command"], self.base, environment, mode=self.replica["mode"], hide=Path(self.replica["hide"])
         )
         return self.container
 
-    def _read(self, container: containers.Container) -> None:
+    def _start_in_docker(self, project: docker.Project, environment: dict[str, str]) -> Container:
+        if not project.prepared:
+            project.prepare(
+                "serve",
+                {"algo-1": self.base},
+                image=self.spec["image"],
+                environment=environment,
+                localstack_url=self.replica["localstack_url"],
+            )
+        return project.up(self.port)["algo-1"]
+
+    def _read(self, container: Container) -> None:
         for raw in container.output:
             self._shipper.line(raw.decode("utf-8", "replace").rstrip("\r\n"))
         container.process.wait()
         self._wake.set()
 
-    def _await_healthy(self, container: containers.Container) -> bool:
+    def _await_healthy(self, container: Container) -> bool:
         deadline = time.monotonic() + self.replica["startup_seconds"]
         while time.monotonic() < deadline and container.process.poll() is None and not self._stopping:
             if self._answers():
@@ -114,7 +142,7 @@ class Server:
             self._wake.wait(0.1)
         return False
 
-    def _watch(self, container: containers.Container) -> None:
+    def _watch(self, container: Container) -> None:
         """Return when the container has ended, misses too many health checks, or is to stop."""
         missed = 0
         while container.process.poll() is None and not self._stopping:
@@ -135,7 +163,7 @@ class Server:
         )
 
 
-def _stop(container: containers.Container) -> None:
+def _stop(container: Container) -> None:
     if container.process.poll() is None:
         container.terminate()
         deadline = time.monotonic() + STOP_GRACE_SECONDS

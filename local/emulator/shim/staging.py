@@ -9,7 +9,7 @@ from typing import Any
 
 from llmtuner_local.emulator.shim import channels
 from llmtuner_local.emulator.shim.channels import Channel
-from llmtuner_local.emulator.shim.hosts import Host, loopback, resource_config
+from llmtuner_local.emulator.shim.hosts import Host, resource_config
 from llmtuner_local.emulator.shim.pipes import Pipe
 
 FOLDERS = ("input/config", "input/data", "model", "output/data", "code", "checkpoints")
@@ -27,7 +27,7 @@ def stage(s3: Any, request: dict[str, Any], hosts: list[Host], check: Callable[[
         config = host.base / "input" / "config"
         write_json(config / "hyperparameters.json", request.get("HyperParameters", {}))
         write_json(config / "inputdataconfig.json", {channel.name: channel.config() for channel in mine})
-        write_json(config / "resourceconfig.json", resource_config(host, hosts, loopback()))
+        write_json(config / "resourceconfig.json", resource_config(host, hosts))
         for channel in mine:
             number, count = _place(host, hosts, channel)
             data = host.base / "input" / "data"

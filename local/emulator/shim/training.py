@@ -38,6 +38,7 @@ class TrainingSupervisor(JobSupervisor):
     """One training job; after a spot interruption or a failure of the service it starts again."""
 
     namespace = "/aws/sagemaker/TrainingJobs"
+    default_arguments = ("train",)
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
