@@ -61,7 +61,8 @@ class JobSupervisor:
         self.journal = Journal(folder / "journal.jsonl")
         self.s3 = cloud.client("s3", self.job["localstack_url"])
         self.hosts = hosts.plan(self.groups(), job=self.name, base=self.base, mode=self.job["mode"])
-        self.project = self._new_project()
+        # Made now: it gets ready while the data is fetched.
+        self.project = self._new_project() if self.job["mode"] == "docker" else None
         self.grace = float(self.job["stop_seconds"])
         self.ran = 0.0  # seconds that containers ran before this attempt
         self.running_since: float | None = None
@@ -110,7 +111,7 @@ class JobSupervisor:
         """Take the machines away, also what the job has made read-only."""
         if self.project:
             self.project.close()
-            self.project = self._new_project()
+            self.project = None
 
         def open_up(_: Any, path: str, __: Any) -> None:
             for item in (Path(path).parent, Path(path)):
@@ -200,8 +201,8 @@ class JobSupervisor:
         """A started container for each host."""
         for host in self.hosts:
             (host.base / "home").mkdir(parents=True, exist_ok=True)
-        if self.project:
-            return self._start_in_docker(self.project, read_only)
+        if self.job["mode"] == "docker":
+            return self._start_in_docker(read_only)
         names = hosts.names_file(self.folder / "hosts", self.hosts)
         return [
             containers.start(
@@ -216,7 +217,8 @@ class JobSupervisor:
             for host in self.hosts
         ]
 
-    def _start_in_docker(self, project: docker.Project, read_only: dict[str, list[str]]) -> list[Container]:
+    def _start_in_docker(self, read_only: dict[str, list[str]]) -> list[Container]:
+        self.project = project = self.project or self._new_project()
         try:
             definition = self.request.get("AlgorithmSpecification") or self.request["AppSpecification"]
             names = ("TrainingImage", "ImageUri", "AlgorithmName")
@@ -227,7 +229,8 @@ class JobSupervisor:
                 environment=self.job["environment"] | {"HOME": "/opt/ml/home"},
                 localstack_url=self.job["localstack_url"],
                 entrypoint=definition.get("ContainerEntrypoint", []),
-                arguments=definition.get("ContainerArguments", []) or self.default_arguments,
+                arguments=definition.get("ContainerArguments")
+                or (() if "ContainerEntrypoint" in definition else self.default_arguments),
                 read_only=read_only,
             )
             started = project.up()
@@ -235,8 +238,8 @@ class JobSupervisor:
             raise JobError(f"ClientError: {error}") from error
         return [started[host.name] for host in self.hosts]
 
-    def _new_project(self) -> docker.Project | None:
-        return docker.Project(self.folder, Path(self.job["hide"])) if self.job["mode"] == "docker" else None
+    def _new_project(self) -> docker.Project:
+        return docker.Project(self.folder, Path(self.job["hide"]))
 
     def _environment(self) -> dict[str, str]:
         # A home of its own, outside of what is hidden from the job.
