@@ -181,7 +181,8 @@ class Project:
     def close(self) -> None:
         """Remove what belongs to this project, and hand its files over to this user. Once is enough, more do nothing."""
         if self._writer.poll() is None:
-            self._writer.communicate("")
+            self._writer.kill()
+            self._writer.communicate()
         if self._forwarder:
             self._forwarder.close()
             self._forwarder = None

@@ -104,9 +104,10 @@ def main() -> None:
     import yaml
 
     logging.disable(logging.INFO)
-    wanted = json.loads(sys.stdin.read() or "null")
-    if wanted is None:
-        return  # the supervisor needed no containers after all
+    text = sys.stdin.read()
+    if not text:
+        return  # the supervisor has ended before it needed containers
+    wanted = json.loads(text)
     content = compose(wanted)
     (Path(wanted["root"]) / COMPOSE_FILE).write_text(yaml.safe_dump(content, sort_keys=False))
 

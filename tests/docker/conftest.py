@@ -1,0 +1,53 @@
+"""A real Docker engine, the image of target local-docker, and the clients of a local cloud on that target."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker_cloud import DockerCloud, docker
+from emulator.conftest import BUCKET
+
+from llmtuner_kit import aws as aws_module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker for all tests of this folder, and time for the first of them to build the image."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("docker"))
+            item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The image's name; built when it is not there yet."""
+    try:
+        docker("version", "--format", "{{.Server.Version}}")
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        reason = f"no Docker engine answers on this machine ({getattr(error, 'stderr', '') or error})".strip()
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}; .ci/run starts one")
+        pytest.skip(reason)
+    command = [sys.executable, "-m", "llmtuner_local", "docker-image"]
+    built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=880)
+    assert built.returncode == 0, built.stderr
+    return built.stdout.strip()
+
+
+@pytest.fixture
+def engine(image: str, cloud: Path) -> Iterator[DockerCloud]:
+    """The session's local cloud on target local-docker; after the test no container and network of ours is left."""
+    connection = aws_module.connect("local-docker")
+    clients = ("sagemaker", "sagemaker-runtime", "s3", "logs", "cloudwatch")
+    made = DockerCloud(cloud, *(connection.client(name) for name in clients))
+    if BUCKET not in {item["Name"] for item in made.s3.list_buckets()["Buckets"]}:
+        made.s3.create_bucket(Bucket=BUCKET)
+    yield made
+    left = docker("ps", "--all", "--format", "{{.Names}}", "--filter", "label=llmtuner.project").split()
+    left += docker("network", "ls", "--format", "{{.Name}}", "--filter", "label=llmtuner.project").split()
+    assert not left, f"left behind: {left}"
