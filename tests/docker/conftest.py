@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from docker_cloud import DockerCloud, docker
+from docker_cloud import DockerCloud, docker, left_behind
 from emulator.conftest import BUCKET
 
 from llmtuner_kit import aws as aws_module
@@ -48,6 +48,5 @@ def engine(image: str, cloud: Path) -> Iterator[DockerCloud]:
     if BUCKET not in {item["Name"] for item in made.s3.list_buckets()["Buckets"]}:
         made.s3.create_bucket(Bucket=BUCKET)
     yield made
-    left = docker("ps", "--all", "--format", "{{.Names}}", "--filter", "label=llmtuner.project").split()
-    left += docker("network", "ls", "--format", "{{.Name}}", "--filter", "label=llmtuner.project").split()
-    assert not left, f"left behind: {left}"
+    # A deletion that has just been asked for may still be under way.
+    made.until(left_behind, lambda names: not names, seconds=60)

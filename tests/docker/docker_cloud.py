@@ -28,3 +28,10 @@ class DockerCloud(Cloud):
 def docker(*arguments: str) -> str:
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.strip()
+
+
+def left_behind() -> list[str]:
+    """Containers and networks of jobs and endpoints."""
+    chosen = ("--filter", "label=llmtuner.project")
+    containers = docker("ps", "--all", "--format", "{{.Names}}", *chosen).split()
+    return containers + docker("network", "ls", "--format", "{{.Name}}", *chosen).split()
