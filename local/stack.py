@@ -22,6 +22,7 @@ from typing import Any
 from urllib.error import URLError
 
 from llmtuner_local import profile
+from llmtuner_local.emulator.containers import docker
 from llmtuner_local.home import ACCOUNT_ID, REGION, LocalError, cache_folder, home_folder, read_json, write_atomic
 from llmtuner_local.processes import Process, holder_of, start, stop_together
 
@@ -70,6 +71,7 @@ def down() -> list[str]:
     with _lock(home):
         state = read_json(home / "local.json")
         stopped = _stop_supervisors(home)
+        docker.sweep(home)
         for name, grace in (("emulator", 10.0), ("localstack", 6.0)):
             process = Process.of(state.get(name))
             if process and process.alive:

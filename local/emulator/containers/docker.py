@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -242,20 +241,17 @@ def home_id(home: Path) -> str:
     return _short(str(home))
 
 
-def sweep(home: Path, is_alive: Callable[[Path], bool]) -> int:
-    """Remove the containers and networks of supervisors that are gone; returns how many things. Cheap when containers
-    were never used here.
-    """
-    if not (home / MARKER).exists() or not shutil.which("docker"):
+def sweep(home: Path) -> int:
+    """Remove every container and network of a home folder; returns how many. Costs nothing where none was ever used."""
+    if not (home / MARKER).exists():
         return 0
     form = f'{{{{.Label "{FOLDER_LABEL}"}}}}'
     chosen = ["--filter", f"label={HOME_LABEL}={home_id(home)}", "--format", form]
     try:
         found = docker("ps", "--all", *chosen).splitlines() + docker("network", "ls", *chosen).splitlines()
     except EngineError:
-        return 0  # the engine is stopped, and the containers with it
-    gone = [folder for folder in dict.fromkeys(found) if not is_alive(Path(folder))]
-    return sum(clear(Path(folder)) for folder in gone)
+        return 0  # the engine is stopped or gone, and the containers with it
+    return sum(clear(Path(folder)) for folder in dict.fromkeys(found))
 
 
 def clear(folder: Path) -> int:

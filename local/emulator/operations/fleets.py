@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtuner_local.emulator.context import Context, engine
+from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.operations import models, replicas
 
 Variant = dict[str, Any]
@@ -24,7 +24,6 @@ def _variant(context: Context, given: dict[str, Any]) -> Variant:
         "DesiredInstanceCount": given.get("InitialInstanceCount", 1),
         **{name: given[name] for name in _SHOWN if name in given},
         "_instance_type": given.get("InstanceType", ""),
-        "_engine": engine.get(),
         "_startup": given.get("ContainerStartupHealthCheckTimeoutInSeconds", context.limits.startup_seconds),
         "_containers": replicas.served_containers(model) if model else [],
         "_execution": (model or {}).get("InferenceExecutionConfig", {}).get("Mode", "Serial"),
@@ -42,7 +41,6 @@ def served(endpoint: str, variant: Variant) -> dict[str, Any]:
         "variant": name,
         "containers": variant["_containers"],
         "startup": variant["_startup"],
-        "engine": variant.get("_engine", ""),
         "described": f"production variant {name}",
         "log_group": f"/aws/sagemaker/Endpoints/{endpoint}",
         "dimensions": [{"Name": "EndpointName", "Value": endpoint}, {"Name": "VariantName", "Value": name}],

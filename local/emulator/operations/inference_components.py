@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.context import Context, engine
 from llmtuner_local.emulator.errors import not_found, validation
 from llmtuner_local.emulator.operations import component_copies, endpoints, listing, models, placement, replicas, tags
 
@@ -86,7 +86,7 @@ def _containers(context: Context, specification: dict[str, Any]) -> list[dict[st
     if uri := given.get("ArtifactUrl"):
         models.check_access(context, uri, "archive", "")
         definition["ModelDataUrl"] = uri
-    return [{"name": "primary", "definition": definition}]
+    return [{"name": "primary", "definition": definition, "engine": engine.get()}]
 
 
 def _adapter_of(context: Context, params: dict[str, Any], base: str) -> dict[str, Any]:

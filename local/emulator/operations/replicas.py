@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner_local.emulator import images, supervisors
-from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.context import Context, engine
 from llmtuner_local.emulator.operations import models
 from llmtuner_local.emulator.shim import journal
 
@@ -18,9 +18,11 @@ Replica = dict[str, Any]
 
 
 def served_containers(model: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a replica must know of each container of a model, which may be deleted while it serves."""
+    """What a replica must know of each container of a model, which may be deleted while it serves; `engine` is
+    "docker" for one that came through the profile of target local-docker.
+    """
     return [
-        {"name": models.name_of(model, number), "definition": definition}
+        {"name": models.name_of(model, number), "definition": definition, "engine": engine.get()}
         for number, definition in enumerate(models.containers_of(model))
     ]
 
@@ -30,8 +32,7 @@ def start(context: Context, served: dict[str, Any]) -> Replica:
 
     Args:
         served: `endpoint`, `variant`, `containers` (of served_containers; none: an instance that waits for inference
-            components), `startup` seconds, `described` (how messages call it), `log_group`, `dimensions`,
-            `engine` ("docker", else processes).
+            components), `startup` seconds, `described` (how messages call it), `log_group`, `dimensions`.
     """
     replica = {"variant": served["variant"], "id": f"i-{uuid.uuid4().hex[:17]}", "state": "Starting", "offset": 0}
     if not served["containers"]:
@@ -44,7 +45,7 @@ def _launch(context: Context, served: dict[str, Any], replica: Replica) -> None:
     spec = {
         "endpoint": served["endpoint"],
         "served": served["described"],
-        "mode": served.get("engine") or context.mode,
+        "mode": served["containers"][0].get("engine") or context.mode,
         "hide": str(context.home),
         "localstack_url": context.localstack_url,
         "startup_seconds": served["startup"],
