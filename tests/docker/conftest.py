@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 from docker_cloud import DockerCloud, docker, left_behind
-from emulator.conftest import BUCKET
-
-from llmtuner_kit import aws as aws_module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,11 +39,7 @@ def image() -> str:
 @pytest.fixture
 def engine(image: str, cloud: Path) -> Iterator[DockerCloud]:
     """The session's local cloud on target local-docker; after the test no container and network of ours is left."""
-    connection = aws_module.connect("local-docker")
-    clients = ("sagemaker", "sagemaker-runtime", "s3", "logs", "cloudwatch")
-    made = DockerCloud(cloud, *(connection.client(name) for name in clients))
-    if BUCKET not in {item["Name"] for item in made.s3.list_buckets()["Buckets"]}:
-        made.s3.create_bucket(Bucket=BUCKET)
+    made = DockerCloud.connect(cloud)
     yield made
     # A deletion that has just been asked for may still be under way.
     made.until(left_behind, lambda names: not names, seconds=60)

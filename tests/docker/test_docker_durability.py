@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 from docker_cloud import DockerCloud, docker
-from emulator.conftest import BUCKET
-
-from llmtuner_kit import aws as aws_module
 
 
 def local(*arguments: str) -> None:
@@ -21,13 +18,6 @@ def local(*arguments: str) -> None:
         [sys.executable, "-m", "llmtuner_local", *arguments], capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
-
-
-def connect(home: Path) -> DockerCloud:
-    aws_module.forget_connections()
-    connection = aws_module.connect("local-docker")
-    clients = ("sagemaker", "sagemaker-runtime", "s3", "logs", "cloudwatch")
-    return DockerCloud(home, *(connection.client(name) for name in clients))
 
 
 def containers_of(home: Path) -> list[str]:
@@ -46,15 +36,14 @@ def test_a_killed_cloud_keeps_running_jobs_reports_lost_ones_and_down_leaves_not
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    engine = connect(home)
+    engine = DockerCloud.connect(home)
     try:
-        engine.s3.create_bucket(Bucket=BUCKET)
         lost, kept = (engine.train("import time\nprint('running')\ntime.sleep(600)\n") for _ in range(2))
         for name in (lost, kept):
             engine.await_line(name, "running")
         kill(home / "local.json", "emulator")
         kill(home / "jobs" / lost / "supervisor.json")
-        engine = connect(home)
+        engine = DockerCloud.connect(home)
         assert engine.ended(lost)["FailureReason"].startswith("InternalServerError")
         assert engine.describe(kept)["TrainingJobStatus"] == "InProgress"
         assert containers_of(home) == [kept]
