@@ -10,8 +10,6 @@ import pytest
 from botocore.exceptions import ClientError
 from emulator.conftest import BUCKET, ROLE, Cloud, channel, members
 
-from llmtuner_kit import aws as aws_module
-
 FAST = "print('hello')"
 WAITS = """
 import signal, sys, time
@@ -327,9 +325,3 @@ def test_operations_that_are_absent_are_named_and_never_retried(emulator: Cloud)
         emulator.sagemaker.list_hyper_parameter_tuning_jobs()
     assert caught.value.response["Error"]["Code"] == "UnknownOperationException"
     assert caught.value.response["ResponseMetadata"]["RetryAttempts"] == 0
-
-
-def test_containers_are_refused_in_words_rather_than_faked(emulator: Cloud) -> None:
-    docker = aws_module.connect("local-docker").client("sagemaker")
-    with pytest.raises(ClientError, match="containers are not available in this version; use target local"):
-        docker.create_training_job(**emulator.request(FAST))
