@@ -24,7 +24,6 @@ _SERVICES = {
     "AnyScaleFrontendService": ("application-autoscaling", AUTOSCALING),
 }
 _JSON = "application/x-amz-json-1.1"
-_LOCAL_HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 
 
 class App:
