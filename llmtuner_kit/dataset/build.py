@@ -52,17 +52,20 @@ def build(
     plan = Plan(plain, settings)
     total = sum(source.size for source in plain)
     found: dict[int, Summary] = {}
+    tally, merged = Tally(), 0
     for number, summary in pool.run(plan, Context(settings, encoding, work), workers):
         found[number] = summary
         progress("reading and checking rows", min(plan.bytes_planned, total), total)
+        # In the order of the chunks, whichever is done first; what is merged need not be kept.
+        while merged in found:
+            tally.merge(found[merged].tally)
+            found[merged].tally, merged = Tally(), merged + 1
     summaries = [found[number] for number in range(len(found))]
-    tally = Tally()
-    for summary in summaries:
-        tally.merge(summary.tally)
     _refuse(summaries, tally, settings)
     store = Store(work, summaries)
     drop_near = settings.near_duplicates == "drop"
     twins = duplicates.find(store, drop_near=drop_near, progress=lambda n, of: progress("comparing rows", n, of))
+    store.forget("loose")
     _tell_duplicates(store, twins, tally)
     kept = twins.kind == 0
     groups = _groups(store, twins)
@@ -174,19 +177,24 @@ def _groups(store: Store, twins: Duplicates) -> NDArray[np.uint64]:
 
     It is the smallest prompt hash among them, so that it depends on content only.
     """
-    prompts = store.column("prompt").copy()
-    cluster = twins.cluster
+    prompts = store.column("prompt")
+    joined = np.flatnonzero(twins.cluster != np.arange(store.rows))
+    members = np.union1d(joined, twins.cluster[joined])
+    if not len(members):
+        return prompts
+    # Equal prompts are equal numbers already; only rows of clusters can give a number another one to follow.
+    values, place = np.unique(prompts[members], return_inverse=True)
+    clusters, group = np.unique(twins.cluster[members], return_inverse=True)
+    smallest = values.copy()
     while True:
-        before = prompts.copy()
-        smallest = np.full(len(prompts), np.iinfo(np.uint64).max, np.uint64)
-        np.minimum.at(smallest, cluster, prompts)
-        prompts = smallest[cluster]
-        _, inverse = np.unique(store.column("prompt"), return_inverse=True)
-        smallest[:] = np.iinfo(np.uint64).max
-        np.minimum.at(smallest, inverse, prompts)
-        prompts = smallest[inverse]
-        if np.array_equal(before, prompts):
-            return prompts
+        before = smallest.copy()
+        of_cluster = np.full(len(clusters), np.iinfo(np.uint64).max, np.uint64)
+        np.minimum.at(of_cluster, group, smallest[place])
+        np.minimum.at(smallest, place, of_cluster[group])
+        if np.array_equal(before, smallest):
+            break
+    found = np.minimum(np.searchsorted(values, prompts), len(values) - 1)
+    return np.where(values[found] == prompts, smallest[found], prompts)
 
 
 def _split(

@@ -75,7 +75,8 @@ def _converted(
         if mapping is None:
             yield record, _unknown(record)
             continue
-        mappings.setdefault(mapping.describe())
+        if mapping is not _NO_OBJECT:
+            mappings.setdefault(mapping.describe())
         if mapping.shape == "text":
             yield from _plain_text(record, mapping, settings, measure)
             continue

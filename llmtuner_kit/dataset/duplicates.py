@@ -38,6 +38,7 @@ def find(store: Store, *, drop_near: bool, progress: Callable[[int, int], None])
     twin = np.full(total, NONE, np.int64)
     kind = np.zeros(total, np.uint8)
     _exact(store, twin, kind)
+    store.forget("hi", "lo")
     cluster = np.arange(total)
     pairs = _candidates(store, kind, progress)
     texts = _Texts(store)
@@ -55,14 +56,20 @@ def find(store: Store, *, drop_near: bool, progress: Callable[[int, int], None])
 
 
 def _exact(store: Store, twin: Indexes, kind: NDArray[np.uint8]) -> None:
-    high, low = store.column("hi"), store.column("lo")
-    order = np.lexsort((low, high))  # stable: equal rows stay in their order, the first of them is kept
+    high = store.column("hi")
+    order = np.argsort(high, kind="stable")  # equal rows stay in their order, the first of them is kept
+    again = high[order[1:]] == high[order[:-1]]
+    # Only rows that share the first half of their hash need a look at the second.
+    rows = order[np.concatenate([again, [False]]) | np.concatenate([[False], again])]
+    if not len(rows):
+        return
+    high, low = high[rows], store.column("lo")[rows]
+    order = np.lexsort((low, high))
     same = (high[order[1:]] == high[order[:-1]]) & (low[order[1:]] == low[order[:-1]])
-    begins = np.concatenate([[True], ~same]) if len(order) else np.zeros(0, bool)
-    first = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))] if len(order) else order
-    again = ~begins
-    twin[order[again]] = first[again]
-    kind[order[again]] = EXACT
+    begins = np.concatenate([[True], ~same])
+    first = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
+    repeated = rows[order[~begins]]
+    twin[repeated], kind[repeated] = rows[first[~begins]], EXACT
 
 
 def _candidates(store: Store, kind: NDArray[np.uint8], progress: Callable[[int, int], None]) -> NDArray[np.int64]:
@@ -79,14 +86,19 @@ def _candidates(store: Store, kind: NDArray[np.uint8], progress: Callable[[int, 
 
 
 def _pairs(values: NDArray[np.unsignedinteger], rows: Indexes) -> NDArray[np.int64]:
+    """Pairs (later, earlier) of rows with the same value. Most values stand alone and cost their order only."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    begins = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(order) else np.zeros(0, bool)
-    start = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    repeats = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+    if not len(repeats):
+        return np.zeros((0, 2), np.int64)
+    # Runs of neighbouring repeats are one group each, which begins one place before the first of them.
+    begins = np.concatenate([[True], repeats[1:] != repeats[:-1] + 1])
+    start = np.maximum.accumulate(np.where(begins, repeats - 1, 0))
     pairs = []
     for leader in range(_LEADERS):
-        follows = np.flatnonzero(np.arange(len(order)) > start + leader)
-        pairs.append(np.stack([rows[order[follows]], rows[order[start[follows] + leader]]], axis=1))
+        follows = repeats > start + leader
+        pairs.append(np.stack([rows[order[repeats[follows]]], rows[order[start[follows] + leader]]], axis=1))
     return np.concatenate(pairs).astype(np.int64)
 
 

@@ -39,14 +39,20 @@ def assign(
     Groups are ordered by their hash and dealt until a split has its share: sizes are exact to one group, and neither
     the order of the rows nor the order of the files matters.
     """
-    unique, first, inverse, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    split_of_group = np.zeros(len(unique), np.uint8)
-    stratum_of_group = strata[first] if strata is not None else np.zeros(len(unique), np.int64)
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)])
+    del ordered
+    counts = np.diff(begins, append=len(order))
+    split_of_group = np.zeros(len(begins), np.uint8)
+    stratum_of_group = strata[order[begins]] if strata is not None else np.zeros(len(begins), np.int64)
     for stratum in np.unique(stratum_of_group):
-        # np.unique sorts, so positions are in the order of the hashes.
+        # Sorted, so positions are in the order of the hashes.
         members = np.flatnonzero(stratum_of_group == stratum)
         split_of_group[members] = _deal(counts[members], shares)
-    return split_of_group[inverse]
+    found = np.empty(len(order), np.uint8)
+    found[order] = np.repeat(split_of_group, counts)
+    return found
 
 
 def _deal(counts: NDArray[np.int64], shares: Mapping[str, float]) -> NDArray[np.uint8]:

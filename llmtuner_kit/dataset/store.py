@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtuner_kit.dataset.worker import Summary
+from llmtuner_kit.dataset.worker import ENTRY, Summary
 
 
 @dataclass
@@ -33,8 +33,7 @@ class Store:
     def column(self, name: str) -> NDArray[Any]:
         """One field of every row."""
         if name not in self._columns:
-            parts = [self.entries(chunk)[name] for chunk in range(len(self.summaries))]
-            self._columns[name] = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+            self._columns[name] = self._filled(ENTRY[name], lambda chunk: self.entries(chunk)[name])
         return self._columns[name]
 
     def forget(self, *names: str) -> None:
@@ -44,8 +43,16 @@ class Store:
 
     def band(self, number: int) -> NDArray[np.uint32]:
         """One band hash of every row."""
-        parts = [np.load(self._path(chunk, "bands.npy"), mmap_mode="r")[number] for chunk in range(len(self.summaries))]
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+        return self._filled(
+            np.dtype(np.uint32), lambda chunk: np.load(self._path(chunk, "bands.npy"), mmap_mode="r")[number]
+        )
+
+    def _filled(self, kind: np.dtype[Any], part: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
+        """One value of every row, chunk by chunk: a list of parts would hold on to all that they are parts of."""
+        whole = np.empty(self.rows, kind)
+        for chunk in range(len(self.summaries)):
+            whole[self._starts[chunk] : self._starts[chunk + 1]] = part(chunk)
+        return whole
 
     def entries(self, chunk: int) -> NDArray[Any]:
         """The entries of one chunk."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmtuner_kit.dataset import conversion, languages, near, overlong
 from llmtuner_kit.dataset.checks import Finding
@@ -81,12 +83,10 @@ class Worker:
         drafts = list(drafts_of(chunk, self._settings, self._encoding.measure, self._encoding.control_tokens, mappings))
         summary.mappings = list(mappings)
         kept, refused, found = self._measured(drafts, summary)
-        (self._context.folder / f"{chunk.number:06d}.findings").write_bytes(b"".join(found))
+        _put(self._context.folder / f"{chunk.number:06d}.findings", b"".join(found))
         summary.rows, summary.kept, summary.rejected = len(drafts), len(kept), len(refused)
         self._write(chunk, kept, refused, summary)
-        temporary = done.with_suffix(".part")
-        temporary.write_text(json.dumps(_as_json(summary)))
-        temporary.rename(done)
+        _put(done, json.dumps(_as_json(summary)).encode())
         return summary
 
     def close(self) -> None:
@@ -164,11 +164,11 @@ class Worker:
             code = languages.detect(f"{answer}\n{prompt}")
             summary.languages[code] = summary.languages.get(code, 0) + 1
         folder, stem = self._context.folder, f"{chunk.number:06d}"
-        np.save(folder / f"{stem}.entries.npy", entries)
-        np.save(folder / f"{stem}.bands.npy", near.bands(texts))
-        (folder / f"{stem}.rows").write_bytes(b"".join(row.lines + b"\n" for row in kept))
+        _put(folder / f"{stem}.entries.npy", _saved(entries))
+        _put(folder / f"{stem}.bands.npy", _saved(near.bands(texts)))
+        _put(folder / f"{stem}.rows", b"".join(row.lines + b"\n" for row in kept))
         refused.sort(key=lambda item: item[0].row)
-        (folder / f"{stem}.rejected").write_bytes(b"".join(_rejected_line(*item) for item in refused))
+        _put(folder / f"{stem}.rejected", b"".join(_rejected_line(*item) for item in refused))
 
     def _count(self, lines: list[bytes]) -> list[Count]:
         return self._counter.count(lines) if lines else []
@@ -236,6 +236,19 @@ class Counter:
             )
         answer = json.loads(line)
         return Count(error=answer["error"]) if isinstance(answer, dict) else Count(*answer)
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file at once: a worker that outlives a killed preparation may write the same one a moment later."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _saved(values: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
 
 
 def summary_path(folder: Path, number: int) -> Path:

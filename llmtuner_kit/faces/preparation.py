@@ -137,8 +137,9 @@ def _example(item: FindingCount) -> str:
 
 
 def _picture(report: Report) -> Bars:
-    counts = {item.title: item.count for item in report.findings[:15]}
-    return Bars("Findings", counts, "; ".join(f"{name}: {count}" for name, count in counts.items()))
+    most = sorted(report.findings, key=lambda item: -item.count)[:15]
+    counts = {f"{item.title} ({item.effect})": item.count for item in most}
+    return Bars("Findings, rows", counts, "; ".join(f"{name}: {count}" for name, count in counts.items()))
 
 
 def _repeats(report: Report) -> Table:

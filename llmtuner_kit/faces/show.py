@@ -21,7 +21,7 @@ from IPython.display import clear_output, display
 _STYLE = (
     "<style>.lt{font-family:system-ui,sans-serif;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
     ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
-    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600}.lt h4{margin:.2em 0 .4em}.lt .t{background:#2a78;border-radius:2px}"
+    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt h4{margin:.2em 0 .4em}.lt .t{background:#2a78;border-radius:2px}"
     ".lt img{max-width:100%}.lt pre{white-space:pre-wrap;margin:.3em 0}.lt .m{line-height:1.9}</style>"
 )
 

@@ -1,0 +1,61 @@
+"""Killed at any moment, a preparation goes on where it was and makes the same bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dataset.conftest import as_bytes, distinct
+
+PROGRAM = """
+import hashlib, sys
+from pathlib import Path
+from llmtuner_kit.dataset import chunks
+from llmtuner_kit.dataset.build import build
+from llmtuner_kit.dataset.chunks import Source
+from llmtuner_kit.dataset.tokens import open_encoding
+from llmtuner_kit.settings import PrepareSettings
+
+chunks.CHUNK_BYTES = 3000
+path, out, work = map(Path, sys.argv[1:])
+out.mkdir(exist_ok=True)
+work.mkdir(exist_ok=True)
+source = Source("rows.jsonl", path, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+build([source], PrepareSettings(), open_encoding("tiny-llama", 0), "tiny-llama", out, work, lambda *_: None, 2)
+"""
+
+
+def command(path: Path, out: Path, work: Path) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, str(path), str(out), str(work)]
+
+
+def test_a_killed_preparation_goes_on_and_makes_the_same_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(as_bytes([*distinct(300), *distinct(20), {"instruction": "x", "output": ""}]))
+    whole, again, work = tmp_path / "whole", tmp_path / "again", tmp_path / "work"
+    subprocess.run(command(path, whole, tmp_path / "other"), check=True)
+    process = subprocess.Popen(command(path, again, work))
+    while process.poll() is None and len(list(work.glob("*.json"))) < 4:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -9
+    done = {item.name: item.stat().st_mtime_ns for item in work.glob("*.json")}
+    total = len(list((tmp_path / "other").glob("*.json")))
+    assert 4 <= len(done) < total
+    subprocess.run(command(path, again, work), check=True)
+    assert {name: (work / name).stat().st_mtime_ns for name in done} == done
+    names = sorted(item.name for item in whole.iterdir())
+    assert names == [
+        "duplicates.jsonl",
+        "findings.jsonl",
+        "rejected.jsonl",
+        "test.jsonl",
+        "train.jsonl",
+        "validation.jsonl",
+    ]
+    for name in names:
+        assert (again / name).read_bytes() == (whole / name).read_bytes(), name
+    assert sum(1 for _ in map(json.loads, (again / "duplicates.jsonl").read_text().splitlines())) == 20
