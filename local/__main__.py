@@ -122,9 +122,9 @@ def _env(_: argparse.Namespace) -> None:
 
 
 def _install(_: argparse.Namespace) -> None:
-    from llmtuner_local import stack
+    from llmtuner_local import servers
 
-    print(stack.install())
+    print(servers.install())
 
 
 def _base_model(options: argparse.Namespace) -> None:

@@ -1,19 +1,26 @@
-"""Detached processes by pid and start time, so that a recycled pid is never taken for ours."""
+"""Processes that outlive us: started once, found again, stopped together."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+PID_FILE = "supervisor.pid"  # of a supervisor, in its folder
+LOCK_VARIABLE = "LLMTUNER_LOCK_FD"
+_RECORD_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Process:
-    """One process we started: its pid and the time it was created."""
+    """One process we started: its pid and the time it was created, so that a reused pid is not taken for it."""
 
     pid: int
     created: float
@@ -46,36 +53,129 @@ class Process:
         stop_together([self], grace_seconds)
 
 
+class PidFile:
+    """The pid of one process, in a file that this process keeps locked as long as it lives.
+
+    The lock is taken before the process starts and handed over to it: there is no moment at which it runs and is
+    not known, and never two of them. The kernel lets go of the lock with the process, however that ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, command: list[str], *, environment: Mapping[str, str], log: Path, folder: Path) -> Process | None:
+        """Start the process in a session of its own, output to the log; None when one runs already."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if not _take(lock):
+                return None
+            os.ftruncate(lock, 0)
+            with log.open("ab") as output:
+                child = subprocess.Popen(
+                    command,
+                    env={**environment, LOCK_VARIABLE: str(lock)},
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                )
+            os.pwrite(lock, json.dumps({"pid": child.pid}).encode(), 0)
+            return Process(child.pid, psutil.Process(child.pid).create_time())
+        finally:
+            os.close(lock)
+
+    @property
+    def held(self) -> bool:
+        """Whether the process lives."""
+        try:
+            lock = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def process(self) -> Process | None:
+        """The process that lives, or None."""
+        deadline = time.monotonic() + _RECORD_SECONDS
+        while self.held and time.monotonic() < deadline:
+            try:
+                pid = int(json.loads(self.path.read_text())["pid"])
+                found = Process(pid, psutil.Process(pid).create_time())
+                if self.held:  # it was the holder all the while, so the pid is its own
+                    return found
+            except (ValueError, KeyError, FileNotFoundError, psutil.NoSuchProcess):
+                time.sleep(0.02)  # its starter was killed before it wrote the pid; the process does so itself
+        return None
+
+
+def _take(lock: int) -> bool:
+    for _ in range(20):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.005)  # somebody who only looks holds it for microseconds
+    return False
+
+
+def keep_lock() -> None:
+    """In a process that a `PidFile` started: keep the lock from children, and write the pid in its starter's place."""
+    if lock := os.environ.pop(LOCK_VARIABLE, ""):
+        os.set_inheritable(int(lock), False)
+        os.pwrite(int(lock), json.dumps({"pid": os.getpid()}).encode(), 0)
+
+
 def stop_together(processes: list[Process], grace_seconds: float) -> None:
     """Stop several processes with their children; the grace time runs for all of them at once."""
     mains = [item for item in (process.find() for process in processes) if item]
-    families = [*mains, *(child for main in mains for child in main.children(recursive=True))]
+    families = [*mains, *(child for main in mains for child in _children(main))]
     if grace_seconds:
         for main in mains:
-            main.terminate()
+            _signal(main.terminate)
         psutil.wait_procs(mains, timeout=grace_seconds)
-    for item in families:
+    kill(families)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL, and wait until they are gone."""
+    for item in processes:
+        _signal(item.kill)
+    psutil.wait_procs(processes, timeout=5)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except psutil.NoSuchProcess:
+        return
+
+
+def marked(name: str, folder: Path) -> list[tuple[psutil.Process, Path]]:
+    """Processes whose environment variable `name` is a path in a folder, whoever their parent is now, and the path."""
+    found = []
+    for item in psutil.process_iter():
         try:
-            item.kill()
-        except psutil.NoSuchProcess:
+            value = item.environ().get(name)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, OSError):
             continue
-    psutil.wait_procs(families, timeout=5)
-
-
-def start(command: list[str], *, environment: Mapping[str, str], log: Path, folder: Path) -> Process:
-    """Start a process in a session of its own that outlives us; its output goes to the log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            command,
-            env=dict(environment),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return Process(child.pid, psutil.Process(child.pid).create_time())
+        if value and Path(value).is_relative_to(folder):
+            found.append((item, Path(value)))
+    return found
 
 
 def holder_of(port: int) -> str:
@@ -89,9 +189,9 @@ def holder_of(port: int) -> str:
     return ""
 
 
-def reap(pid: int) -> None:
-    """Collect a child that has ended, so that it does not stay as a zombie of a long-lived caller."""
+def reap(pid: int) -> bool:
+    """Collect a child that has ended, so that it does not stay as a zombie; whether it is gone."""
     try:
-        os.waitpid(pid, os.WNOHANG)
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        pass
+        return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,9 +57,8 @@ def write(home: Path, localstack_url: str, sagemaker_url: str) -> None:
         f"      Session: {{DefaultS3Bucket: {BUCKET}}}\n  TrainingJob: {{RoleArn: '{ROLE_ARN}'}}\n"
     )
     write_atomic(folder / "sagemaker-sdk.yaml", sdk)
-    write_atomic(
-        folder / "env", "".join(f"export {k}={v}\n" for k, v in variables(home, localstack_url, sagemaker_url))
-    )
+    lines = [f"export {k}={shlex.quote(v)}\n" for k, v in variables(home, localstack_url, sagemaker_url)]
+    write_atomic(folder / "env", "".join(lines))
 
 
 def variables(home: Path, localstack_url: str, sagemaker_url: str) -> list[tuple[str, str]]:

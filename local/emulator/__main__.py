@@ -12,10 +12,12 @@ from llmtuner_local.emulator.app import App
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.gate import BoundedProtocol
 from llmtuner_local.emulator.store import Store
+from llmtuner_local.processes import keep_lock
 
 
 def main() -> None:
     """Serve on 127.0.0.1 until SIGTERM."""
+    keep_lock()
     parser = argparse.ArgumentParser(prog="python -m llmtuner_local.emulator")
     parser.add_argument("--home", type=Path, required=True, help="state folder of the local cloud")
     parser.add_argument("--port", type=int, required=True)

@@ -16,7 +16,7 @@ from typing import Any
 from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.operations import inference_components, replicas
-from llmtuner_local.emulator.shim import cloud
+from llmtuner_local.emulator.shim import cloud, trees
 
 log = logging.getLogger("llmtuner_local.emulator")
 KIND = inference_components.KIND
@@ -85,7 +85,7 @@ def _load(context: Context, document: dict[str, Any], copy: dict[str, Any]) -> N
     archive = place / f"adapter-{name}.tar.gz"
     try:
         cloud.client("s3", context.localstack_url).download_file(*cloud.split_uri(uri), str(archive))
-        cloud.unpack(archive, place / inside)
+        trees.unpack(archive, trees.make_folder(place, str(inside)))
     except Exception as error:
         # S3's, the file system's and tarfile's errors alike: the adapter cannot be had, and the reason is told.
         raise AdapterError(f"The adapter's files at {uri} cannot be brought to the container: {error}") from error

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 
-from llmtuner_local.emulator import gate, wire
+from llmtuner_local.emulator import gate, supervisors, wire
 from llmtuner_local.emulator.asgi import Receive, Scope, Send, answer, read_body
 from llmtuner_local.emulator.async_inference import AsyncInvocations
 from llmtuner_local.emulator.context import Context, engine
@@ -16,6 +16,8 @@ from llmtuner_local.emulator.keeper import Keeper
 from llmtuner_local.emulator.operations import AUTOSCALING, SAGEMAKER, tags
 from llmtuner_local.emulator.runtime import Runtime
 from llmtuner_local.emulator.runtime_doors import RuntimeDoors
+from llmtuner_local.emulator.shim.cloud import is_unreachable
+from llmtuner_local.emulator.store import StoreError
 
 log = logging.getLogger("llmtuner_local.emulator")
 
@@ -78,20 +80,28 @@ class App:
                 raise not_emulated(name)
             if service == "sagemaker":
                 tags.check(params.get("Tags", []))
-            content = wire.serialise(service, name, table[name](self.context, params))
+            with self.context.store.batch():
+                found = table[name](self.context, params)
+            content = wire.serialise(service, name, found)
             await answer(send, 200, headers, content)
         except ServiceError as error:
             text = {"__type": error.code, "message": error.message, "Message": error.message}
             await answer(send, error.status, headers | {"x-amzn-errortype": error.code}, json.dumps(text).encode())
-        except Exception:
+        except Exception as error:
             log.exception("%s failed", target)
-            text = {"__type": "InternalFailure", "message": f"{target} failed inside the emulator; see its log."}
+            told = f"{target} failed inside the emulator; see its log."
+            if isinstance(error, StoreError):
+                told = str(error)
+            elif is_unreachable(error):
+                told = "LocalStack, which keeps S3 and IAM, does not answer. Start it: llmtuner local up."
+            text = {"__type": "InternalFailure", "message": told}
             await answer(send, 500, headers, json.dumps(text).encode())
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                supervisors.sweep(self.context)
                 self._keeper = asyncio.create_task(Keeper(self.context, self.runtime, self.queues).run())
                 await send({"type": "lifespan.startup.complete"})
             else:

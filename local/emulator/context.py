@@ -13,6 +13,7 @@ from llmtuner_local.emulator.alarms import Alarms
 from llmtuner_local.emulator.containers import process
 from llmtuner_local.emulator.endpoint_metrics import Metrics
 from llmtuner_local.emulator.faults import Faults
+from llmtuner_local.emulator.followed import Followed
 from llmtuner_local.emulator.limits import Limits
 from llmtuner_local.emulator.samples import Samples
 from llmtuner_local.emulator.store import Store
@@ -44,6 +45,10 @@ class Context:
     def mode(self) -> str:
         """How the containers of what is created now run: "docker", or one of the ways to run them as processes."""
         return engine.get() or process.best_mode()
+
+    @cached_property
+    def followed(self) -> Followed:
+        return Followed()
 
     @cached_property
     def faults(self) -> Faults:
@@ -80,7 +85,7 @@ class Context:
     def _client(self, service: str) -> Any:
         from llmtuner_local.emulator.shim.cloud import client
 
-        return client(service, self.localstack_url)
+        return client(service, self.localstack_url, attempts=3)  # it must answer, and cannot wait
 
     def job_folder(self, name: str) -> Path:
         return self.home / "jobs" / name

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from llmtuner_local.emulator import adapters
+from llmtuner_local.emulator import adapters, supervisors
 from llmtuner_local.emulator.async_inference import AsyncInvocations
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError
@@ -57,15 +57,19 @@ class Keeper:
         for kind, refresh in _FOLLOWED:
             for name, document in self.context.store.items(kind):
                 try:
-                    refresh(self.context, document)
+                    with self.context.store.batch():
+                        refresh(self.context, document)
                 except Exception:
                     log.exception("following %s %s failed", kind, name)
                 await asyncio.sleep(0)  # requests come first
         await adapters.keep(self.context)
-        inference_components.give_back_instances(self.context)
+        with self.context.store.batch():
+            inference_components.give_back_instances(self.context)
         self.runtime.forget_gone()
+        supervisors.reap_ended()
         self.context.metrics.sample()
-        scaling.act(self.context)
+        with self.context.store.batch():
+            scaling.act(self.context)
 
     async def _deliver(self) -> None:
         self.queues.report()

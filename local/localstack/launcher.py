@@ -9,6 +9,8 @@ Changed at its seams, before LocalStack imports them:
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,8 +29,16 @@ def listen_on_loopback_only() -> None:
     endpoints.TCP4ServerEndpoint.__init__ = bound
 
 
+def keep_lock() -> None:
+    """As `llmtuner_local.processes.keep_lock`, which this environment has not: the lock says that we live."""
+    if lock := os.environ.pop("LLMTUNER_LOCK_FD", ""):
+        os.set_inheritable(int(lock), False)
+        os.pwrite(int(lock), json.dumps({"pid": os.getpid()}).encode(), 0)
+
+
 def main() -> None:
     """Patch, then hand over to LocalStack's own main."""
+    keep_lock()
     listen_on_loopback_only()
     import outage
     import persistence

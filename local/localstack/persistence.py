@@ -5,7 +5,7 @@ S3 metadata: after an operation and before its answer leaves, what it changed is
 row per bucket, key, unfinished upload. Files that no row names any more are removed after the commit; files
 nobody names (a write that was killed) are swept at the next start.
 IAM, STS, KMS: a snapshot of the service after each changing operation, before its answer.
-Logs: changing requests are journalled before their answer and replayed at the next start.
+Logs: `log_journal.py`.
 CloudWatch keeps its metrics itself (PERSISTENCE=1).
 
 Pickles tie the state to the version of LocalStack, which is pinned.
@@ -19,6 +19,8 @@ import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
+
+from log_journal import LogJournal
 
 _READS = ("Get", "List", "Head", "Select", "Describe", "Filter", "Test", "Verify")
 _SNAPSHOT_SERVICES = ("iam", "kms", "sts")
@@ -56,8 +58,8 @@ class Keeper:
             "CREATE TABLE IF NOT EXISTS keys (bucket TEXT, key TEXT, data BLOB, files TEXT, PRIMARY KEY (bucket, key));"
             "CREATE TABLE IF NOT EXISTS uploads (bucket TEXT, id TEXT, data BLOB, files TEXT, PRIMARY KEY (bucket, id));"
             "CREATE TABLE IF NOT EXISTS services (name TEXT PRIMARY KEY, data BLOB);"
-            "CREATE TABLE IF NOT EXISTS logs (number INTEGER PRIMARY KEY, account TEXT, region TEXT, operation TEXT, request TEXT);"
         )
+        self.logs = LogJournal(self.db, self.lock)
 
     def after(self, _chain: Any, context: Any, _response: Any) -> None:
         """LocalStack calls this for every answer, in the thread that made it."""
@@ -72,12 +74,7 @@ class Keeper:
         elif service in _SNAPSHOT_SERVICES:
             self._commit_service(service)
         elif service == "logs" and context.service_exception is None:
-            request = json.dumps(context.service_request, default=str)
-            with self.lock:
-                self.db.execute(
-                    "INSERT INTO logs (account, region, operation, request) VALUES (?, ?, ?, ?)",
-                    (context.account_id, context.region, operation, request),
-                )
+            self.logs.append(context.account_id, context.region, operation, context.service_request)
 
     # S3
 
@@ -196,7 +193,7 @@ class Keeper:
         for service, data in self.db.execute("SELECT name, data FROM services"):
             if service != "s3-tags":
                 _restore_service(service, pickle.loads(data))
-        _replay_logs(self.db)
+        self.logs.replay()
 
     def _restore_s3(self, pickle: Any) -> set[str]:
         from localstack.services.s3.models import s3_stores
@@ -306,26 +303,3 @@ def _restore_service(service: str, state: dict[str, Any]) -> None:
                     backend.managed_policies.update(value)
                 else:
                     backend.__dict__[name] = value
-
-
-def _replay_logs(db: sqlite3.Connection) -> None:
-    """Apply the journalled requests to the log backend again; groups that were deleted leave the journal."""
-    from moto.logs.models import logs_backends
-
-    for account, region, operation, text in db.execute(
-        "SELECT account, region, operation, request FROM logs ORDER BY number"
-    ):
-        backend, request = logs_backends[account][region], json.loads(text)
-        if operation == "CreateLogGroup":
-            if request["logGroupName"] not in backend.groups:
-                backend.create_log_group(request["logGroupName"], request.get("tags") or {})
-        elif operation == "CreateLogStream":
-            backend.create_log_stream(request["logGroupName"], request["logStreamName"])
-        elif operation == "PutLogEvents":
-            backend.put_log_events(request["logGroupName"], request["logStreamName"], request["logEvents"])
-        elif operation == "DeleteLogGroup":
-            backend.delete_log_group(request["logGroupName"])
-        elif operation == "DeleteLogStream":
-            backend.delete_log_stream(request["logGroupName"], request["logStreamName"])
-        elif operation == "PutRetentionPolicy":
-            backend.put_retention_policy(request["logGroupName"], request["retentionInDays"])

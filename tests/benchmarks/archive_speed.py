@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llmtuner_local.emulator.shim import outputs
+from llmtuner_local.emulator.shim import trees
 
 from llmtuner_kit import packing
 
@@ -50,8 +50,11 @@ def main() -> None:
             with tarfile.open(plain) as archive:
                 archive.extractall(folder, filter="data")
 
+        def pack_fast() -> None:
+            trees.pack(trees.entries(options.model.parent, options.model.name), fast)
+
         rows = [
-            ("kit", fast, lambda: outputs.pack(files, fast), lambda: packing.unpack(fast, folder)),
+            ("kit", fast, pack_fast, lambda: packing.unpack(fast, folder)),
             ("tarfile", plain, pack_plain, unpack_plain),
         ]
         print(f"{size / 1e6:.0f} MB in {len(files)} files, best of {options.rounds}")

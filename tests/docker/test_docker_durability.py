@@ -42,7 +42,7 @@ def test_a_killed_cloud_keeps_running_jobs_reports_lost_ones_and_down_leaves_not
         for name in (lost, kept):
             engine.await_line(name, "running")
         kill(home / "local.json", "emulator")
-        kill(home / "jobs" / lost / "supervisor.json")
+        kill(home / "jobs" / lost / "supervisor.pid")
         engine = DockerCloud.connect(home)
         assert engine.ended(lost)["FailureReason"].startswith("InternalServerError")
         assert engine.describe(kept)["TrainingJobStatus"] == "InProgress"

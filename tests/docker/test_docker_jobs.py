@@ -128,7 +128,7 @@ def test_a_killed_supervisor_leaves_no_container_and_the_job_is_reported_lost(en
     name = engine.train("import time\nprint('running')\ntime.sleep(600)\n")
     engine.await_line(name, "running")
     folder = engine.home / "jobs" / name
-    os.kill(json.loads((folder / "supervisor.json").read_text())["pid"], signal.SIGKILL)
+    os.kill(json.loads((folder / "supervisor.pid").read_text())["pid"], signal.SIGKILL)
     job = engine.ended(name)
     assert job["TrainingJobStatus"] == "Failed"
     assert job["FailureReason"].startswith("InternalServerError")

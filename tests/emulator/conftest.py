@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from botocore.config import Config
-from llmtuner_local.processes import Process, stop_together
+from llmtuner_local.processes import PidFile, stop_together
 
 from llmtuner_kit import aws as aws_module
 
@@ -162,8 +162,8 @@ def quick_home(cloud_home: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     assert process.poll() is None, (home / "log").read_text()[-3000:]
     process.terminate()
     process.wait(10)
-    supervisors = [Process.of(json.loads(path.read_text())) for path in home.glob("endpoints/*/*/*/supervisor.json")]
-    stop_together([item for item in supervisors if item and item.alive], 5)
+    supervisors = [PidFile(path).process() for path in home.glob("endpoints/*/*/*/supervisor.pid")]
+    stop_together([item for item in supervisors if item], 5)
 
 
 def port_answers(port: int) -> bool:

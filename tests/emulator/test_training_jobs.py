@@ -10,6 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 from emulator.conftest import BUCKET, ROLE, Cloud, channel, members
 
+from llmtuner_kit import aws as aws_module
+
 FAST = "print('hello')"
 WAITS = """
 import signal, sys, time

@@ -95,14 +95,23 @@ def test_roles_keys_and_logs_come_back(local: Local) -> None:
     sealed = kms.encrypt(KeyId=key, Plaintext=b"secret")["CiphertextBlob"]
     logs.create_log_group(logGroupName="/g")
     logs.create_log_stream(logGroupName="/g", logStreamName="s")
-    events = [{"timestamp": int(time.time() * 1000), "message": f"line {n}"} for n in range(20)]
-    logs.put_log_events(logGroupName="/g", logStreamName="s", logEvents=events)
+    for n in range(60):  # so many requests that they are written together at a start
+        event = {"timestamp": int(time.time() * 1000), "message": f"line {n}"}
+        logs.put_log_events(logGroupName="/g", logStreamName="s", logEvents=[event])
+    logs.create_log_group(logGroupName="/deleted")
+    logs.create_log_stream(logGroupName="/deleted", logStreamName="s")
+    logs.put_log_events(logGroupName="/deleted", logStreamName="s", logEvents=[event])
+    logs.delete_log_group(logGroupName="/deleted")
+    logs.put_retention_policy(logGroupName="/g", retentionInDays=30)
+    crash(local)
     crash(local)
     iam, kms, logs = (client(local, name) for name in ("iam", "kms", "logs"))
-    assert iam.list_role_policies(RoleName="llmtuner-execution")["PolicyNames"] == ["p"]
+    assert "p" in iam.list_role_policies(RoleName="llmtuner-execution")["PolicyNames"]
     assert kms.decrypt(CiphertextBlob=sealed)["Plaintext"] == b"secret"
     found = logs.get_log_events(logGroupName="/g", logStreamName="s", startFromHead=True)["events"]
-    assert [item["message"] for item in found] == [f"line {n}" for n in range(20)]
+    assert [item["message"] for item in found] == [f"line {n}" for n in range(60)]
+    (group,) = logs.describe_log_groups()["logGroups"]
+    assert (group["logGroupName"], group["retentionInDays"]) == ("/g", 30)
 
 
 def test_no_acknowledged_write_is_lost_however_often_it_is_killed(local: Local) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +112,71 @@ def test_pid_of_somebody_else_is_never_stopped(local: Local) -> None:
         state = {"localstack": {"pid": stranger.pid, "created": 1.0}, "localstack_url": "http://127.0.0.1:9"}
         (local.home / "local.json").write_text(json.dumps(state))
         assert local.run("down").returncode == 0
+        assert stranger.poll() is None
+        stranger.terminate()
+
+
+def test_one_that_lost_its_state_file_is_found_by_its_lock_and_never_started_twice(local: Local) -> None:
+    local.up()
+    pids = local.pids()
+    (local.home / "local.json").write_text('{"localstack": {"pid": 1')  # half-written
+    assert not json.loads(local.run("status", "--json").stdout)["emulator"]["healthy"]
+    assert local.run("down").stdout.startswith("Stopped: emulator, localstack")
+    assert not [pid for pid in pids.values() if psutil.pid_exists(pid)]
+
+
+def test_up_that_is_killed_leaves_nothing_that_the_next_cannot_use(local: Local) -> None:
+    command = [sys.executable, "-m", "llmtuner_local", "up"]
+    with subprocess.Popen(command, env=os.environ | {"LLMTUNER_HOME": str(local.home)}) as first:
+        while not (local.home / "localstack.pid").exists() and first.poll() is None:
+            time.sleep(0.001)
+        first.kill()
+    local.up()
+    home = str(local.home)
+    mine = [item for item in psutil.process_iter(["environ"]) if home in str(item.info["environ"])]
+    assert sum("launcher.py" in " ".join(item.cmdline()) for item in mine) == 1
+
+
+def test_ups_downs_and_resets_at_once_end_in_a_cloud_that_works(local: Local) -> None:
+    commands = [("up",), ("down",), ("up",), ("reset", "--yes"), ("up",)]
+    with ThreadPoolExecutor(len(commands)) as pool:
+        done = list(pool.map(lambda command: local.run(*command), commands))
+    assert [item.returncode for item in done] == [0] * len(commands), [item.stderr for item in done]
+    local.up()
+    assert local.run("status").returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="mounting a small disk needs user namespaces")
+def test_full_disk_is_told_in_words(local: Local) -> None:
+    local.home.mkdir(parents=True)
+    mounts = (
+        'mount -t tmpfs -o size=64k none "$LLMTUNER_HOME" && head -c 1m /dev/zero > "$LLMTUNER_HOME/full"; exec "$@"'
+    )
+    command = ["unshare", "-Urm", "sh", "-c", mounts, "sh", sys.executable, "-m", "llmtuner_local", "up"]
+    values = os.environ | {"LLMTUNER_HOME": str(local.home)}
+    done = subprocess.run(command, env=values, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"The disk of {local.home} is full. Make room there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_home_with_spaces_and_a_long_name_works_and_env_lines_are_quoted(tmp_path: Path) -> None:
+    local = Local(tmp_path / ("a folder with spaces, 'quotes' and $signs " + "x" * 150) / "home")
+    try:
+        found = local.up()
+        script = local.run("env").stdout + 'printf %s "$AWS_CONFIG_FILE"'
+        shown = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+        assert shown == found["config_file"] == str(local.home / "aws" / "config")
+    finally:
+        assert local.run("down").returncode == 0
+
+
+def test_pid_in_a_lock_file_is_trusted_only_while_the_lock_is_held(local: Local) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        local.home.mkdir(parents=True)
+        for name in ("emulator.pid", "localstack.pid"):
+            (local.home / name).write_text(json.dumps({"pid": stranger.pid}))
+        assert "Nothing was running" in local.run("down").stdout
         assert stranger.poll() is None
         stranger.terminate()
 

@@ -1,8 +1,9 @@
 """A container as a plain process that sees a private /opt/ml.
 
-Three ways, best first: bubblewrap (mount and pid namespaces), plain mount namespaces (`unshare`), and path
-mapping (no namespaces, as on macOS: `/opt/ml` in the command and the environment becomes the real folder, and
-SAGEMAKER_BASE_DIR names it). With namespaces the state of the local cloud is hidden from the job.
+Three ways, best first: bubblewrap, plain namespaces (`unshare`), and path mapping (no namespaces, as on macOS:
+`/opt/ml` in the command and the environment becomes the real folder, and SAGEMAKER_BASE_DIR names it). What the
+first two hide from a job is in `view.py`. However a supervisor ends, its container ends with it: by the kernel in
+the first two, and in the third as far as it can be told (`MARK`, by which the emulator finds what is left).
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, get_args
 
 import psutil
-from llmtuner_local.emulator.containers import interpreter
+from llmtuner_local.emulator.containers import interpreter, view
+from llmtuner_local.home import LocalError
+from llmtuner_local.processes import kill, marked
 
 Mode = Literal["bwrap", "unshare", "mapped"]
+MARK = "LLMTUNER_CONTAINER"  # in the environment of every process of a container: the folder that is its /opt/ml
+VARIABLE = "LLMTUNER_CONTAINERS"
 
 
 @dataclass
@@ -29,6 +36,7 @@ class Container:
 
     process: subprocess.Popen[bytes]
     mode: Mode
+    base: Path
 
     @property
     def output(self) -> IO[bytes]:
@@ -36,7 +44,7 @@ class Container:
         return self.process.stdout
 
     def terminate(self) -> None:
-        """SIGTERM to the main process only, as SageMaker does: bubblewrap itself would take the job down at once."""
+        """SIGTERM to the main process only, as SageMaker does."""
         for pid in self._main_pids():
             try:
                 os.kill(pid, signal.SIGTERM)
@@ -57,7 +65,9 @@ class Container:
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
-            return
+            pass
+        if self.mode == "mapped":  # no namespace ends what has moved away from its parent
+            kill([process for process, _ in marked(MARK, self.base)])
 
     def usage(self) -> tuple[float, float]:
         """The CPU time in seconds used by what runs now, and its share (0 to 1) of this machine's memory."""
@@ -77,30 +87,44 @@ class Container:
         return seconds, resident / psutil.virtual_memory().total
 
     def _main_pids(self) -> list[int]:
+        """The user's own process: with namespaces the child of the one that is pid 1 in there."""
         try:
             current = [psutil.Process(self.process.pid)]
-            while current and current[0].name() == "bwrap":
-                current = current[0].children()
+            for _ in range(0 if self.mode == "mapped" else 2):
+                current = [child for item in current for child in item.children()]
             return [item.pid for item in current]
         except psutil.NoSuchProcess:
             return []
+
+    def _end_with_main(self) -> None:
+        self.process.wait()
+        self.kill()
+
+
+def check_forced_mode() -> None:
+    """Raise LocalError when LLMTUNER_CONTAINERS names no way to run a container."""
+    forced = os.environ.get(VARIABLE)
+    if forced and forced not in get_args(Mode):
+        raise LocalError(f"{VARIABLE} is {forced!r}. Valid: {', '.join(get_args(Mode))}, or unset for the best one.")
 
 
 @lru_cache(maxsize=1)
 def best_mode() -> Mode:
     """The best way that works here; LLMTUNER_CONTAINERS=bwrap|unshare|mapped forces one."""
-    modes: tuple[Mode, ...] = ("bwrap", "unshare", "mapped")
-    forced = os.environ.get("LLMTUNER_CONTAINERS")
+    modes: tuple[Mode, ...] = get_args(Mode)
+    forced = os.environ.get(VARIABLE)
     for mode in modes:
         if mode == forced:
             return mode
-    for mode in modes[:2]:
-        command = wrap(["true"], Path("/tmp"), mode=mode, hide=None, hosts=None)  # noqa: S108 - only bound, not used
-        if (
-            shutil.which(command[0])
-            and not subprocess.run(command, capture_output=True, check=False, timeout=20).returncode
-        ):
-            return mode
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        view.prepare(base)
+        for mode in modes[:2]:
+            command = wrap(["true"], base, mode=mode, hide=None, hosts=None)
+            if all(map(shutil.which, (command[0], mode))):
+                done = subprocess.run(command, capture_output=True, check=False, timeout=20)
+                if not done.returncode:
+                    return mode
     return "mapped"
 
 
@@ -120,40 +144,14 @@ def wrap(
         hosts: a file to show as /etc/hosts.
         read_only: folders below /opt/ml that the container may not change.
     """
+    seen = view.View(base, hide, hosts, read_only)
     if mode == "bwrap":
-        line = ["bwrap", "--dev-bind", "/", "/", "--tmpfs", "/opt"]
-        for item in _siblings():
-            line += ["--bind", item, item]
-        line += ["--bind", str(base), "/opt/ml"]
-        for item in read_only:
-            line += ["--ro-bind", str(base / item), f"/opt/ml/{item}"]
-        if hide:
-            line += ["--tmpfs", str(hide)]
-        if hosts:
-            line += ["--ro-bind", str(hosts), "/etc/hosts"]
-        return [*line, "--unshare-pid", "--proc", "/proc", "--die-with-parent", "--chdir", "/opt/ml", "--", *command]
+        return view.bubblewrap(command, seen)
+    # The kernel ends the outer process with the thread that started it; bubblewrap asks for that itself.
+    tied = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
     if mode == "unshare":
-        user = [] if os.geteuid() == 0 else ["-Ur"]
-        script = (
-            'base=$1; hide=$2; hosts=$3; count=$4; shift 4; set -e; keep=$(mktemp -d); mount -t tmpfs none "$keep"; '
-            'mkdir "$keep/ml"; mount --bind "$base" "$keep/ml"; '
-            'while [ "$count" -gt 0 ]; do place="$keep/ml/$1"; mount --bind "$place" "$place"; '
-            'mount -o remount,bind,ro "$place"; shift; count=$((count - 1)); done; '
-            'for item in /opt/*; do [ -e "$item" ] || continue; [ "$item" = /opt/ml ] && continue; '
-            'name=${item##*/}; if [ -d "$item" ]; then mkdir "$keep/$name"; else : >"$keep/$name"; fi; '
-            'mount --rbind "$item" "$keep/$name"; done; '
-            'if [ -n "$hosts" ]; then mount --bind "$hosts" /etc/hosts; fi; '
-            'mount --rbind "$keep" /opt; if [ -n "$hide" ]; then mount -t tmpfs none "$hide"; fi; '
-            'cd /opt/ml; exec "$@"'
-        )
-        extra = [str(base), str(hide or ""), str(hosts or ""), str(len(read_only)), *read_only]
-        return ["unshare", *user, "-m", "--propagation", "private", "sh", "-c", script, "sh", *extra, *command]
-    return command
-
-
-def _siblings() -> list[str]:
-    opt = Path("/opt")
-    return [str(item) for item in sorted(opt.iterdir()) if item.name != "ml"] if opt.is_dir() else []
+        return [*tied, *view.unshare(command, seen)]
+    return [*tied, *command]
 
 
 def start(
@@ -166,27 +164,33 @@ def start(
     hosts: Path | None = None,
     read_only: Sequence[str] = (),
 ) -> Container:
-    """Start a container; its output is a pipe of merged lines. With path mapping `read_only` folders lose their w bits."""
+    """Start a container; its output is a pipe of merged lines. With path mapping `read_only` folders lose their w bits.
+
+    Call it in a thread that lives as long as the container is to: the kernel ends the container with it.
+    """
     values = dict(environment)
     interpreter.prepare(base)
     values |= interpreter.variables(values)
     values.setdefault("PYTHONUNBUFFERED", "1")
-    folder = base
+    values[MARK] = str(base)
+    view.prepare(base)
     if mode == "mapped":
         command = [part.replace("/opt/ml", str(base)) for part in command]
         values = {name: value.replace("/opt/ml", str(base)) for name, value in values.items()}
-        values["SAGEMAKER_BASE_DIR"] = str(base)
+        values |= {"SAGEMAKER_BASE_DIR": str(base), "TMPDIR": str(base / view.TEMPORARY)}
         for item in read_only:
             for path in [base / item, *(base / item).rglob("*")]:
                 path.chmod(path.stat().st_mode & ~0o222)
-    line = wrap(command, base, mode=mode, hide=hide, hosts=hosts, read_only=read_only)
     process = subprocess.Popen(
-        line,
-        cwd=folder,
+        wrap(command, base, mode=mode, hide=hide, hosts=hosts, read_only=read_only),
+        cwd=base,
         env=values,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    return Container(process, mode)
+    container = Container(process, mode, base)
+    if mode == "mapped":  # what its main process leaves running would hold the pipe open for ever
+        threading.Thread(target=container._end_with_main, name="container-end", daemon=True).start()
+    return container

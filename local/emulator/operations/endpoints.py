@@ -62,6 +62,10 @@ def refresh(context: Context, document: dict[str, Any]) -> dict[str, Any] | None
     """Bring an endpoint up to what its supervisors have written since; None when its deletion has ended."""
     if document["EndpointStatus"] == "Deleting":
         return _finish_deletion(context, document)
+    if document["EndpointStatus"] == "InService" and context.followed.is_fresh(
+        KIND, document["EndpointName"], document
+    ):
+        return document
     name, replace = document["EndpointName"], document["EndpointStatus"] in _REPLACING
     changed = dict(document)
     changed["_replicas"] = fleets.follow(context, name, all_variants(document), document["_replicas"], replace=replace)
@@ -74,6 +78,7 @@ def refresh(context: Context, document: dict[str, Any]) -> dict[str, Any] | None
     changed["_retiring"] = [item for item in retiring if not replicas.has_gone(context, name, item)]
     _advance(context, changed)
     if changed == document:
+        context.followed.looked(KIND, name, document)
         return document
     if changed["EndpointStatus"] != document["EndpointStatus"]:
         changed["LastModifiedTime"] = context.now()

@@ -108,6 +108,10 @@ def follow(
     lines, offset = journal.read(folder / "journal.jsonl", document["_offset"])
     if not lines and was_alive:
         return document
+    if not lines and not document["_offset"] and supervisors.launch_again(context, folder):
+        return document  # the emulator was killed between taking the job and starting it
+    if not lines:
+        supervisors.clear(folder)
     document = dict(document, _offset=offset)
     if not lines:
         supervisors.clear_containers(folder)

@@ -96,8 +96,7 @@ def follow(context: Context, served: dict[str, Any], replica: Replica, *, replac
             replica["state"] = line["state"]
             replica |= {key: line[key] for key in ("port", "ports", "reason") if key in line}
     if not was_alive and replica["state"] != "Failed" and replace:
-        supervisors.clear_containers(place)
-        (place / "journal.jsonl").unlink(missing_ok=True)
+        supervisors.clear(place)
         replica = dict(replica, state="Starting", offset=0)
         _launch(context, served, replica)
     return replica
@@ -116,7 +115,8 @@ def has_gone(context: Context, endpoint: str, replica: Replica) -> bool:
     if replica.get("bare"):
         return True
     if supervisors.alive(place):
+        supervisors.signal_stop(place)  # again: the emulator may have been killed before it asked
         return False
-    supervisors.clear_containers(place)
+    supervisors.clear(place)
     shutil.rmtree(place, ignore_errors=True)
     return True

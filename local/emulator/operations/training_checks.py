@@ -98,6 +98,8 @@ def _channels(context: Context, params: dict[str, Any]) -> None:
     names = [channel.name for channel in found]
     if len(set(names)) != len(names):
         raise validation("Channel names must be unique within a training job.")
+    if {".", ".."} & set(names):
+        raise validation("'.' and '..' are no channel names: a channel is a folder of its own.")
     _groups(params, found)
     for channel in found:
         _channel(channel)

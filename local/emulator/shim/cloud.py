@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import os
-import tarfile
-import threading
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from isal import igzip_threaded
+from llmtuner_local.emulator.shim import trees
 from llmtuner_local.home import REGION
 
 _WORKERS = 8
-BLOCK = 1 << 20  # bytes that archives are read and written in
+_RETRY_SECONDS = 1.0
 
 
-class TarFile(tarfile.TarFile):
-    """A tar file that is moved in large blocks."""
+def client(service: str, url: str, *, attempts: int | None = None) -> Any:
+    """A boto3 client of the local cloud.
 
-    copybufsize = BLOCK
-
-
-def client(service: str, url: str) -> Any:
-    """A boto3 client of the local cloud."""
+    Args:
+        attempts: how often a call is tried. None: LocalStack is waited for, however long it is away (it may have been
+            killed, and will be started again), and errors that pass are tried five times.
+    """
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    made = boto3.client(
         service,
         endpoint_url=url,
         region_name=REGION,
         aws_access_key_id="test",
         aws_secret_access_key="test",  # noqa: S106 - LocalStack's well-known dummy
         config=Config(
-            s3={"addressing_style": "path"}, retries={"mode": "standard", "max_attempts": 5}, max_pool_connections=16
+            s3={"addressing_style": "path"},
+            retries={"mode": "standard", "total_max_attempts": attempts or 5},
+            max_pool_connections=16,
         ),
     )
+    if attempts is None:
+        made.meta.events.register_first("needs-retry", _wait_for_localstack)
+    return made
+
+
+def _wait_for_localstack(attempts: int, caught_exception: Exception | None, **_: Any) -> float | None:
+    """Seconds until the next attempt when nothing answered; None leaves the decision to botocore."""
+    return min(0.05 * 2 ** min(attempts, 9), _RETRY_SECONDS) if is_unreachable(caught_exception) else None
+
+
+def is_unreachable(error: Exception | None) -> bool:
+    """Whether an error says that nobody answered, or not to the end."""
+    from botocore.exceptions import ConnectionError as NoConnectionError
+    from botocore.exceptions import HTTPClientError
+
+    return isinstance(error, HTTPClientError | NoConnectionError)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -86,88 +100,21 @@ def relative_name(key: str, prefix: str) -> str:
     return key[prefix.rfind("/") + 1 :]
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar.gz as fast as the disk takes it; names that would leave the folder are refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        igzip_threaded.open(archive, "rb") as inflated,
-        TarFile.open(fileobj=inflated, mode="r|", bufsize=BLOCK) as opened,
-    ):
-        opened.extractall(folder, filter="data")
+def upload(s3: Any, entry: trees.Entry, bucket: str, key: str, extra: dict[str, str]) -> None:
+    """Upload one file that a container left, whatever LocalStack goes through meanwhile.
 
-
-class LogShipper:
-    """Lines of a container to one CloudWatch Logs stream, in batches, by a thread of its own.
-
-    `close` returns when everything is stored: the status of a job turns terminal only after that.
+    Args:
+        extra: boto3's ExtraArgs.
     """
-
-    def __init__(self, url: str, group: str, stream: str) -> None:
-        self._logs = client("logs", url)
-        self._cloudwatch: Any = None
-        self._url, self._group, self._stream = url, group, stream
-        self._lines: list[dict[str, Any]] = []
-        self._points: list[tuple[str, list[dict[str, Any]]]] = []
-        self._wake = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="log-shipper", daemon=True)
-        self._thread.start()
-
-    def line(self, text: str) -> None:
-        """Queue one line; empty ones are kept as a space, as CloudWatch takes no empty message."""
-        with self._wake:
-            self._lines.append({"timestamp": int(time.time() * 1000), "message": text[:250_000] or " "})
-            self._wake.notify()
-
-    def points(self, namespace: str, data: list[dict[str, Any]]) -> None:
-        """Queue metric data."""
-        with self._wake:
-            self._points.append((namespace, data))
-            self._wake.notify()
-
-    def close(self) -> None:
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        self._thread.join()
-
-    def _run(self) -> None:
-        self._create()
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._lines or self._points or self._closing)
-                lines, self._lines = self._lines, []
-                points, self._points = self._points, []
-                closing = self._closing
-            self._send(lines)
-            for namespace, data in points:
-                self._cloudwatch = self._cloudwatch or client("cloudwatch", self._url)
-                self._cloudwatch.put_metric_data(Namespace=namespace, MetricData=data)
-            if closing and not self._lines and not self._points:
-                return
-            if not closing:
-                with self._wake:  # gather for a moment: one call for many lines
-                    self._wake.wait_for(lambda: self._closing, timeout=0.25)
-
-    def _create(self) -> None:
-        for call, name in ((self._logs.create_log_group, None), (self._logs.create_log_stream, self._stream)):
-            try:
-                call(logGroupName=self._group, **({"logStreamName": name} if name else {}))
-            except self._logs.exceptions.ResourceAlreadyExistsException:
-                continue
-
-    def _send(self, lines: list[dict[str, Any]]) -> None:
-        batch: list[dict[str, Any]] = []
-        size = 0
-        for line in lines:
-            weight = len(line["message"].encode()) + 26
-            if batch and (size + weight > 1_000_000 or len(batch) >= 5_000):
-                self._logs.put_log_events(logGroupName=self._group, logStreamName=self._stream, logEvents=batch)
-                batch, size = [], 0
-            batch.append(line)
-            size += weight
-        if batch:
-            self._logs.put_log_events(logGroupName=self._group, logStreamName=self._stream, logEvents=batch)
+    for last in (False, False, True):
+        try:
+            with trees.open_file(entry.base, entry.path) as file:
+                s3.upload_fileobj(file, bucket, key, ExtraArgs=extra)
+            return
+        except s3.exceptions.ClientError as error:
+            # It was completed, but LocalStack was killed before it could say so, and asking again fails.
+            if last or error.response["Error"]["Code"] != "NoSuchUpload":
+                raise
 
 
 def free_port() -> int:

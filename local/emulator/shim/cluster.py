@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmtuner_local.emulator.containers import Container
-from llmtuner_local.emulator.shim import cloud
 from llmtuner_local.emulator.shim.hosts import Host
+from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.metrics import MachineMetrics
 
 LOOK_SECONDS = 0.1
@@ -35,9 +35,9 @@ class Member:
         self,
         host: Host,
         container: Container,
-        shipper: cloud.LogShipper,
+        shipper: LogShipper,
         machine: MachineMetrics,
-        on_line: Callable[[str, cloud.LogShipper], None],
+        on_line: Callable[[str, LogShipper], None],
         changed: threading.Event,
     ) -> None:
         self.host, self.container, self.shipper, self.machine = host, container, shipper, machine

@@ -10,7 +10,6 @@ the job in Starting, and `capacity_reason` ends it there with that FailureReason
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import threading
 import time
@@ -22,10 +21,11 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from llmtuner_local.emulator.containers import Container, docker
 from llmtuner_local.emulator.containers import process as containers
-from llmtuner_local.emulator.shim import cloud, hosts
+from llmtuner_local.emulator.shim import cloud, hosts, trees
 from llmtuner_local.emulator.shim.cluster import Cluster, Ending, Member
 from llmtuner_local.emulator.shim.hosts import Host
 from llmtuner_local.emulator.shim.journal import Journal
+from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.metrics import MachineMetrics
 from llmtuner_local.home import LocalError
 
@@ -93,6 +93,8 @@ class JobSupervisor:
             self.fail(str(error))
         except InternalError:
             self.fail(INTERNAL)
+        except trees.LinkError as error:
+            self.fail(f"AlgorithmError: {error}")
         except Exception as error:
             # The last line of defence of a process nobody watches: the reason must reach Describe.
             self.fail(f"InternalServerError: {type(error).__name__}: {error}")
@@ -112,14 +114,7 @@ class JobSupervisor:
         if self.project:
             self.project.close()
             self.project = None
-
-        def open_up(_: Any, path: str, __: Any) -> None:
-            for item in (Path(path).parent, Path(path)):
-                item.chmod(0o700)
-            shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
-
-        if self.base.exists():
-            shutil.rmtree(self.base, onerror=open_up)
+        trees.remove(self.base)
 
     def stop_asked(self) -> bool:
         return self._stopping.is_set() or (self.folder / "stop").exists()
@@ -166,13 +161,15 @@ class JobSupervisor:
                 code, text = "NoSuchKey", "The specified key does not exist."
             status = error.response["ResponseMetadata"].get("HTTPStatusCode", "")
             raise JobError(f"ClientError: {what} failed:{code} ({status}): {text}") from error
+        except trees.LinkError as error:
+            raise JobError(f"AlgorithmError: {error}") from None
         except (BotoCoreError, OSError, ValueError) as error:
             raise JobError(f"ClientError: {what} failed:{error}") from error
 
     def run_containers(
         self,
         *,
-        on_line: Callable[[str, cloud.LogShipper], None],
+        on_line: Callable[[str, LogShipper], None],
         read_only: Callable[[Host], list[str]],
         stopping: Callable[[str], float],
     ) -> Ending:
@@ -181,9 +178,7 @@ class JobSupervisor:
         self.running_since = time.monotonic()
         self._stream_epoch = max(int(time.time()), self._stream_epoch + 1)
         shippers = [
-            cloud.LogShipper(
-                self.job["localstack_url"], self.namespace, f"{self.name}/{host.name}-{self._stream_epoch}"
-            )
+            LogShipper(self.job["localstack_url"], self.namespace, f"{self.name}/{host.name}-{self._stream_epoch}")
             for host in self.hosts
         ]
         started = self._start_containers({host.name: read_only(host) for host in self.hosts})
@@ -257,6 +252,7 @@ class JobSupervisor:
     def text(self, host: Host, name: str) -> str:
         """The beginning of a short file that the job wrote for the service; empty when it did not."""
         try:
-            return (host.base / name).read_text(errors="replace")[:REASON_CHARACTERS].strip()
-        except (FileNotFoundError, IsADirectoryError):
+            with trees.open_file(host.base, name) as file:
+                return file.read(4 * REASON_CHARACTERS).decode("utf-8", "replace")[:REASON_CHARACTERS].strip()
+        except (OSError, trees.LinkError):  # none, or a link: what that points to is nobody's business
             return ""

@@ -10,22 +10,38 @@ from typing import Any
 
 
 class Journal:
-    """Append-only. A line is written whole or not at all, so a killed writer leaves no half line behind it."""
+    """Append-only. A killed writer leaves no half line behind it; a full disk may, and that line is passed over."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._whole = True
 
     def write(self, **values: Any) -> None:
-        os.write(self._file, (json.dumps({"time": round(time.time(), 3), **values}) + "\n").encode())
+        """Append one line; raises OSError when the disk does not take it."""
+        line = (json.dumps({"time": round(time.time(), 3), **values}) + "\n").encode()
+        if not self._whole:
+            line = b"\n" + line
+        self._whole = False
+        self._whole = os.write(self._file, line) == len(line)
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The lines after a byte offset, and the offset behind the last whole one."""
     try:
+        if path.stat().st_size <= offset:
+            return [], offset
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:
         return [], offset
     end = data.rfind(b"\n") + 1
-    return [json.loads(line) for line in data[:end].splitlines()], offset + end
+    return [line for line in map(_parsed, data[:end].splitlines()) if line], offset + end
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -8,27 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from llmtuner_local.emulator.shim import channels, cloud
+from llmtuner_local.emulator.shim import channels, cloud, trees
 
 log = logging.getLogger(__name__)
 _WORKERS = 8
-Mark = tuple[int, int]  # size and time of change
 
 
 class Mirror:
     """New and changed files go up; with `deletes`, what the job removed goes away in S3 too."""
 
-    def __init__(self, s3: Any, folder: Path, uri: str, extra: dict[str, str], *, deletes: bool) -> None:
-        self._s3, self._folder, self._extra, self._deletes = s3, folder, extra, deletes
+    def __init__(self, s3: Any, base: Path, name: str, uri: str, extra: dict[str, str], *, deletes: bool) -> None:
+        self._s3, self._base, self._name, self._extra, self._deletes = s3, base, name, extra, deletes
         self._bucket, prefix = cloud.split_uri(uri)
         self._prefix = prefix if prefix.endswith("/") or not prefix else prefix + "/"
-        self._known: dict[str, Mark] = {}
+        self._known: dict[str, trees.Entry] = {}
         self._one = threading.Lock()
 
     def pull(self) -> None:
         """Bring down what S3 has; that much is known and will not be sent again."""
         uri = f"s3://{self._bucket}/{self._prefix}"
-        channels.download(self._s3, channels.objects(self._s3, uri), self._folder)
+        channels.download(self._s3, channels.objects(self._s3, uri), self._base / self._name)
         self._known = self._marks()
 
     def push(self) -> int:
@@ -37,7 +36,7 @@ class Mirror:
             marks = self._marks()
             changed = [name for name, mark in marks.items() if self._known.get(name) != mark]
             with ThreadPoolExecutor(_WORKERS) as pool:
-                sent = list(pool.map(self._send, changed))
+                sent = list(pool.map(self._send, changed, [marks[name] for name in changed]))
             self._known |= {name: marks[name] for name, done in zip(changed, sent, strict=True) if done}
             gone = [name for name in self._known if name not in marks]
             for name in gone:
@@ -46,23 +45,15 @@ class Mirror:
                     self._s3.delete_object(Bucket=self._bucket, Key=self._prefix + name)
             return sum(sent)
 
-    def _send(self, name: str) -> bool:
+    def _send(self, name: str, entry: trees.Entry) -> bool:
         try:
-            self._s3.upload_file(str(self._folder / name), self._bucket, self._prefix + name, ExtraArgs=self._extra)
-        except FileNotFoundError:
-            return False  # the job has removed or renamed it; the next round sees what is there then
+            cloud.upload(self._s3, entry, self._bucket, self._prefix + name, self._extra)
+        except OSError:
+            return False  # the job has removed, renamed or replaced it; the next round sees what is there then
         return True
 
-    def _marks(self) -> dict[str, Mark]:
-        found = {}
-        for path in self._folder.rglob("*"):
-            try:
-                if path.is_file() and not path.is_symlink():
-                    state = path.stat()
-                    found[path.relative_to(self._folder).as_posix()] = (state.st_size, state.st_mtime_ns)
-            except FileNotFoundError:
-                continue
-        return found
+    def _marks(self) -> dict[str, trees.Entry]:
+        return {name: entry for name, entry in trees.entries(self._base, self._name).items() if entry.is_file}
 
 
 class Keeper:

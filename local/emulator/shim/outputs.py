@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from isal import igzip_threaded
-from llmtuner_local.emulator.shim import cloud
+from llmtuner_local.emulator.shim import cloud, trees
+from llmtuner_local.emulator.shim.trees import Entry
 
 _WORKERS = 8
 
 
-def merged(folders: list[Path]) -> dict[str, Path]:
-    """Every file and folder by its name below any of the folders; where several hosts wrote one, the newest counts."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
-            name = path.relative_to(folder).as_posix()
-            if name not in found or path.lstat().st_mtime_ns >= found[name].lstat().st_mtime_ns:
-                found[name] = path
+def merged(bases: list[Path], name: str) -> dict[str, Entry]:
+    """What is in the folder `name` of any host; where several hosts wrote one file, the newest counts."""
+    found: dict[str, Entry] = {}
+    for base in bases:
+        for inside, entry in trees.entries(base, name).items():
+            if inside not in found or entry.modified_ns >= found[inside].modified_ns:
+                found[inside] = entry
     return dict(sorted(found.items()))
 
 
-def pack(files: dict[str, Path], target: Path) -> None:
-    """A tar.gz of files by their names in it, deflated by as many threads as there are processors."""
-    with (
-        igzip_threaded.open(target, "wb", compresslevel=1, threads=os.cpu_count() or 1) as deflated,
-        cloud.TarFile.open(fileobj=deflated, mode="w|", bufsize=cloud.BLOCK) as archive,
-    ):
-        for name, path in files.items():
-            archive.add(path, arcname=name, recursive=False)
-
-
-def upload_archive(s3: Any, files: dict[str, Path], target: Path, uri: str, extra: dict[str, str]) -> None:
-    """Pack (fast compression: weights hardly shrink) and upload a tar.gz; `target` is where it is written first."""
-    pack(files, target)
-    s3.upload_file(str(target), *cloud.split_uri(uri), ExtraArgs=extra)
+def upload_archive(s3: Any, files: dict[str, Entry], target: Path, uri: str, extra: dict[str, str]) -> None:
+    """Pack and upload a tar.gz; `target` is where it is written first."""
+    trees.pack(files, target)
+    packed = trees.entries(target.parent, ".")[target.name]
+    cloud.upload(s3, packed, *cloud.split_uri(uri), extra)
     target.unlink()
 
 
-def upload_files(s3: Any, files: dict[str, Path], uri: str, extra: dict[str, str]) -> None:
-    """Upload every file under a prefix."""
+def upload_files(s3: Any, files: dict[str, Entry], uri: str, extra: dict[str, str]) -> None:
+    """Upload every file under a prefix; links are left out."""
     bucket, prefix = cloud.split_uri(uri)
     base = prefix if prefix.endswith("/") or not prefix else prefix + "/"
-    single = [(name, path) for name, path in files.items() if path.is_file()]
+    single = [(name, entry) for name, entry in files.items() if entry.is_file]
     with ThreadPoolExecutor(_WORKERS) as pool:
-        sent = [pool.submit(s3.upload_file, str(path), bucket, base + name, ExtraArgs=extra) for name, path in single]
+        sent = [pool.submit(cloud.upload, s3, entry, bucket, base + name, extra) for name, entry in single]
     for item in sent:
         item.result()
 

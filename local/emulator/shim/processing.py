@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmtuner_local.emulator.shim import channels, outputs
@@ -99,7 +99,7 @@ class ProcessingSupervisor(JobSupervisor):
 
     def _mirrors(self, output: dict[str, Any]) -> list[Mirror]:
         return [
-            Mirror(self.s3, _below(host, output["LocalPath"]), output["S3Uri"], self._encryption(), deletes=False)
+            Mirror(self.s3, host.base, _inside(output["LocalPath"]), output["S3Uri"], self._encryption(), deletes=False)
             for host in self.hosts
         ]
 
@@ -116,7 +116,7 @@ class ProcessingSupervisor(JobSupervisor):
             return
         with self.transfer("Output upload"):
             for output in self._outputs("EndOfJob"):
-                files = outputs.merged([_below(host, output["LocalPath"]) for host in self.hosts])
+                files = outputs.merged([host.base for host in self.hosts], _inside(output["LocalPath"]))
                 outputs.upload_files(self.s3, files, output["S3Uri"], self._encryption())
         stopped = ending.reason or self.stop_asked()
         self.end(status="Stopped" if stopped else "Completed", exit_message=message)
@@ -130,7 +130,11 @@ class ProcessingSupervisor(JobSupervisor):
 
 def _below(host: Host, path: str) -> Path:
     """A path of the container on this machine."""
-    return host.base / Path(path).relative_to("/opt/ml")
+    return host.base / _inside(path)
+
+
+def _inside(path: str) -> str:
+    return PurePosixPath(path).relative_to("/opt/ml").as_posix()
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from llmtuner_local.emulator.shim import cloud
+from llmtuner_local.emulator.shim import cloud, trees
 from llmtuner_local.emulator.shim.journal import Journal
+from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.server import Server
 
 NAMESPACE = "/aws/sagemaker/Endpoints"
@@ -35,7 +36,7 @@ class ReplicaSupervisor:
         self.journal = Journal(folder / "journal.jsonl")
         self.stopping = threading.Event()
         self.servers = [Server(self.spec, item, folder, self._changed) for item in self.spec["containers"]]
-        self._shippers: list[cloud.LogShipper] = []
+        self._shippers: list[LogShipper] = []
         self._changing = threading.Lock()
         self._state = "Starting"
 
@@ -51,7 +52,7 @@ class ReplicaSupervisor:
             self._fetch_models()
             for server in self.servers:
                 stream = server.spec["log_stream"]
-                shipper = cloud.LogShipper(self.spec["localstack_url"], self.spec["log_group"], stream)
+                shipper = LogShipper(self.spec["localstack_url"], self.spec["log_group"], stream)
                 self._shippers.append(shipper)
                 server.ship_to(shipper)
             threads = [threading.Thread(target=server.run, name=server.name) for server in self.servers]
@@ -136,7 +137,7 @@ def _fetch(s3: Any, source: dict[str, str], target: Path, scratch: Path) -> None
         return
     archive = scratch / "model.tar.gz"
     s3.download_file(bucket, key, str(archive))
-    cloud.unpack(archive, target)
+    trees.unpack(archive, target)
     archive.unlink()
 
 

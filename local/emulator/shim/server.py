@@ -14,6 +14,7 @@ from llmtuner_local.emulator.containers import Container, docker
 from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.faults import Faults
 from llmtuner_local.emulator.shim import cloud
+from llmtuner_local.emulator.shim.logs import LogShipper
 
 STOP_GRACE_SECONDS = 30
 PING_TIMEOUT_SECONDS = 2.0
@@ -42,9 +43,9 @@ class Server:
         self._was_healthy = False
         self._stopping = False
         self._wake = threading.Event()  # the container has ended, or the server is to stop
-        self._shipper: cloud.LogShipper
+        self._shipper: LogShipper
 
-    def ship_to(self, shipper: cloud.LogShipper) -> None:
+    def ship_to(self, shipper: LogShipper) -> None:
         self._shipper = shipper
 
     def stop(self) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from llmtuner_local.emulator.shim import hosts, outputs, staging
-from llmtuner_local.emulator.shim.cloud import LogShipper
 from llmtuner_local.emulator.shim.cluster import Ending
 from llmtuner_local.emulator.shim.job import (
     REASON_CHARACTERS,
@@ -22,9 +21,11 @@ from llmtuner_local.emulator.shim.job import (
     JobError,
     JobSupervisor,
 )
+from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.metrics import AlgorithmMetrics
 from llmtuner_local.emulator.shim.mirror import Keeper, Mirror
 from llmtuner_local.emulator.shim.pipes import Pipe
+from llmtuner_local.emulator.shim.trees import LinkError
 
 CHECKPOINTS = "/opt/ml/checkpoints"
 _ENDS = {
@@ -65,7 +66,7 @@ class TrainingSupervisor(JobSupervisor):
                 ending = self._attempt()
                 if ending.reason == "error":
                     raise InternalError
-            except (HaltError, JobError):
+            except (HaltError, JobError, LinkError):
                 raise
             except Exception:
                 if not self.attempts_left:
@@ -158,8 +159,8 @@ class TrainingSupervisor(JobSupervisor):
         config = self.request.get("CheckpointConfig")
         if config is None:
             return []
-        local = Path(config.get("LocalPath", CHECKPOINTS)).relative_to("/opt/ml")
-        return [Mirror(self.s3, host.base / local, config["S3Uri"], {}, deletes=True) for host in self.hosts]
+        local = PurePosixPath(config.get("LocalPath", CHECKPOINTS)).relative_to("/opt/ml").as_posix()
+        return [Mirror(self.s3, host.base, local, config["S3Uri"], {}, deletes=True) for host in self.hosts]
 
     def _finish(self, ending: Ending) -> None:
         if ending.code and not ending.reason:
@@ -194,7 +195,7 @@ class TrainingSupervisor(JobSupervisor):
         self._upload("output/data", self.job["output_uri"], only_if_any=True)
 
     def _upload(self, name: str, uri: str, *, only_if_any: bool = False) -> None:
-        files = outputs.merged([host.base / name for host in self.hosts])
+        files = outputs.merged([host.base for host in self.hosts], name)
         if only_if_any and not files:
             return
         extra = outputs.encryption(self.request["OutputDataConfig"].get("KmsKeyId"))

@@ -1,0 +1,248 @@
+"""Starting the two servers of the local cloud: LocalStack in its own environment, and the SageMaker emulator."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+from llmtuner_local.home import LocalError, cache_folder, locked, write_atomic
+from llmtuner_local.processes import PidFile, Process, holder_of
+
+LOCALSTACK_VERSION = "4.10.0"
+SERVICES = "s3,sts,iam,kms,logs,cloudwatch"
+_START_SECONDS = 90
+_ANSWER_SECONDS = 10  # a server that runs may be busy; after this it counts as hung and is started anew
+_FULL_BYTES = 1_000_000
+_ANY_PORTS = range(20_000, 32_000)
+
+
+def localstack_pid(home: Path) -> PidFile:
+    return PidFile(home / "localstack.pid")
+
+
+def emulator_pid(home: Path) -> PidFile:
+    return PidFile(home / "emulator.pid")
+
+
+def remember(home: Path, state: dict[str, Any]) -> None:
+    """Write `local.json`."""
+    write_atomic(home / "local.json", json.dumps(state, indent=2))
+
+
+def install() -> Path:
+    """LocalStack's own environment in the cache, built once; returns its Python."""
+    folder = cache_folder() / f"localstack-{LOCALSTACK_VERSION}"
+    python = folder / "bin" / "python"
+    marker = folder / ".complete"
+    if marker.exists():
+        return python
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.parent / f".localstack-{LOCALSTACK_VERSION}.lock"):
+        if not marker.exists():
+            print("Installing LocalStack into an environment of its own (once, about half a minute).", file=sys.stderr)
+            requirements = Path(__file__).parent / "localstack" / "requirements.txt"
+            shutil.rmtree(folder, ignore_errors=True)
+            for command in (
+                [sys.executable, "-m", "venv", str(folder)],
+                [
+                    str(python),
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    "--no-deps",
+                    "-r",
+                    str(requirements),
+                ],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise LocalError(f"LocalStack could not be installed: {done.stderr.strip()[-800:]}")
+            marker.touch()
+    return python
+
+
+def given_localstack() -> str:
+    """The address of a LocalStack that is somebody else's, or nothing."""
+    return os.environ.get("LLMTUNER_LOCALSTACK_URL", "").rstrip("/")
+
+
+def start_localstack(home: Path, state: dict[str, Any]) -> None:
+    """Use the given one, or the one that runs, or start it; `state` gets its address."""
+    if url := given_localstack():
+        if not answers(url, any_status=True):
+            raise LocalError(f"Nothing answers at LLMTUNER_LOCALSTACK_URL={url}. Start it, or unset the variable.")
+        state["localstack_url"] = url
+        return
+    file = localstack_pid(home)
+    if running := file.process():
+        if _answers_soon(running, state.get("localstack_url"), "/_localstack/health"):
+            return
+        running.stop(5)
+    python = install()
+    port = _port("LLMTUNER_LOCALSTACK_PORT", 4566, "LocalStack", state.get("localstack_port"))
+    root = home / "localstack"
+    root.mkdir(exist_ok=True)
+    environment = _environment() | {
+        "SERVICES": SERVICES,
+        "OVERRIDE_IN_DOCKER": "0",  # a /.dockerenv on the host would make it ignore FILESYSTEM_ROOT
+        "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+        "DNS_ADDRESS": "0",
+        "FILESYSTEM_ROOT": str(root),
+        "XDG_CACHE_HOME": str(python.parents[1] / "cache"),
+        "SKIP_SSL_CERT_DOWNLOAD": "1",
+        "DISABLE_EVENTS": "1",
+        "EAGER_SERVICE_LOADING": "1",
+        "PERSISTENCE": "1",
+        "S3_SKIP_SIGNATURE_VALIDATION": "0",
+        "S3_SKIP_KMS_KEY_VALIDATION": "0",
+        "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
+        "LLMTUNER_S3_FOLDER": str(home / "s3"),
+        "LLMTUNER_FAULTS_FOLDER": str(home),
+    }
+    catalog = _seed_catalog(python.parents[1], root)
+    command = [str(python), str(Path(__file__).parent / "localstack" / "launcher.py")]
+    state |= {"localstack_port": port, "localstack_url": f"http://127.0.0.1:{port}"}
+    _start(home, state, "localstack", file, command, environment)
+    _wait(home, file, state["localstack_url"] + "/_localstack/health", "LocalStack", "localstack")
+    _keep_catalog(python.parents[1], catalog)
+
+
+def start_emulator(home: Path, state: dict[str, Any]) -> None:
+    """Use the one that runs on this LocalStack, or start it; `state` gets its address."""
+    file = emulator_pid(home)
+    if running := file.process():
+        same = state.get("emulator_on") == state["localstack_url"]
+        if same and _answers_soon(running, state.get("sagemaker_url"), "/_health"):
+            return
+        running.stop(10)
+    port = _port("LLMTUNER_SAGEMAKER_PORT", 4580, "the SageMaker emulator", state.get("sagemaker_port"))
+    command = [sys.executable, "-m", "llmtuner_local.emulator", "--home", str(home), "--port", str(port)]
+    command += ["--localstack-url", state["localstack_url"]]
+    url = f"http://127.0.0.1:{port}"
+    state |= {"emulator_on": state["localstack_url"], "sagemaker_port": port, "sagemaker_url": url}
+    _start(home, state, "emulator", file, command, _environment())
+    _wait(home, file, url + "/_health", "the SageMaker emulator", "emulator")
+
+
+def _start(
+    home: Path, state: dict[str, Any], name: str, file: PidFile, command: list[str], environment: dict[str, str]
+) -> None:
+    """Start a server; where it will be found is written first, for an `up` that is killed meanwhile."""
+    remember(home, state)
+    process = file.start(command, environment=environment, log=_log(home, name), folder=home)
+    if process:
+        state[name] = process.record()
+    remember(home, state)
+
+
+def _log(home: Path, name: str) -> Path:
+    return home / "logs" / f"{name}.log"
+
+
+def _answers_soon(process: Process, url: str | None, path: str) -> bool:
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while url and process.alive and time.monotonic() < deadline:
+        if answers(url + path):
+            return True
+        time.sleep(0.05)  # a process gives no event for "ready"; its health address is the only sign
+    return False
+
+
+def _seed_catalog(environment: Path, root: Path) -> Path:
+    """LocalStack's index of all AWS services takes seconds to build: every new state folder gets a copy."""
+    folder = root / "var" / "lib" / "localstack" / "cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kept in environment.glob("service-catalog-*.dill"):
+        if not (folder / kept.name).exists():
+            shutil.copy(kept, folder / kept.name)
+    return folder
+
+
+def _keep_catalog(environment: Path, folder: Path) -> None:
+    for made in folder.glob("service-catalog-*.dill"):
+        if not (environment / made.name).exists():
+            part = environment / f".{made.name}-{os.getpid()}"
+            shutil.copy(made, part)
+            part.replace(environment / made.name)
+
+
+def _environment() -> dict[str, str]:
+    """The caller's environment without AWS settings: the local cloud must not reach for a real account."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+
+
+def _port(variable: str, default: int, who: str, last: int | None) -> int:
+    wanted = os.environ.get(variable, str(default))
+    if not wanted.isdigit() or int(wanted) > 65535:
+        raise LocalError(f"{variable} is {wanted!r}. Valid: a port number, or 0 for any free port.")
+    if port := int(wanted):
+        if _is_free(port):
+            return port
+        holder = holder_of(port)
+        raise LocalError(
+            f"Port {port} for {who} is taken{f' by {holder}' if holder else ''}. "
+            f"Stop what holds it, or set {variable} to a free port (0: any), then run `llmtuner local up`."
+        )
+    # Below the ports that systems give to outgoing connections: one of these could take it while we are down.
+    candidates = [last] if last else []
+    candidates += random.sample(_ANY_PORTS, 50)
+    for port in candidates:
+        if _is_free(port):
+            return port
+    raise LocalError(f"No free port was found for {who}. Set {variable} to one.")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _wait(home: Path, file: PidFile, url: str, who: str, name: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    log = _log(home, name)
+    while not answers(url):
+        running = file.held
+        if running and time.monotonic() < deadline:
+            time.sleep(0.03)  # a process gives no event for "ready"; its health address is the only sign
+            continue
+        if shutil.disk_usage(home).free < _FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(home))
+        if not running:
+            raise LocalError(f"{who} ended while starting. The last lines of {log}:\n{_tail(log)}")
+        if process := file.process():
+            process.stop(2)
+        raise LocalError(f"{who} did not answer within {_START_SECONDS} s. The last lines of {log}:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+
+
+def answers(url: str, *, any_status: bool = False) -> bool:
+    """Whether a GET is answered with 200, or at all."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:
+        return any_status
+    except (URLError, OSError):
+        return False
