@@ -10,7 +10,7 @@ import uvicorn
 from llmtuner_local.emulator import wire
 from llmtuner_local.emulator.app import App
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.gate import BoundedProtocol
+from llmtuner_local.emulator.direct_door import DirectProtocol
 from llmtuner_local.emulator.store import Store
 from llmtuner_local.processes import keep_lock
 
@@ -34,10 +34,11 @@ def main() -> None:
         host="127.0.0.1",
         port=options.port,
         access_log=False,
+        http=DirectProtocol,
+        proxy_headers=False,
         log_config=None,  # ours is set already; uvicorn's own would drop it
         timeout_graceful_shutdown=2,
         server_header=False,
-        http=BoundedProtocol,
     )
     uvicorn.Server(config).run()
 

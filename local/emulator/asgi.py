@@ -23,10 +23,15 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise ServiceError("413", f"HTTP content length exceeded {limit} bytes.", 413)
+            raise too_large(limit)
         parts.append(part)
         if not message.get("more_body"):
             return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+
+def too_large(limit: int) -> ServiceError:
+    """The refusal of a body with more than `limit` bytes."""
+    return ServiceError("413", f"HTTP content length exceeded {limit} bytes.", 413)
 
 
 async def begin(send: Send, status: int, headers: dict[str, str]) -> None:

@@ -147,8 +147,8 @@ class AsyncInvocations:
         await self._deliver(name, request_id, content, sent["content-type"])
         meter = self._meter(name)
         meter.count("InvocationsProcesssed")  # AWS's spelling
-        meter.observe("TimeInBacklog", started - document["received"])
-        meter.observe("TotalProcessingTime", self.context.now() - document["received"])
+        meter.observe("TimeInBacklog", (started - document["received"]) * 1000)
+        meter.observe("TotalProcessingTime", (self.context.now() - document["received"]) * 1000)
 
     def _input(self, document: dict[str, Any]) -> bytes:
         if not document["location"]:

@@ -13,10 +13,11 @@ from typing import Any
 
 NAMESPACE = "AWS/SageMaker"
 _KEPT_SECONDS = 300  # of the counts that scaling looks at
-_COUNTS = (
-    "Invocations", "InvocationsPerInstance", "InvocationsPerCopy", "Invocation4XXErrors", "Invocation5XXErrors",
-    "InvocationModelErrors", "NoCapacityInvocationFailures",
-)  # fmt: skip
+_UNITS = {
+    "ModelLatency": "Microseconds", "OverheadLatency": "Microseconds",
+    "TimeInBacklog": "Milliseconds", "TotalProcessingTime": "Milliseconds",
+}  # fmt: skip
+_ERRORS = ("Invocation4XXErrors", "Invocation5XXErrors", "InvocationModelErrors")  # told also when there are none
 
 
 @dataclass
@@ -65,10 +66,9 @@ class Meter:
         """The request has its answer; `status` is the container's, 0 when it gave none."""
         self.in_flight -= 1
         self.count("Invocations")
-        self.count(self.share, 1 / max(1, self.serving))
-        self.count("Invocation4XXErrors", 400 <= status < 500)
-        self.count("Invocation5XXErrors", status >= 500 or not status)
-        self.count("InvocationModelErrors", not 200 <= status < 300)
+        if not 200 <= status < 300:
+            self.count("InvocationModelErrors")
+            self.count("Invocation4XXErrors" if 400 <= status < 500 else "Invocation5XXErrors")
         self.observe("ModelLatency", model_seconds * 1e6)
         self.observe("OverheadLatency", overhead_seconds * 1e6)
         self.observe("ConcurrentRequestsPerModel", self.in_flight + 1)
@@ -102,13 +102,13 @@ class Meter:
         counts, self.counts = self.counts, {}
         distributions, self.distributions = self.distributions, {}
         base = {"Dimensions": [{"Name": name, "Value": value} for name, value in self.dimensions.items()]}
-        data = [
-            base | {"MetricName": name, "Value": float(counts[name]), "Unit": "Count"}
-            for name in _COUNTS
-            if name in counts
-        ]
+        if invocations := counts.get("Invocations"):
+            counts[self.share] = invocations / max(1, self.serving)
+            for name in _ERRORS:
+                counts.setdefault(name, 0.0)
+        data = [base | {"MetricName": name, "Value": float(value), "Unit": "Count"} for name, value in counts.items()]
         for name, found in distributions.items():
-            unit = "Microseconds" if name.endswith("Latency") else "Count"
+            unit = _UNITS.get(name, "Count")
             data.append(base | {"MetricName": name, "StatisticValues": found.values(), "Unit": unit})
         return data
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.endpoint_metrics import Meter
+from llmtuner_local.emulator.operations.endpoints import is_for_components
 
 Document = dict[str, Any]
 
@@ -49,6 +50,7 @@ class Table:
     document: Document
     routes: list[Route] = field(default_factory=list)
     shadows: list[Route] = field(default_factory=list)
+    for_components: bool = False
 
 
 class Router:
@@ -69,7 +71,7 @@ class Router:
 
     def _make(self, document: Document, old: Table | None) -> Table:
         before = {place.replica: place for route in (old.routes if old else []) for place in route.places}
-        table = Table(document)
+        table = Table(document, for_components=is_for_components(document))
         green = document.get("_deployment") or {"share": 0.0}
         blue_share = 1.0 - green["share"]
         if blue_share:

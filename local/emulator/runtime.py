@@ -72,11 +72,11 @@ class Runtime:
             raise refusals.no_such_endpoint(self.context, name)
         if not queued and "AsyncInferenceConfig" in document["_settings"]:
             raise refusals.invalid(f"Endpoint {name} is asynchronous: it takes InvokeEndpointAsync only.")
-        if endpoints.is_for_components(document):
+        table = self.router.table(document)
+        if table.for_components:
             return self._component_target(name, headers)
         if f"{PREFIX}inference-component" in headers:
             raise refusals.invalid(refusals.COMPONENT_SUPERFLUOUS, "INFERENCE_COMPONENT_NAME_NOT_ALLOWED")
-        table = self.router.table(document)
         wanted = headers.get(f"{PREFIX}target-variant")
         if wanted and wanted not in {item["VariantName"] for item in document["_variants"]}:
             raise refusals.invalid(f"Variant {wanted} of endpoint {name} not found.")

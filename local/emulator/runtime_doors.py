@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import AsyncGenerator
 
 from llmtuner_local.emulator import openai_door
-from llmtuner_local.emulator.asgi import Receive, Send, answer, begin, read_body
+from llmtuner_local.emulator.asgi import Receive, Send, answer, begin, read_body, too_large
 from llmtuner_local.emulator.async_inference import AsyncInvocations
 from llmtuner_local.emulator.errors import ServiceError
 from llmtuner_local.emulator.refusals import RefusalError
 from llmtuner_local.emulator.runtime import BODY_LIMIT, PREFIX, Runtime
 
+log = logging.getLogger("llmtuner_local.emulator")
 _PATH = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream|async-invocations)")
 _CHAT = re.compile(r"/endpoints/([^/]+)(?:/inference-components/([^/]+))?/openai/v1/chat/completions")
 _JSON = {"content-type": "application/json"}
@@ -36,12 +38,25 @@ class RuntimeDoors:
             return False
         return True
 
+    async def invoke(self, name: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """InvokeEndpoint: (status, headers, body), refusals included."""
+        try:
+            if len(body) > BODY_LIMIT:
+                raise too_large(BODY_LIMIT)
+            sent, content = await self.runtime.invoke(name, headers, body)
+            return 200, sent, content
+        except (RefusalError, ServiceError) as error:
+            return _refused(error)
+        except Exception:
+            log.exception("an invocation of %s failed", name)
+            text = {"Message": "The invocation failed inside the emulator; see its log.", "ErrorCode": "INTERNAL_FAILURE"}
+            return 500, _JSON | {"x-amzn-errortype": "InternalFailure"}, json.dumps(text).encode()
+
     async def _invocation(self, name: str, kind: str, headers: dict[str, str], receive: Receive, send: Send) -> None:
         try:
             body = await read_body(receive, BODY_LIMIT)
             if kind == "invocations":
-                sent, content = await self.runtime.invoke(name, headers, body)
-                await answer(send, 200, sent, content)
+                await answer(send, *await self.invoke(name, headers, body))
             elif kind == "async-invocations":
                 accepted = self.queues.accept(name, headers, body)
                 sent = _JSON | {f"{PREFIX}outputlocation": accepted["output"]}
@@ -52,14 +67,8 @@ class RuntimeDoors:
                 sent, frames = await self.runtime.stream(name, headers, body)
                 await begin(send, 200, sent)
                 await _pour(frames, receive, send)
-        except RefusalError as error:
-            sent = _JSON | {"x-amzn-errortype": error.code}
-            await answer(send, error.status, sent, json.dumps(error.body).encode())
-        except ServiceError as error:
-            # A body that is too large has no error type on AWS: clients take the status as its code.
-            sent = _JSON | ({} if error.code == "413" else {"x-amzn-errortype": error.code})
-            text = {"message": error.message, "Message": error.message}
-            await answer(send, error.status, sent, json.dumps(text).encode())
+        except (RefusalError, ServiceError) as error:
+            await answer(send, *_refused(error))
 
     async def _chat(
         self, name: str, component: str | None, headers: dict[str, str], receive: Receive, send: Send
@@ -87,6 +96,15 @@ class RuntimeDoors:
         else:
             await begin(send, status, sent)
             await _pour(parts, receive, send)
+
+
+def _refused(error: RefusalError | ServiceError) -> tuple[int, dict[str, str], bytes]:
+    """A refusal as the runtime's clients read it: (status, headers, body)."""
+    if isinstance(error, RefusalError):
+        return error.status, _JSON | {"x-amzn-errortype": error.code}, json.dumps(error.body).encode()
+    # A body that is too large has no error type on AWS: clients take the status as its code.
+    sent = _JSON | ({} if error.code == "413" else {"x-amzn-errortype": error.code})
+    return error.status, sent, json.dumps({"message": error.message, "Message": error.message}).encode()
 
 
 async def _pour(parts: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:

@@ -9,59 +9,21 @@ thread): boto3 would be the limit. With `moto_server` on the path, its Describe 
 from __future__ import annotations
 
 import http.client
-import io
 import json
-import os
 import shutil
 import statistics
 import subprocess
-import sys
-import tarfile
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
+import invocation_overhead
 
 JOBS, REQUESTS, CLIENTS, INVOCATIONS = 1000, 3000, 32, 20_000
 ROLE = "arn:aws:iam::000000000000:role/llmtuner-execution"
-SERVER = """
-import asyncio, os
-BODY = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: 2\\r\\n\\r\\n{}"
-async def serve(reader, writer):
-    try:
-        while True:
-            head = await reader.readuntil(b"\\r\\n\\r\\n")
-            for line in head.lower().split(b"\\r\\n"):
-                if line.startswith(b"content-length:"):
-                    await reader.readexactly(int(line.split(b":")[1]))
-            writer.write(BODY)
-            await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        writer.close()
-async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"]))
-    await server.serve_forever()
-asyncio.run(main())
-"""
-
-
-@contextmanager
-def local_cloud() -> Iterator[tuple[dict[str, Any], Path]]:
-    """A fresh local cloud; its addresses and home."""
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        os.environ |= {"LLMTUNER_HOME": folder, "LLMTUNER_LOCALSTACK_PORT": "0", "LLMTUNER_SAGEMAKER_PORT": "0"}
-        command = [sys.executable, "-m", "llmtuner_local"]
-        up = subprocess.run([*command, "up", "--json"], capture_output=True, text=True, check=True)
-        try:
-            yield json.loads(up.stdout.splitlines()[-1]), home
-        finally:
-            subprocess.run([*command, "down"], capture_output=True, check=True)
 
 
 def client(service: str, url: str) -> Any:
@@ -136,71 +98,18 @@ def first_line(cloud: dict[str, Any]) -> float:
     return float(event["message"]) - began
 
 
-def endpoint(cloud: dict[str, Any]) -> str:
-    s3, sagemaker = client("s3", cloud["localstack_url"]), client("sagemaker", cloud["sagemaker_url"])
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz") as archive:
-        info = tarfile.TarInfo("code/serve.py")
-        source = SERVER.encode()
-        # A bare server: GET /ping and POST /invocations both get the same answer.
-        info.size = len(source)
-        archive.addfile(info, io.BytesIO(source))
-    s3.put_object(Bucket="bench", Key="model.tar.gz", Body=data.getvalue())
-    container = {"Image": "x/vllm:1", "ModelDataUrl": "s3://bench/model.tar.gz"}
-    sagemaker.create_model(ModelName="bench", PrimaryContainer=container, ExecutionRoleArn=ROLE)
-    variant = {
-        "VariantName": "AllTraffic",
-        "ModelName": "bench",
-        "InstanceType": "ml.g5.xlarge",
-        "InitialInstanceCount": 1,
-    }
-    sagemaker.create_endpoint_config(EndpointConfigName="bench", ProductionVariants=[variant])
-    sagemaker.create_endpoint(EndpointName="bench", EndpointConfigName="bench")
-    while (status := sagemaker.describe_endpoint(EndpointName="bench")["EndpointStatus"]) == "Creating":
-        time.sleep(0.1)
-    assert status == "InService", status
-    return "/endpoints/bench/invocations"
-
-
-def latencies(url: str, path: str, total: int, clients: int) -> list[float]:
-    """Seconds of each invocation, sorted; any answer but 200 ends the benchmark."""
-    host, found = url.removeprefix("http://"), []
-
-    def work(count: int) -> None:
-        connection = http.client.HTTPConnection(host)
-        mine = []
-        for _ in range(count):
-            start = time.perf_counter()
-            connection.request("POST", path, b"{}", {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            mine.append(time.perf_counter() - start)
-            assert answer.status == 200
-        found.extend(mine)
-
-    together(work, [total // clients] * clients)
-    assert len(found) == total // clients * clients, "an invocation failed"
-    return sorted(found)
-
-
 def main() -> None:
     """Run everything once and print one table."""
     print(f"{'what':58} {'figure':>12}")
-    with local_cloud() as (cloud, home):
+    with invocation_overhead.local_cloud() as (cloud, home):
         from llmtuner_local import stack
         from llmtuner_local.processes import Process
 
         client("s3", cloud["localstack_url"]).create_bucket(Bucket="bench")
         values = sorted(first_line(cloud) for _ in range(5))
         print(f"{'CreateTrainingJob to first line of user code, median of 5':58} {statistics.median(values):10.2f} s")
-        path = endpoint(cloud)
-        one = latencies(cloud["sagemaker_url"], path, 1000, 1)
-        print(f"{'InvokeEndpoint, 1 client: p50 / p99':58} {one[500] * 1e3:5.1f} / {one[990] * 1e3:.1f} ms")
-        many = latencies(cloud["sagemaker_url"], path, INVOCATIONS, CLIENTS)
-        p50, p99 = many[len(many) // 2], many[int(len(many) * 0.99)]
-        print(
-            f"{f'InvokeEndpoint, {CLIENTS} clients, {len(many)} requests: p50 / p99':58} {p50 * 1e3:5.1f} / {p99 * 1e3:.1f} ms"
-        )
+        for line in invocation_overhead.measure(cloud, home, INVOCATIONS, CLIENTS, handler_ms=20.0):
+            print(line, flush=True)
         process = Process.of(json.loads((home / "local.json").read_text())["emulator"])
         assert process
         process.stop(10)
