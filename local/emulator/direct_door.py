@@ -20,6 +20,8 @@ _PATH = re.compile(rb"/endpoints/([A-Za-z0-9-]+)/invocations")
 class DirectProtocol(gate.BoundedProtocol):
     """The protocol of one connection; the application must have `doors` (RuntimeDoors)."""
 
+    cycle: Any
+
     def on_headers_complete(self) -> None:
         found = _PATH.fullmatch(self.url)
         is_free = self.cycle is None or self.cycle.response_complete
@@ -32,7 +34,7 @@ class DirectProtocol(gate.BoundedProtocol):
             super().on_headers_complete()
             return
         self._head = -1
-        self.cycle = _Cycle(self, found.group(1).decode(), headers, self.parser.should_keep_alive())  # type: ignore[assignment]
+        self.cycle = _Cycle(self, found.group(1).decode(), headers, self.parser.should_keep_alive())
 
     def begin(self, cycle: _Cycle) -> None:
         task = self.loop.create_task(cycle.answer(self.app.doors))

@@ -49,7 +49,10 @@ class RuntimeDoors:
             return _refused(error)
         except Exception:
             log.exception("an invocation of %s failed", name)
-            text = {"Message": "The invocation failed inside the emulator; see its log.", "ErrorCode": "INTERNAL_FAILURE"}
+            text = {
+                "Message": "The invocation failed inside the emulator; see its log.",
+                "ErrorCode": "INTERNAL_FAILURE",
+            }
             return 500, _JSON | {"x-amzn-errortype": "InternalFailure"}, json.dumps(text).encode()
 
     async def _invocation(self, name: str, kind: str, headers: dict[str, str], receive: Receive, send: Send) -> None:

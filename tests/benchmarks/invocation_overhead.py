@@ -32,7 +32,9 @@ import psutil
 import uvloop
 
 ROLE = "arn:aws:iam::000000000000:role/llmtuner-execution"
-SIGNATURE = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/sagemaker/aws4_request, SignedHeaders=host, Signature=x"
+SIGNATURE = (
+    "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/sagemaker/aws4_request, SignedHeaders=host, Signature=x"
+)
 SERVER = """
 import asyncio, os, time, uvloop
 class Handler(asyncio.Protocol):
