@@ -31,10 +31,10 @@ def page(
         status: the member that holds its status, where the operation can filter and sort by it.
     """
     keeps = _filter(params, name, status)
-    found = [item for item in documents if keeps(item)] if keeps else list(documents)
+    found = [item for item in documents if keeps(item)] if keeps else documents
     member = {"Name": name, "Status": status}.get(params.get("SortBy", "CreationTime"), "CreationTime")
     descending = params.get("SortOrder", default_order) == "Descending"
-    shown, token = cut(found, params, itemgetter(member, name), descending=descending)
+    shown, token = cut(found, params, itemgetter(member), itemgetter(name), descending=descending)
     answer: Document = {output: [summary(item) for item in shown]}
     if token:
         answer["NextToken"] = token
@@ -44,7 +44,8 @@ def page(
 def cut(
     found: list[Document],
     params: dict[str, Any],
-    key: Callable[[Document], tuple[Any, Any]],
+    value: Callable[[Document], Any],
+    name: Callable[[Document], str],
     *,
     descending: bool,
     size: int = 10,
@@ -52,27 +53,39 @@ def cut(
     """The page a request asks for, and the token of the next ("" on the last).
 
     Args:
-        key: what to sort by: a value, and a name that is unique.
+        found: in the order of creation, which decides between equal values.
+        value: what to sort by.
+        name: what tells a document from all others.
         size: documents on a page when the request does not say.
 
     A token says which document was the last one shown, so what comes or goes meanwhile shifts nothing.
     """
-    found.sort(key=key, reverse=descending)
-    start = 0
-    if "NextToken" in params:
-        last = _last(params["NextToken"])
-        start = next((n for n, item in enumerate(found) if _after([*key(item)], last, descending)), len(found))
+    found.sort(key=value, reverse=descending)
+    start = _start(found, _last(params["NextToken"]), value, name, descending) if "NextToken" in params else 0
     shown = found[start : start + params.get("MaxResults", size)]
     if start + len(shown) >= len(found) or not shown:
         return shown, ""
-    return shown, base64.urlsafe_b64encode(json.dumps(key(shown[-1])).encode()).decode()
+    return shown, base64.urlsafe_b64encode(json.dumps([value(shown[-1]), name(shown[-1])]).encode()).decode()
 
 
-def _after(here: list[Any], last: list[Any], descending: bool) -> bool:
+def _start(
+    found: list[Document],
+    last: list[Any],
+    value: Callable[[Document], Any],
+    name: Callable[[Document], str],
+    descending: bool,
+) -> int:
+    """Where the page after the last document starts; that one may be gone by now."""
+    for number, item in enumerate(found):
+        if name(item) == last[1]:
+            return number + 1
     try:
-        return bool(here < last if descending else here > last)
+        for number, item in enumerate(found):
+            if value(item) <= last[0] if descending else value(item) >= last[0]:
+                return number
     except TypeError:  # a token of a list that was sorted by something else
         raise validation("Invalid NextToken.") from None
+    return len(found)
 
 
 def _last(token: str) -> list[Any]:

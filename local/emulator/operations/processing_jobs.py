@@ -168,6 +168,7 @@ def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
         output="ProcessingJobSummaries",
         summary=listing.pick(*names, "ProcessingJobStatus", "FailureReason", "ExitMessage"),
         status="ProcessingJobStatus",
+        default_order="Ascending",
     )
 
 

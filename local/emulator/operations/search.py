@@ -55,7 +55,7 @@ def search(context: Context, params: Document) -> Document:
             found.append(record)
     by = params.get("SortBy", "LastModifiedTime")
     descending = params.get("SortOrder", "Descending") == "Descending"
-    shown, token = listing.cut(found, params, lambda item: (_order(item, by), arn(item)), descending=descending)
+    shown, token = listing.cut(found, params, lambda item: _order(item, by), arn, descending=descending)
     answer: Document = {
         "Results": [{member: item} for item in shown],
         "TotalHits": {"Value": len(found), "Relation": "EqualTo"},

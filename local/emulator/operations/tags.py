@@ -52,7 +52,7 @@ def add(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 def list_tags(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     _require(context, params["ResourceArn"])
     found = of(context, params["ResourceArn"])
-    shown, token = listing.cut(found, params, itemgetter("Key", "Key"), descending=False, size=LIMIT)
+    shown, token = listing.cut(found, params, itemgetter("Key"), itemgetter("Key"), descending=False, size=LIMIT)
     return {"Tags": shown, **({"NextToken": token} if token else {})}
 
 

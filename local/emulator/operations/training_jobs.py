@@ -119,6 +119,7 @@ def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
         output="TrainingJobSummaries",
         summary=listing.pick(*names, "TrainingJobStatus", "SecondaryStatus", "WarmPoolStatus"),
         status="TrainingJobStatus",
+        default_order="Ascending",
     )
 
 
