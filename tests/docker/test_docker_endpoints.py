@@ -9,13 +9,14 @@ import pytest
 from botocore.exceptions import ClientError
 from docker_cloud import IMAGE, DockerCloud, docker
 from emulator.conftest import ROLE
-from emulator.test_endpoints import SERVER, archive, ask, remove, settled, starts
+from emulator.hosting import SERVER, archive, ask, remove, settled
+from emulator.test_endpoints import starts
 
 # In a container a server listens everywhere on 8080, and as its first process it must handle SIGTERM itself.
-_LISTEN = '("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"]))'
+_LISTEN = '"127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])'
 assert _LISTEN in SERVER
 CONTAINER_SERVER = "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n" + SERVER.replace(
-    _LISTEN, '("0.0.0.0", 8080)'
+    _LISTEN, '"0.0.0.0", 8080'
 )
 
 
@@ -47,7 +48,7 @@ def test_two_endpoints_serve_side_by_side_and_go_within_seconds(engine: DockerCl
         assert all(line.startswith("127.0.0.1:") for line in ports), "nothing outside of this machine may reach a model"
 
         answer = engine.runtime.invoke_endpoint_with_response_stream(
-            EndpointName=first, Body=b"stream", ContentType="application/json"
+            EndpointName=first, Body=b'{"stream": 3}', ContentType="application/json"
         )
         parts = [event["PayloadPart"]["Bytes"] for event in answer["Body"]]
         assert b"".join(parts) == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
