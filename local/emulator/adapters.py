@@ -13,7 +13,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.operations import inference_components, replicas
 from llmtuner_local.emulator.shim import cloud, trees
@@ -37,6 +36,7 @@ async def keep(context: Context) -> None:
 
 async def _keep_one(context: Context, document: dict[str, Any]) -> None:
     name, base = document["InferenceComponentName"], context.store.get(KIND, document["_base"])
+    engine = base["_containers"][0].get("engine") if base else None
     copies = [item for item in (base or {"_copies": []})["_copies"] if item["state"] == "InService"]
     loaded = {item["id"]: item["port"] for item in copies if document["_loaded"].get(item["id"]) == item["port"]}
     if document["InferenceComponentStatus"] == "Deleting":
@@ -50,7 +50,7 @@ async def _keep_one(context: Context, document: dict[str, Any]) -> None:
     for copy in copies:
         if copy["id"] not in loaded:
             try:
-                await asyncio.to_thread(_load, context, document, copy)
+                await asyncio.to_thread(_load, context, document, copy, engine or context.mode)
             except AdapterError as error:
                 log.warning("adapter %s: %s", name, error)
                 if document["InferenceComponentStatus"] == "Creating":
@@ -77,7 +77,7 @@ def _store(context: Context, document: dict[str, Any], changes: dict[str, Any]) 
     context.store.put(KIND, document["InferenceComponentName"], current | changes)
 
 
-def _load(context: Context, document: dict[str, Any], copy: dict[str, Any]) -> None:
+def _load(context: Context, document: dict[str, Any], copy: dict[str, Any], mode: str) -> None:
     """Unpack the adapter's files where the container sees them, and tell it. Blocks."""
     name, uri = document["InferenceComponentName"], document["_specification"]["Container"]["ArtifactUrl"]
     place = replicas.folder(context, document["EndpointName"], copy)
@@ -91,7 +91,7 @@ def _load(context: Context, document: dict[str, Any], copy: dict[str, Any]) -> N
         raise AdapterError(f"The adapter's files at {uri} cannot be brought to the container: {error}") from error
     finally:
         archive.unlink(missing_ok=True)
-    source = str(place / inside) if containers.best_mode() == "mapped" else f"/opt/ml/adapters/{name}"
+    source = str(place / inside) if mode == "mapped" else f"/opt/ml/adapters/{name}"
     body = json.dumps({"name": name, "src": source, "preload": True, "pin": False}).encode()
     status, text = _call(copy["port"], "POST", "/adapters", body)
     if status not in _DONE and status != 409:  # 409: it is loaded already

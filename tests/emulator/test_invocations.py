@@ -116,6 +116,9 @@ def test_model_data_comes_as_prefix_or_object(quick: Cloud) -> None:
         quick.sagemaker.create_model(
             ModelName=quick.name(), PrimaryContainer={"Image": IMAGE, "ModelDataSource": bad}, ExecutionRoleArn=ROLE
         )
+    several = {"Image": IMAGE, "Mode": "MultiModel", "ModelDataUrl": f"s3://{BUCKET}/{prefix}"}
+    with pytest.raises(ClientError, match="Mode MultiModel exist on AWS; the local SageMaker emulator does not have"):
+        quick.sagemaker.create_model(ModelName=quick.name(), PrimaryContainer=several, ExecutionRoleArn=ROLE)
     name = quick.name("model")
     container = {
         "Image": IMAGE,

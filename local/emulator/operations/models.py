@@ -48,8 +48,6 @@ def name_of(model: dict[str, Any], number: int) -> str:
 
 def sources(container: dict[str, Any]) -> list[dict[str, str]]:
     """What a container needs from S3: `uri`, `kind` (archive, object, prefix) and `folder` below /opt/ml."""
-    if container.get("Mode") == "MultiModel":
-        return []  # its models are fetched when they are asked for
     found = []
     if uri := container.get("ModelDataUrl"):
         found.append({"uri": uri, "kind": "archive", "folder": "model"})
@@ -79,6 +77,10 @@ def _check_containers(context: Context, params: dict[str, Any]) -> None:
             "ContainerHostname is required for every container of a model with InferenceExecutionConfig Direct."
         )
     for container in containers:
+        if container.get("Mode") == "MultiModel":
+            raise validation(
+                "Containers in Mode MultiModel exist on AWS; the local SageMaker emulator does not have them."
+            )
         if "Image" not in container:
             raise validation("Image is required for a container; model packages are not emulated.")
         _check_data(context, container, params.get("ExecutionRoleArn", ""))
@@ -93,10 +95,6 @@ def _check_data(context: Context, container: dict[str, Any], role: str) -> None:
             raise validation("CompressionType Gzip needs S3DataType S3Object: one archive.")
         if not source["S3Uri"].endswith("/"):
             raise validation(f"S3Uri {source['S3Uri']} must end with a forward slash (/) when S3DataType is S3Prefix.")
-    if container.get("Mode") == "MultiModel":
-        if not container.get("ModelDataUrl", "").startswith("s3://"):
-            raise validation("ModelDataUrl, a prefix in S3, is required for a container in MultiModel mode.")
-        check_access(context, container["ModelDataUrl"], "prefix", role)
     for item in sources(container):
         check_access(context, item["uri"], item["kind"], role)
 

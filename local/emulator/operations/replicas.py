@@ -63,12 +63,11 @@ def _container(context: Context, served: dict[str, Any], replica: Replica, numbe
     name, definition = served["containers"][number]["name"], served["containers"][number]["definition"]
     several = len(served["containers"]) > 1
     stream = f"{replica['variant']}/{replica['id']}"
-    multi_model = {"SAGEMAKER_MULTI_MODEL": "true"} if definition.get("Mode") == "MultiModel" else {}
     return {
         "name": name,
         "image": definition["Image"],
         "command": images.command(definition["Image"], "serve", context.home),
-        "environment": supervisors.container_environment(context, multi_model | definition.get("Environment", {})),
+        "environment": supervisors.container_environment(context, definition.get("Environment", {})),
         "sources": models.sources(definition),
         "folder": "opt-ml" if number == 0 else f"opt-ml-{number + 1}",
         "log_stream": f"{stream}/{name}" if several else stream,
