@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,8 @@ def _pdf(path: Path) -> Iterator[Passage]:
     """The text of all pages. Lines that a page breaks are joined, hyphens at line ends too."""
     from pypdf import PdfReader
 
+    # It logs every oddity of a file it then reads all the same; what it cannot read is raised and told as a defect.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     pages = []
     try:
         reader = PdfReader(path)
