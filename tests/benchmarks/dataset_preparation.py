@@ -1,6 +1,6 @@
 """Preparation against the straightforward `datasets` pipeline: rows a second and peak memory, same rows, same machine.
 
-    python tests/benchmarks/dataset_preparation.py --megabytes 1000 --baseline-megabytes 100
+    python tests/benchmarks/dataset_preparation.py --megabytes 1000 5000 --baseline-megabytes 1000
 
 Both read JSON lines of chats, convert and check every row with the same functions, drop exact duplicates, split, count
 all and trained tokens with the model's own template, and write the splits. The kit's side also looks for near
