@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmtuner_local.emulator import supervisors
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.errors import ServiceError, validation
+from llmtuner_local.emulator.errors import ServiceError, not_found, validation
+from llmtuner_local.emulator.operations import tags
 from llmtuner_local.emulator.shim import cloud, journal
 
 TERMINAL = {"Completed", "Failed", "Stopped"}
+LOST = "InternalServerError: We encountered an internal error. Please try again."
 _SERVICE = "sagemaker.amazonaws.com"
 
 
@@ -60,16 +64,6 @@ def check_objects(context: Context, uri: str, role: str, *, whole_names: bool = 
     )
 
 
-def must_not_exist(context: Context, kind: str, name: str, words: str) -> None:
-    """A name may be used once; `words` as in "Training job"."""
-    if context.store.get(kind, name):
-        raise ServiceError(
-            "ResourceInUse",
-            f"{words} names must be unique within an AWS account and region, and a {words.lower()} with this name already "
-            f"exists ({context.arn(kind, name)})",
-        )
-
-
 def required(path: str) -> ServiceError:
     """A member that botocore's model calls optional and the service does not."""
     return validation(
@@ -90,38 +84,78 @@ def launch(context: Context, module: str, folder: Path, spec: dict[str, Any]) ->
     supervisors.launch(context, module, folder, "job.json", common | spec | {"environment": environment})
 
 
-def follow(
-    context: Context,
-    kind: str,
-    document: dict[str, Any],
-    folder: Path,
-    apply: Callable[[dict[str, Any], dict[str, Any]], None],
-    lost: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:
-    """Bring a job up to what its supervisor has written since.
+@dataclass(frozen=True)
+class JobKind:
+    """What tells one kind of jobs from the other in operations that are the same for both."""
 
-    Args:
-        apply: puts one line of the journal onto the document.
-        lost: the line for a supervisor that is gone without having written its end.
-    """
-    was_alive = supervisors.alive(folder)  # asked before reading: what a dead one wrote is all there
-    lines, offset = journal.read(folder / "journal.jsonl", document["_offset"])
-    if not lines and was_alive:
+    kind: str  # in ARNs and in the store
+    words: str  # in messages
+    member: str  # how the members of its documents begin: TrainingJob in TrainingJobName
+    lost: dict[str, Any]  # the journal's line for a supervisor that is gone without having written its end
+    apply: Callable[[dict[str, Any], dict[str, Any]], None]  # puts one line of the journal onto a document
+    folder: Callable[[Context, str], Path]
+
+    def must_not_exist(self, context: Context, name: str) -> None:
+        """A name may be used once."""
+        if context.store.get(self.kind, name):
+            raise ServiceError(
+                "ResourceInUse",
+                f"{self.words.capitalize()} names must be unique within an AWS account and region, and a {self.words} with "
+                f"this name already exists ({context.arn(self.kind, name)})",
+            )
+
+    def ended(self, document: dict[str, Any]) -> bool:
+        return document[f"{self.member}Status"] in TERMINAL
+
+    def refresh(self, context: Context, document: dict[str, Any]) -> dict[str, Any]:
+        """Bring a job up to what its supervisor has written since."""
+        if self.ended(document):
+            return document
+        name = document[f"{self.member}Name"]
+        folder = self.folder(context, name)
+        was_alive = supervisors.alive(folder)  # asked before reading: what a dead one wrote is all there
+        lines, offset = journal.read(folder / "journal.jsonl", document["_offset"])
+        if not lines and was_alive:
+            return document
+        if not lines and not document["_offset"] and supervisors.launch_again(context, folder):
+            return document  # the emulator was killed between taking the job and starting it
+        if not lines:
+            supervisors.clear(folder)
+            supervisors.clear_containers(folder)
+        document = dict(document, _offset=offset)
+        for line in lines or [{"time": context.now(), **self.lost}]:
+            self.apply(document, line)
+        return context.store.put(self.kind, name, document)
+
+    def describe(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
+        return self.refresh(context, self._stored(context, params, not_found()))
+
+    def _stored(self, context: Context, params: dict[str, Any], missing: ServiceError) -> dict[str, Any]:
+        document = context.store.get(self.kind, params[f"{self.member}Name"])
+        if document is None:
+            raise missing
         return document
-    if not lines and not document["_offset"] and supervisors.launch_again(context, folder):
-        return document  # the emulator was killed between taking the job and starting it
-    if not lines:
-        supervisors.clear(folder)
-    document = dict(document, _offset=offset)
-    if not lines:
-        supervisors.clear_containers(folder)
-    for line in lines or [{"time": context.now(), **lost()}]:
-        apply(document, line)
-    return context.store.put(kind, _name(document), document)
 
+    def stop(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
+        document = self.describe(context, params)
+        name, status = document[f"{self.member}Name"], document[f"{self.member}Status"]
+        if status in TERMINAL:
+            raise validation(f"The request was rejected because the {self.words} is in status {status}.")
+        context.store.put(self.kind, name, document | {f"{self.member}Status": "Stopping"})
+        # A file, not a signal: a supervisor that is only just starting would be ended by one.
+        (self.folder(context, name) / "stop").touch()
+        return {}
 
-def _name(document: dict[str, Any]) -> str:
-    return str(document.get("TrainingJobName") or document["ProcessingJobName"])
+    def delete(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
+        missing = ServiceError("ResourceNotFound", "Requested resource not found.")
+        document = self.refresh(context, self._stored(context, params, missing))
+        name, status = document[f"{self.member}Name"], document[f"{self.member}Status"]
+        if status not in TERMINAL:
+            raise ServiceError("ResourceInUse", f"{self.words.capitalize()} is in status {status}.")
+        context.store.delete(self.kind, name)
+        tags.drop(context, document[f"{self.member}Arn"])
+        shutil.rmtree(self.folder(context, name), ignore_errors=True)
+        return {}
 
 
 def command(entrypoint: list[str], arguments: list[str], image: list[str]) -> list[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmtuner_local.emulator import images
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.errors import ServiceError, not_found, validation
+from llmtuner_local.emulator.errors import validation
 from llmtuner_local.emulator.operations import jobs, listing, tags
-from llmtuner_local.emulator.operations.training_status import LOST
 from llmtuner_local.emulator.shim import hosts
 
 KIND = "processing-job"
@@ -24,7 +22,7 @@ _ROOT = ("/", "opt", "ml", "processing")
 def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     name = params["ProcessingJobName"]
     arn = context.arn(KIND, name)
-    jobs.must_not_exist(context, KIND, name, "Processing job")
+    JOBS.must_not_exist(context, name)
     command = _command(context, params["AppSpecification"])
     _check(context, params)
     now = context.now()
@@ -49,7 +47,7 @@ def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
             "request": params,
             "command": command,
             "config": {"ProcessingJobArn": arn, "ProcessingJobName": name, **_config(params)},
-            "environment": {"PROCESSING_JOB_NAME": name, "PROCESSING_JOB_ARN": arn, **params.get("Environment", {})},
+            "environment": params.get("Environment", {}),
             "volume_gb": params["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"],
             **context.faults.for_job(name),
         },
@@ -127,14 +125,6 @@ def _check_path(path: str | None, what: str) -> None:
         raise validation(f"The LocalPath of processing {what} is {path!r}; it must begin with /opt/ml/processing/.")
 
 
-def refresh(context: Context, document: dict[str, Any]) -> dict[str, Any]:
-    """Bring a job up to what its supervisor has told; one that is gone means Failed."""
-    if document["ProcessingJobStatus"] in jobs.TERMINAL:
-        return document
-    folder = _folder(context, document["ProcessingJobName"])
-    return jobs.follow(context, KIND, document, folder, _apply, lambda: {"status": "Failed", "reason": LOST})
-
-
 def _apply(document: dict[str, Any], line: dict[str, Any]) -> None:
     document["LastModifiedTime"] = line["time"]
     if line.get("started"):
@@ -148,15 +138,8 @@ def _apply(document: dict[str, Any], line: dict[str, Any]) -> None:
         document.update({name: text for name, text in told.items() if text})
 
 
-def _find(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    document = context.store.get(KIND, params["ProcessingJobName"])
-    if document is None:
-        raise not_found()
-    return refresh(context, document)
-
-
-def describe(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    return _find(context, params)
+JOBS = jobs.JobKind(KIND, "processing job", "ProcessingJob", {"status": "Failed", "reason": jobs.LOST}, _apply, _folder)
+refresh, describe, stop, delete = JOBS.refresh, JOBS.describe, JOBS.stop, JOBS.delete
 
 
 def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
@@ -170,28 +153,3 @@ def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
         status="ProcessingJobStatus",
         default_order="Ascending",
     )
-
-
-def stop(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    document = _find(context, params)
-    status = document["ProcessingJobStatus"]
-    if status in jobs.TERMINAL:
-        raise validation(f"The request was rejected because the processing job is in status {status}.")
-    name = document["ProcessingJobName"]
-    context.store.put(KIND, name, dict(document, ProcessingJobStatus="Stopping"))
-    (_folder(context, name) / "stop").touch()
-    return {}
-
-
-def delete(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    document = context.store.get(KIND, params["ProcessingJobName"])
-    if document is None:
-        raise ServiceError("ResourceNotFound", "Requested resource not found.")
-    document = refresh(context, document)
-    if document["ProcessingJobStatus"] not in jobs.TERMINAL:
-        raise ServiceError("ResourceInUse", f"Processing job is in status {document['ProcessingJobStatus']}.")
-    name = document["ProcessingJobName"]
-    context.store.delete(KIND, name)
-    tags.drop(context, document["ProcessingJobArn"])
-    shutil.rmtree(_folder(context, name), ignore_errors=True)
-    return {}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from llmtuner_local.emulator import images
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.errors import ServiceError, not_found, validation
+from llmtuner_local.emulator.errors import ServiceError, validation
 from llmtuner_local.emulator.operations import jobs, listing, tags, training_checks, training_status, warm_pools
 
-KIND = training_status.KIND
-refresh = training_status.refresh
+KIND, JOBS, refresh = training_status.KIND, training_status.JOBS, training_status.refresh
 _COPIED = (
     "HyperParameters", "AlgorithmSpecification", "RoleArn", "InputDataConfig", "OutputDataConfig", "ResourceConfig",
     "VpcConfig", "StoppingCondition", "EnableNetworkIsolation", "EnableInterContainerTrafficEncryption",
@@ -25,7 +23,7 @@ _PROFILING = ("ProfilerConfig", "ProfilerRuleConfigurations")
 def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     name = params["TrainingJobName"]
     arn = context.arn(KIND, name)
-    jobs.must_not_exist(context, KIND, name, "Training job")
+    JOBS.must_not_exist(context, name)
     training_checks.check(context, params)
     now = context.now()
     document = {
@@ -91,20 +89,13 @@ def _launch(context: Context, params: dict[str, Any], arn: str) -> None:
     )
 
 
-def _find(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    document = context.store.get(KIND, params["TrainingJobName"])
-    if document is None:
-        raise not_found()
-    return refresh(context, document)
-
-
 def describe(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    return _find(context, params)
+    return warm_pools.refresh(context, JOBS.describe(context, params))
 
 
 def _settled(document: dict[str, Any]) -> bool:
     """Whether nothing can change any more; asked of every job at each List, so it is short."""
-    return document["TrainingJobStatus"] in jobs.TERMINAL and "WarmPoolStatus" not in document
+    return JOBS.ended(document) and "WarmPoolStatus" not in document
 
 
 def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +115,7 @@ def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def update(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    document = _find(context, params)
+    document = describe(context, params)
     if "ResourceConfig" in params:
         document = warm_pools.keep_alive(context, document, params["ResourceConfig"]["KeepAlivePeriodInSeconds"])
     kept: dict[str, Any] = {name: params[name] for name in _PROFILING if name in params}
@@ -140,30 +131,11 @@ def update(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     return {"TrainingJobArn": document["TrainingJobArn"]}
 
 
-def stop(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    document = _find(context, params)
-    if document["TrainingJobStatus"] in jobs.TERMINAL:
-        raise validation(
-            f"The request was rejected because the training job is in status {document['TrainingJobStatus']}."
-        )
-    name = document["TrainingJobName"]
-    context.store.put(KIND, name, dict(document, TrainingJobStatus="Stopping"))
-    # A file, not a signal: a supervisor that is only just starting would be ended by one.
-    (context.job_folder(name) / "stop").touch()
-    return {}
+stop = JOBS.stop
 
 
 def delete(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     document = context.store.get(KIND, params["TrainingJobName"])
-    if document is None:
-        raise ServiceError("ResourceNotFound", "Requested resource not found.")
-    document = refresh(context, document)
-    if document["TrainingJobStatus"] not in jobs.TERMINAL:
-        raise ServiceError("ResourceInUse", f"Training job is in status {document['TrainingJobStatus']}.")
-    if warm_pools.status(document) == "Available":
+    if document and warm_pools.status(refresh(context, document)) == "Available":
         raise ServiceError("ResourceInUse", "Training job has a warm pool in status Available.")
-    name = document["TrainingJobName"]
-    context.store.delete(KIND, name)
-    tags.drop(context, document["TrainingJobArn"])
-    shutil.rmtree(context.job_folder(name), ignore_errors=True)
-    return {}
+    return JOBS.delete(context, params)

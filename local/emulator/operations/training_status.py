@@ -9,23 +9,8 @@ from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.operations import jobs, warm_pools
 
 KIND = "training-job"
-LOST = "InternalServerError: We encountered an internal error. Please try again."
 # What a second of spot is billed at, as a share of a second on demand: AWS's own changes by the hour.
 SPOT_SHARE = 0.4
-
-
-def refresh(context: Context, document: dict[str, Any]) -> dict[str, Any]:
-    """Bring a job and its warm pool up to now; a supervisor that is gone means Failed."""
-    if document["TrainingJobStatus"] in jobs.TERMINAL:
-        return warm_pools.refresh(context, document)
-    return jobs.follow(
-        context,
-        KIND,
-        document,
-        context.job_folder(document["TrainingJobName"]),
-        _apply,
-        lambda: {"secondary": "Failed", "message": "Training job failed", "status": "Failed", "reason": LOST},
-    )
 
 
 def _apply(document: dict[str, Any], line: dict[str, Any]) -> None:
@@ -76,3 +61,18 @@ def _finish(document: dict[str, Any], line: dict[str, Any], now: float) -> None:
         document["FinalMetricDataList"] = line["metrics"]
     if "WarmPoolStatus" in document:
         document["WarmPoolStatus"] = warm_pools.available()
+
+
+JOBS = jobs.JobKind(
+    KIND,
+    "training job",
+    "TrainingJob",
+    {"secondary": "Failed", "message": "Training job failed", "status": "Failed", "reason": jobs.LOST},
+    _apply,
+    Context.job_folder,
+)
+
+
+def refresh(context: Context, document: dict[str, Any]) -> dict[str, Any]:
+    """Bring a job and its warm pool up to now; a supervisor that is gone means Failed."""
+    return warm_pools.refresh(context, JOBS.refresh(context, document))
