@@ -4,7 +4,8 @@ Changed at its seams, before LocalStack imports them:
 - the server listens on 127.0.0.1 only (its Twisted server takes every interface whatever it is told);
 - objects are kept in files below the state folder and survive kill -9 (`persistence.py` beside this file);
 - nothing is written outside of the state folder;
-- SimulatePrincipalPolicy evaluates policies (`simulation.py`); the fault `s3-outage` acts (`outage.py`).
+- SimulatePrincipalPolicy evaluates policies (`simulation.py`); the fault `s3-outage` acts (`outage.py`);
+- FilterLogEvents heeds the prefix of stream names (`log_streams.py`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     """Patch, then hand over to LocalStack's own main."""
     keep_lock()
     listen_on_loopback_only()
+    import log_streams
     import outage
     import persistence
     import simulation
@@ -47,6 +49,7 @@ def main() -> None:
     persistence.install()
     simulation.install()
     outage.install()
+    log_streams.install()
     from localstack.runtime.main import main as run
 
     run()
