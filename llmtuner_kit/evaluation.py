@@ -1,10 +1,16 @@
-"""Base against tuned: on the held-out rows inside the job, and side by side at the endpoint."""
+"""Base against tuned: on the held-out rows inside the job, and side by side at the endpoint.
+
+At the endpoint both are asked the same questions in an order drawn by lot, and scored by one measure that does not
+know whose answer it reads.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +20,7 @@ from llmtuner_kit.settings import InvokeSettings
 from llmtuner_kit.workspace import Workspace
 
 RESAMPLES = 2000
+FEWEST_FOR_A_VERDICT = 6
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,21 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Prompts answered by base and tuned at the endpoint."""
+    """Prompts answered by base and tuned at the endpoint.
+
+    Attributes:
+        base, tuned: mean agreement with the answers in the data, 0 to 1 (`agreement`); NaN when nothing was asked.
+        interval: 95 % bootstrap interval of the mean difference (tuned - base), questions resampled in pairs.
+        verdict: "better", "no clear difference" or "worse".
+    """
 
     endpoint_name: str
     samples: tuple[Sample, ...]
     note: str
+    base: float = math.nan
+    tuned: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    verdict: str = "no clear difference"
 
 
 def held_out(workspace: Workspace, job_name: str) -> HeldOut:
@@ -119,6 +136,27 @@ def verdict(interval: tuple[float, float]) -> str:
     return "worse" if low > 0 else "no clear difference"
 
 
+def agreement(answer: str, reference: str) -> float:
+    """Word-level F1 of an answer and the reference: 1 for the same words, 0 for none in common."""
+    ours, theirs = (Counter(re.findall(r"\w+", text.lower())) for text in (answer, reference))
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
+
+
+def judged(endpoint_name: str, samples: tuple[Sample, ...]) -> Comparison:
+    """The comparison that some answers make. Pure."""
+    if not samples:
+        return Comparison(endpoint_name, (), "there are no held-out rows to ask")
+    pairs = [(agreement(item.base, item.reference), agreement(item.tuned, item.reference)) for item in samples]
+    # A loss is better when lower, an agreement when higher: one interval serves both with its sign turned.
+    low, high = paired_interval([{"tokens": 1, "base_loss": -base, "tuned_loss": -tuned} for base, tuned in pairs])
+    base, tuned = (sum(values) / len(values) for values in zip(*pairs, strict=True))
+    # Fewer than six pairs cannot tell: even if all agree, one in 2^5 does so by chance.
+    said = verdict((low, high)) if len(samples) >= FEWEST_FOR_A_VERDICT else "no clear difference"
+    return Comparison(endpoint_name, samples, "", base, tuned, (-high, -low), said)
+
+
 def test_rows(workspace: Workspace, run_name: str, count: int) -> list[dict[str, Any]]:
     """Some held-out rows of the run's dataset, spread over the file."""
     splits = runs.open_run(workspace, run_name).result("prepare")["splits"]
@@ -155,24 +193,28 @@ def _answer(
 
 
 def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
-    """Held-out prompts answered by base and tuned at the endpoint, greedy.
+    """Held-out prompts answered by base and tuned at the endpoint, greedy, who goes first drawn by lot.
 
     Where the server holds the tuned weights only, the base's answers are those of the job's own evaluation.
     """
     target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
     inference.require_serving(workspace, target)
-    samples, note = [], ""
+    lot = random.Random(0)  # noqa: S311 - an order, not a secret
+    samples = []
     for row in test_rows(workspace, settings.run_name, settings.compare):
         messages, reference = prompt_of(row)
-        tuned = _answer(workspace, target, messages, settings)
+        answers = {}
         try:
-            base = _answer(workspace, target, messages, settings, model="base")
+            for who in lot.sample(("base", "tuned"), 2):
+                answers[who] = _answer(workspace, target, messages, settings, model=who)
         except KitError as error:
             job = runs.open_run(workspace, settings.run_name).result("deploy")["job_name"]
             note = f"This endpoint serves the tuned model only ({error.problem}); these are the job's own held-out answers."
             return Comparison(target.endpoint_name, held_out(workspace, job).samples[: settings.compare], note)
-        samples.append(Sample(messages[-1]["content"], reference, base, tuned))
+        samples.append(Sample(messages[-1]["content"], reference, answers["base"], answers["tuned"]))
     run = runs.open_run(workspace, settings.run_name)
     kept = [{"prompt": s.prompt, "reference": s.reference, "base": s.base, "tuned": s.tuned} for s in samples]
-    run.save("invoke", settings=settings.model_dump(), result={"endpoint_name": target.endpoint_name, "samples": kept})
-    return Comparison(target.endpoint_name, tuple(samples), note)
+    made = judged(target.endpoint_name, tuple(samples))
+    result = {"endpoint_name": target.endpoint_name, "samples": kept, "verdict": made.verdict}
+    run.save("invoke", settings=settings.model_dump(), result=result)
+    return made

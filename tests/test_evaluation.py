@@ -43,3 +43,33 @@ def test_prompt_of_a_row_is_the_user_turn_of_training() -> None:
         {"role": "assistant", "content": "a"},
     ]
     assert evaluation.prompt_of({"messages": talk}) == (talk[:2], "a")
+
+
+def asked(*pairs: tuple[str, str]) -> tuple[evaluation.Sample, ...]:
+    return tuple(evaluation.Sample("Q?", "the lamp is blue", base, tuned) for base, tuned in pairs)
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "expected"),
+    [
+        ("no idea", "The lamp is blue.", "better"),
+        ("The lamp is blue.", "no idea", "worse"),
+        ("the lamp is red", "the lamp is red", "no clear difference"),
+    ],
+)
+def test_answers_of_the_endpoint_are_judged_by_their_words(base: str, tuned: str, expected: str) -> None:
+    made = evaluation.judged("e", asked(*[(base, tuned)] * 8))
+    assert made.verdict == expected
+    assert made.interval[0] <= made.tuned - made.base <= made.interval[1]
+
+
+def test_a_few_questions_decide_nothing() -> None:
+    made = evaluation.judged("e", asked(("no idea", "the lamp is blue")))
+    assert (made.base, made.tuned, made.verdict) == (0, 1, "no clear difference")
+    assert evaluation.judged("e", ()).verdict == "no clear difference"
+
+
+def test_agreement_counts_words_once_for_each_time_they_are_there() -> None:
+    assert evaluation.agreement("Blue, blue!", "blue") == pytest.approx(2 / 3)
+    assert evaluation.agreement("", "") == 1
+    assert evaluation.agreement("", "blue") == 0

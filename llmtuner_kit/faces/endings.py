@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,7 +54,14 @@ def samples(rows: tuple[Sample, ...]) -> list[Table]:
 
 def comparison(made: Comparison) -> Card:
     notes = [made.note] if made.note else []
-    return Card("Base against tuned, on questions neither has seen", parts=[*notes, *samples(made.samples)])
+    facts = []
+    if not math.isnan(made.tuned):
+        low, high = made.interval
+        facts = [
+            ("agreement with the data", f"base {made.base:.2f}, tuned {made.tuned:.2f} (words in common, 0 to 1)"),
+            ("verdict", f"{made.verdict} (95 % interval of the difference {low:+.2f} to {high:+.2f})"),
+        ]
+    return Card("Base against tuned, on questions neither has seen", facts, [*notes, *samples(made.samples)])
 
 
 def held_out(made: HeldOut) -> Card:

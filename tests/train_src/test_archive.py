@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import parity
+from failures import TrainingError
 from generation import Generator
 from sampling import Sampling
+from serve import Server
 
 
 @pytest.fixture
@@ -178,6 +180,58 @@ def test_a_planted_fault_is_caught(archive: Path, spoil: Callable[[Path], None])
     spoil(archive)
     with pytest.raises((parity.ParityError, OSError, ValueError, KeyError)):
         parity.check(archive)
+
+
+@pytest.mark.parametrize("spoil", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_keeps_the_endpoint_out_of_service(archive: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(archive)
+    server = Server(archive)
+    with pytest.raises((parity.ParityError, OSError, ValueError, KeyError)):
+        server.load()
+    assert server.failure
+    assert server.scheduler is None
+
+
+# PEFT asks models for a property that transformers has renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("spoil", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_ends_the_job_without_an_archive(
+    finished: dict[str, Path],
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+) -> None:
+    """The fault comes between writing and checking, where a wrong merge or a half-written file would."""
+    import archive
+
+    trained = finished["causal"] / "model"
+    base = AutoModelForCausalLM.from_pretrained(models["causal"], dtype=torch.float32)
+    config = peft.LoraConfig.from_pretrained(str(trained / "adapter"))
+    config.base_model_name_or_path = str(models["causal"])
+    model = peft.PeftModel.from_pretrained(base, str(trained / "adapter"), config=config)
+    tokenizer = AutoTokenizer.from_pretrained(models["causal"])
+    stop_ids = json.loads((trained / "parity.json").read_text())["stop_ids"]
+    check = parity.check
+
+    def spoiled(folder: Path) -> dict[str, float]:
+        spoil(folder)
+        return check(folder)
+
+    monkeypatch.setattr(parity, "check", spoiled)
+    with pytest.raises((TrainingError, OSError, ValueError, KeyError)):
+        archive.write_archive(
+            tmp_path / "model",
+            model=model,
+            tokenizer=tokenizer,
+            base_info={"model_id": "m", "revision": "1", "family": "causal", "path": str(models["causal"])},
+            hyperparameters={"method": "lora", "learning_rate": 0.01, "seed": 1},
+            metrics={"steps": 1, "tokens": 1},
+            dataset_sha256="",
+            stop_ids=stop_ids,
+            probes=[[{"role": "user", "content": "What is the colour of thing 3?"}]],
+        )
+    assert not (tmp_path / "model" / "manifest.json").exists()
 
 
 def test_a_job_whose_archive_fails_the_check_fails_with_the_differences(

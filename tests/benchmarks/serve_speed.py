@@ -1,0 +1,145 @@
+"""How fast the endpoint's server answers on a CPU, beside transformers' `model.generate` in the same run.
+
+    python tests/benchmarks/serve_speed.py [--model FOLDER] [--threads 2] [--tokens 64] [--rounds 3]
+
+Starts serve.py over a model folder (default: the embedded SmolLM2-135M-Instruct) and asks it over HTTP: one greedy
+stream, eight at once, and the time to the first token of a prompt of 128 tokens. `generate` gets the same prompt, the
+same number of threads and both types it could be loaded in; the faster one is what the server is compared with. Rates
+count all of a request, reading the prompt included. Rounds take turns, the medians are printed.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import transformers
+
+MODEL = Path.home() / ".cache" / "llmtuner" / "models" / "smollm2-135m-instruct"
+SERVE = Path(__file__).parents[2] / "train_src" / "serve.py"
+PROMPT = "Once upon a time there was a lighthouse keeper who wrote a long letter every day. The first letter began:"
+STREAMS = 8
+FIRST_TOKEN_PROMPT = 128  # tokens
+
+
+@contextmanager
+def server(folder: Path, threads: int) -> Iterator[httpx.Client]:
+    """serve.py as a process of its own, ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "SM_MODEL_DIR": str(folder),
+        "SAGEMAKER_BIND_TO_PORT": str(port),
+        "LLMTUNER_HOST": "127.0.0.1",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    process = subprocess.Popen([sys.executable, str(SERVE)], env={**os.environ, **environment})
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
+    try:
+        while True:
+            assert process.poll() is None, "the server ended"
+            try:
+                if client.get("/ping").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        yield client
+    finally:
+        client.close()
+        process.terminate()
+        process.wait()
+
+
+def ask(client: httpx.Client, prompt: str, tokens: int) -> tuple[int, float, str]:
+    """(tokens, seconds to the first of them, text) of one greedy stream."""
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    started, first, text, used = time.perf_counter(), 0.0, "", 0
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            first = first or time.perf_counter() - started
+            text += "".join(choice["text"] for choice in event["choices"])
+            used = (event.get("usage") or {}).get("completion_tokens", used)
+    return used, first, text
+
+
+def together(client: httpx.Client, prompt: str, tokens: int, streams: int) -> float:
+    """Tokens per second of some streams in total."""
+    with ThreadPoolExecutor(streams) as pool:
+        started = time.perf_counter()
+        answers = list(pool.map(lambda _: ask(client, prompt, tokens), range(streams)))
+        return sum(answer[0] for answer in answers) / (time.perf_counter() - started)
+
+
+def generate(model: Any, tokenizer: Any, prompt: str, tokens: int) -> tuple[float, str]:
+    """(tokens per second, text) of `model.generate`, greedy."""
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    started = time.perf_counter()
+    with torch.inference_mode():
+        answer = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, pad_token_id=0
+        )[0, ids.shape[1] :]
+    return len(answer) / (time.perf_counter() - started), tokenizer.decode(answer, skip_special_tokens=True)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+    models = {
+        f"generate {name}": transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
+        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    }
+    ids = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
+    long_prompt = tokenizer.decode((ids * FIRST_TOKEN_PROMPT)[:FIRST_TOKEN_PROMPT])
+    rates: dict[str, list[float]] = {}
+    texts: dict[str, str] = {}
+    first = []
+    with server(options.model, options.threads) as client:
+        for round_number in range(options.rounds + 1):
+            found = {}
+            for name, model in models.items():
+                found[name], texts[name] = generate(model, tokenizer, PROMPT, options.tokens)
+            started = time.perf_counter()
+            used, _, texts["server"] = ask(client, PROMPT, options.tokens)
+            found["server, 1 stream"] = used / (time.perf_counter() - started)
+            found[f"server, {STREAMS} streams"] = together(client, PROMPT, options.tokens, STREAMS)
+            latency = ask(client, long_prompt, 1)[1]
+            if round_number:  # the first one warms up
+                first.append(latency)
+                for name, rate in found.items():
+                    rates.setdefault(name, []).append(rate)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    rival = max(medians[name] for name in models)
+    print(f"{options.model.name}, {options.threads} threads, {options.tokens} tokens, {options.rounds} rounds")
+    for name, rate in medians.items():
+        print(f"{name:20} {rate:8.1f} tokens/s {rate / rival:6.2f} x generate")
+    print(f"first token of a prompt of {FIRST_TOKEN_PROMPT}: {statistics.median(first) * 1000:.0f} ms")
+    same = texts["server"] == texts["generate fp32"]
+    print(f"the server's text is {'the same as' if same else 'NOT that of'} generate's in fp32")
+
+
+if __name__ == "__main__":
+    main()
