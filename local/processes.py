@@ -102,6 +102,14 @@ class PidFile:
             os.close(lock)
         return False
 
+    def stop(self, grace_seconds: float) -> None:
+        """Stop the process; what it held (ports, files) is free when this returns, also after a kill that came before."""
+        if process := self.process():
+            process.stop(grace_seconds)
+        deadline = time.monotonic() + _RECORD_SECONDS
+        while self.held and time.monotonic() < deadline:
+            time.sleep(0.005)  # the threads of a killed process end one after the other, and only then its lock does
+
     def process(self) -> Process | None:
         """The process that lives, or None."""
         deadline = time.monotonic() + _RECORD_SECONDS

@@ -87,10 +87,9 @@ def start_localstack(home: Path, state: dict[str, Any]) -> None:
         state["localstack_url"] = url
         return
     file = localstack_pid(home)
-    if running := file.process():
-        if _answers_soon(running, state.get("localstack_url"), "/_localstack/health"):
-            return
-        running.stop(5)
+    if (running := file.process()) and _answers_soon(running, state.get("localstack_url"), "/_localstack/health"):
+        return
+    file.stop(5)
     python = install()
     port = _port("LLMTUNER_LOCALSTACK_PORT", 4566, "LocalStack", state.get("localstack_port"))
     root = home / "localstack"
@@ -127,7 +126,7 @@ def start_emulator(home: Path, state: dict[str, Any]) -> None:
         same = state.get("emulator_on") == state["localstack_url"]
         if same and _answers_soon(running, state.get("sagemaker_url"), "/_health"):
             return
-        running.stop(10)
+    file.stop(10)
     port = _port("LLMTUNER_SAGEMAKER_PORT", 4580, "the SageMaker emulator", state.get("sagemaker_port"))
     command = [sys.executable, "-m", "llmtuner_local.emulator", "--home", str(home), "--port", str(port)]
     command += ["--localstack-url", state["localstack_url"]]
@@ -227,8 +226,7 @@ def _wait(home: Path, file: PidFile, url: str, who: str, name: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(home))
         if not running:
             raise LocalError(f"{who} ended while starting. The last lines of {log}:\n{_tail(log)}")
-        if process := file.process():
-            process.stop(2)
+        file.stop(2)
         raise LocalError(f"{who} did not answer within {_START_SECONDS} s. The last lines of {log}:\n{_tail(log)}")
 
 

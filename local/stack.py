@@ -84,11 +84,9 @@ def _down(home: Path) -> list[str]:
 
 
 def _stop(file: PidFile, grace_seconds: float, name: str) -> list[str]:
-    process = file.process()
-    if process is None:
-        return []
-    process.stop(grace_seconds)
-    return [name]
+    running = file.held
+    file.stop(grace_seconds)
+    return [name] if running else []
 
 
 def _stop_supervisors(home: Path, what: str, pattern: str) -> list[str]:

@@ -123,8 +123,7 @@ def sweep(context: Context) -> None:
             if context.store.get(kind, folder.name) if kind else f'"{folder.name}"' in instances:
                 continue
             log.warning("removing %s, which belongs to nothing", folder)
-            if process := PidFile(folder / PID_FILE).process():
-                process.stop(0)
+            PidFile(folder / PID_FILE).stop(0)
             clear(folder)
             shutil.rmtree(folder, ignore_errors=True)
     orphans = []
