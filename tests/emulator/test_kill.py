@@ -24,6 +24,7 @@ from emulator.journey import GROUP, STREAM, CutOffError, Job, Journey, model_of
 from llmtuner_local import servers, stack
 from llmtuner_local.emulator import supervisors
 from llmtuner_local.emulator.containers.process import MARK
+from llmtuner_local.emulator.shim import journal
 from llmtuner_local.processes import PID_FILE, PidFile, Process, marked
 
 SEED = int(os.environ.get("KILL_SEED", "20261125"))
@@ -100,7 +101,8 @@ class Killer:
 
 def _is_up(folder: Path) -> bool:
     """A job, or an instance that has been healthy: one whose container ends before that is given up, as on AWS."""
-    return folder.parent.name == "jobs" or "InService" in (folder / "journal.jsonl").read_text()
+    lines, _ = journal.read(folder / "journal.jsonl")
+    return folder.parent.name == "jobs" or any(line.get("state") == "InService" for line in lines)
 
 
 class Check:
