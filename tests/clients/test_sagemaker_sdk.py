@@ -19,7 +19,7 @@ def _run(program: str, *arguments: str, bench: Bench, folder: Path) -> tuple[dic
     """What a program wrote down, and all it printed."""
     command = [sys.executable, str(PROGRAMS / program), *arguments]
     done = subprocess.run(
-        command, env=bench.variables, cwd=folder, capture_output=True, text=True, check=False, timeout=280
+        command, env=bench.variables, cwd=folder, capture_output=True, text=True, check=False, timeout=540
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "told.json").read_text()), done.stdout + done.stderr
@@ -36,7 +36,7 @@ def _wheel(folder: Path) -> str:
     return name
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_model_trainer_journey(bench: Bench, tmp_path: Path) -> None:
     source, data, prefix = tmp_path / "source", tmp_path / "data", unique("sdk")
     source.mkdir()
@@ -60,7 +60,7 @@ def test_model_trainer_journey(bench: Bench, tmp_path: Path) -> None:
     assert find_spec("kit_probe") is None  # what a job installs stays in the job
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_endpoint_and_model_builder_journey(bench: Bench, tmp_path: Path) -> None:
     prefix = unique("sdk")
     told, _ = _run("sdk_hosting.py", bench.archive(), prefix, bench=bench, folder=tmp_path)
