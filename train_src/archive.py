@@ -36,6 +36,8 @@ CODE = (
     "textstream.py",
     "parity.py",
     "encoding.py",
+    "chat_template.py",
+    "conversations.py",
     "requirements.txt",
 )
 FORMAT = 1

@@ -26,7 +26,8 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from encoding import FAMILIES, EncodedRow, Encoder, RowError, row_messages
+from conversations import RowError, row_messages
+from encoding import FAMILIES, EncodedRow, Encoder
 
 try:
     import regex  # reads \p{L}; comes with transformers

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from encoding import EncodedRow, Encoder, RowError
+from conversations import RowError
+from encoding import EncodedRow, Encoder
 from failures import TrainingError
 
 SHOWN_ROWS = 3

@@ -11,8 +11,9 @@ import transformers
 
 import attention
 from base import Base
+from conversations import prompt_messages, row_messages
 from data import Channel, read_rows
-from encoding import Encoder, prompt_messages, row_messages
+from encoding import Encoder
 from evaluation import Score, answers, score
 from failures import TrainingError
 from folders import Folders

@@ -25,6 +25,8 @@ from llmtuner_kit.errors import KitError, NotFoundError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# The modules of train_src that decide what a row becomes.
+_PROGRAMS = ("encoding.py", "chat_template.py", "conversations.py")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -76,7 +78,9 @@ class Encoding:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of tokenizer and template: whatever decides about counts and masks."""
-        digest = hashlib.sha256((training_code() / "encoding.py").read_bytes())
+        digest = hashlib.sha256()
+        for name in _PROGRAMS:
+            digest.update((training_code() / name).read_bytes())
         for name in TOKENIZER_FILES:
             path = self.folder / name
             digest.update(f"{name}:{path.stat().st_size if path.exists() else -1}\n".encode())

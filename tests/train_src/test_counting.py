@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import counting
+from conversations import RowError
 from counting import Counter, copies_content
-from encoding import Encoder, RowError
+from encoding import Encoder
 from llmtuner_kit import catalog
 
 TEXTS = [

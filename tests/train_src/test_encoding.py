@@ -9,7 +9,8 @@ import pytest
 from tiny_models import make_tokenizer, tiny_t5_tokenizer
 
 import encoding
-from encoding import EncodedRow, Encoder, RowError
+from conversations import RowError
+from encoding import EncodedRow, Encoder
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"

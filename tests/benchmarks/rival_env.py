@@ -1,0 +1,28 @@
+"""An environment for a rival: what this project has installed, and the rival's package on top, in a folder of its own."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rival_python(*packages: str) -> Path:
+    """The interpreter of an environment with the packages, made on first use; torch stays the project's own."""
+    cache = Path(os.environ.get("LLMTUNER_CACHE") or Path.home() / ".cache" / "llmtuner")
+    folder = cache / "benchmarks" / "-".join(name.partition("=")[0] for name in packages)
+    python, complete = folder / "bin" / "python", folder / ".complete"
+    site = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    # Written each time: the environment may have been made by another checkout of the project.
+    if not complete.exists():
+        print(f"making {folder} with {', '.join(packages)}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+    (site / "project.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    if not complete.exists():
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--constraint", str(ROOT / "constraints.txt"), *packages], check=True)
+        complete.touch()
+    return python
