@@ -2,8 +2,8 @@
 
 Memory is the arithmetic by which the training container plans its passes (train_src/memory.py; a test keeps the two
 equal), so what is promised here is what the job will do: weights, gradients, optimizer, activations of one pass, one
-chunk of logits, and what CUDA itself takes. Adapters are trained on whole copies of the model, one a GPU; only full
-tuning shares the weights between GPUs.
+chunk of logits, and what CUDA itself takes. Each GPU has a whole copy of the model where it fits; where it does not,
+several GPUs spread one between them (FSDP2), two layers and the embeddings made whole at a time.
 
 Speed is modelled: floating point operations of a token (2 a weight forwards, 2 for the gradient of activations, 2 for
 the gradient of weights where they are trained, 2 more where activations are computed again) at a share of the GPU's
@@ -12,6 +12,7 @@ dense bf16 peak. The share is a range, because it is a model and no measurement.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,11 +42,19 @@ SERVING_CONTEXT = 4096  # longest request an endpoint takes, in tokens (SM_VLLM_
 
 @dataclass(frozen=True)
 class Pass:
-    """How a job will run on a GPU: tokens of one pass, whether activations are computed again, bytes in all."""
+    """How a job will run on a GPU.
+
+    Attributes:
+        micro_tokens: tokens of one pass.
+        checkpointing: activations are computed again.
+        needed: bytes in all.
+        sharded: the GPUs spread the weights between them.
+    """
 
     micro_tokens: int
     checkpointing: bool
     needed: float
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Fit:
     smallest: str
     micro_tokens: int = 0
     checkpointing: bool = False
+    sharded: bool = False
 
     @property
     def headroom(self) -> float:
@@ -98,10 +108,10 @@ def training_bytes(
     rank: int,
     micro_tokens: int,
     checkpointing: bool,
-    processes: int = 1,
+    shards: int = 1,
     bytes_per_weight: int = 2,
 ) -> float:
-    """Peak bytes of one GPU while it trains; `processes` is the number of GPUs of the whole job."""
+    """Peak bytes of one GPU while it trains; `shards` is the number of GPUs that spread the weights between them."""
     trained = model.parameters if method == "full" else adapter_weights(model, rank)
     if method == "qlora":
         linear = linear_weights(model)
@@ -109,7 +119,9 @@ def training_bytes(
     else:
         weights = (4.0 if method == "full" else bytes_per_weight) * model.parameters
     adapter = 0 if method == "full" else 4 * trained
-    shards = processes if method == "full" else 1
+    gathered = 0.0
+    if shards > 1:
+        gathered = (8 if method == "full" else bytes_per_weight) * _gathered_weights(model)
     layer = _layer_bytes(model) * bytes_per_weight / 2
     encoder, decoder = (model.decoder_layers, model.decoder_layers) if model.family == "seq2seq" else (0, 0)
     depth = encoder + 1.5 * decoder if model.family == "seq2seq" else float(model.decoder_layers)
@@ -118,8 +130,15 @@ def training_bytes(
     else:
         activations = micro_tokens * layer * depth
     head = _HEAD_CHUNK * model.vocabulary * _LOGIT_BYTES
-    subtotal = (weights + 12 * trained) / shards + adapter + activations + head
+    subtotal = (weights + adapter + 12 * trained) / shards + activations + head + gathered
     return subtotal * (1 + _ALLOCATOR_WASTE) + _CUDA_CONTEXT
+
+
+def _gathered_weights(model: BaseModel) -> int:
+    """Weights that are whole at a time while the rest is spread: two layers, and all that is in no layer."""
+    layers = model.decoder_layers * (2 if model.family == "seq2seq" else 1)
+    linear = linear_weights(model)
+    return 2 * linear // layers + model.parameters - linear
 
 
 def _layer_bytes(model: BaseModel) -> float:
@@ -153,20 +172,22 @@ def plan(
 def _passes(
     model: BaseModel, instance: Instance, method: str, rank: int, max_length: int, batch_tokens: int, count: int
 ) -> Iterator[Pass]:
-    """Ways to run, the fastest first: large passes before small ones, and before computing activations again."""
-    most = min(_MICRO_TOKENS, batch_tokens)
-    for checkpointing in (False, True):
-        for size in dict.fromkeys(max(1, most // part) for part in (1, 2, 4, 8)):
-            needed = training_bytes(
-                model,
-                method=method,
-                rank=rank,
-                micro_tokens=max(size, max_length),  # a row is never split
-                checkpointing=checkpointing,
-                processes=instance.gpus * count,
-                bytes_per_weight=2 if instance.bf16_tflops else 4,
-            )
-            yield Pass(size, checkpointing, needed)
+    """Ways to run, the fastest first: large passes, then computing activations again, then spreading the weights."""
+    gpus = instance.gpus * count
+    most = max(1, min(_MICRO_TOKENS, batch_tokens // gpus))
+    sizes = list(dict.fromkeys(max(1, most // part) for part in (1, 2, 4, 8)))
+    spreads = (False, True) if gpus > 1 and method != "qlora" else (False,)
+    for sharded, checkpointing, size in itertools.product(spreads, (False, True), sizes):
+        needed = training_bytes(
+            model,
+            method=method,
+            rank=rank,
+            micro_tokens=max(size, max_length),  # a row is never split
+            checkpointing=checkpointing,
+            shards=gpus if sharded else 1,
+            bytes_per_weight=2 if instance.bf16_tflops else 4,
+        )
+        yield Pass(size, checkpointing, needed, sharded)
 
 
 def check(
@@ -190,11 +211,12 @@ def check(
         why = f"4-bit training needs bf16, which the {instance.gpu} does not have"
     elif fits:
         how = ", activations computed again" if found.checkpointing else ""
+        how += f", weights spread over {instance.gpus * count} GPUs" if found.sharded else ""
         why = f"about {needed:.1f} of {usable:.1f} GB usable on each {instance.gpu}{how}"
     else:
         why = f"about {needed:.1f} GB needed, {usable:.1f} GB usable on each {instance.gpu}"
     smallest = smallest_instance(model, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens)
-    return Fit(fits, needed, usable, why, smallest, found.micro_tokens, found.checkpointing)
+    return Fit(fits, needed, usable, why, smallest, found.micro_tokens, found.checkpointing, found.sharded)
 
 
 def fitting_instances(

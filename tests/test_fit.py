@@ -28,12 +28,14 @@ def shape(model: catalog.BaseModel) -> memory.Shape:
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("model", catalog.BASE_MODELS, ids=lambda item: item.model_id)
-def test_bytes_are_those_of_the_container(model: catalog.BaseModel, method: str, *, checkpointing: bool) -> None:
-    mine = fit.training_bytes(model, method=method, rank=16, micro_tokens=2048, checkpointing=checkpointing)
-    theirs = memory.estimate(
-        shape(model), method=method, lora_r=16, micro_batch_tokens=2048, checkpointing=checkpointing
-    ).total
+def test_bytes_are_those_of_the_container(
+    model: catalog.BaseModel, method: str, shards: int, *, checkpointing: bool
+) -> None:
+    how = {"method": method, "checkpointing": checkpointing, "shards": shards}
+    mine = fit.training_bytes(model, rank=16, micro_tokens=2048, **how)  # type: ignore[arg-type]
+    theirs = memory.estimate(shape(model), lora_r=16, micro_batch_tokens=2048, **how).total  # type: ignore[arg-type]
     # The catalogue knows the exact number of weights, the container works it out from the shape.
     assert mine == pytest.approx(theirs, rel=0.03)
 
@@ -47,11 +49,22 @@ def test_recommended_instance_tunes_and_serves_its_model(model: catalog.BaseMode
 
 def test_what_does_not_fit_names_the_smallest_that_does() -> None:
     model = catalog.base_model("llama-2-13b")
-    found = fit.check(model, catalog.instance("ml.g5.12xlarge"), method="lora", rank=16, max_length=2048)
+    found = fit.check(model, catalog.instance("ml.g5.8xlarge"), method="lora", rank=16, max_length=2048)
     assert not found.fits
     assert found.headroom < 0
     other = catalog.instance(found.smallest)
     assert fit.check(model, other, method="lora", rank=16, max_length=2048).fits
+
+
+def test_a_model_too_large_for_one_gpu_is_spread_over_several() -> None:
+    model, four = catalog.base_model("llama-2-13b"), catalog.instance("ml.g5.12xlarge")
+    found = fit.check(model, four, method="lora", rank=16, max_length=2048)
+    assert found.fits
+    assert found.sharded
+    assert found.why.endswith("weights spread over 4 GPUs")
+    small = fit.check(catalog.base_model("smollm2-135m-instruct"), four, method="lora", rank=16, max_length=2048)
+    assert small.fits
+    assert not small.sharded
 
 
 def test_four_bit_needs_bf16() -> None:

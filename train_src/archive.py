@@ -55,8 +55,12 @@ def write_archive(
     stop_ids: Sequence[int],
     probes: Sequence[list[dict[str, str]]],
     evaluation: dict[str, Any] | None = None,
+    recorded: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write the archive of a trained PEFT model (or plain one) and check it. Returns the manifest.
+
+    `recorded` are the trainer's own answers to the probes, where the model given here was put together from a trainer
+    that spread it over several processes; otherwise they are taken from the model itself.
 
     The model in memory is merged by it and must not be trained afterwards. Raises TrainingError when the archive,
     loaded as a server loads it, answers differently.
@@ -72,7 +76,8 @@ def write_archive(
     tokenizer.save_pretrained(work)
     encoder = Encoder(work, base_info["family"])
     prompts = [(messages, encoder.prompt_ids(messages)) for messages in probes]
-    recorded = parity.record(network, base_info["family"], prompts, stop_ids)
+    if recorded is None:
+        recorded = parity.record(network, base_info["family"], prompts, stop_ids)
     if isinstance(model, peft.PeftModel):
         model.save_pretrained(str(work / "adapter"))
         _name_base(work / "adapter", base_info)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model import TunedModel
+from sharding import like, whole
 
 KEPT = 2
 
@@ -40,12 +41,13 @@ class Checkpoint:
         parameters = model.named_parameters()
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(self.weights[name])
+                parameter.copy_(like(self.weights[name], parameter))
         for joined, value in self.optimizer.items():
             name, _, key = joined.rpartition("|")
             parameter = parameters[name]
             # AdamW keeps its step counter beside the parameter only when fused; on CPU that is the same place.
-            optimizer.state[parameter][key] = value.to(parameter.device)
+            is_moment = value.shape == parameter.shape
+            optimizer.state[parameter][key] = like(value, parameter) if is_moment else value.to(parameter.device)
 
 
 def save(
@@ -55,19 +57,28 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     best: dict[str, Tensor],
+    *,
+    writes: bool = True,
 ) -> Path:
-    """Write the checkpoint of a step and delete the oldest ones. Returns its folder."""
+    """Write the checkpoint of a step and delete the oldest ones. Returns its folder.
+
+    Where the weights are spread over the processes, all must call it together; only one of them `writes`.
+    """
+    parameters = model.named_parameters()
+    weights = {name: whole(parameter) for name, parameter in parameters.items()}
+    moments = {f"{name}|{key}": whole(v) for name, p in parameters.items() for key, v in optimizer.state[p].items()}
+    best = {name: whole(tensor) for name, tensor in best.items()}
     final = folder / f"step-{step:08d}"
+    if not writes:
+        return final
     temporary = folder / f".{final.name}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     for abandoned in folder.glob(".step-*"):
         shutil.rmtree(abandoned)
     temporary.mkdir()
     if isinstance(model.module, peft.PeftModel):
-        model.module.save_pretrained(str(temporary / "adapter"))
-    parameters = model.named_parameters()
-    _save(parameters, temporary / "weights.safetensors")
-    moments = {f"{name}|{key}": v for name, p in parameters.items() for key, v in optimizer.state[p].items()}
+        model.module.save_pretrained(str(temporary / "adapter"), state_dict=weights)
+    _save(weights, temporary / "weights.safetensors")
     _save(moments, temporary / "optimizer.safetensors")
     if best:
         _save(best, temporary / "best.safetensors")
@@ -98,7 +109,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def _save(tensors: dict[str, Any], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -195,6 +195,24 @@ def share_of(rows: Sequence[Row], numbers: Sequence[int], rank: int, world: int)
     return shares[rank]
 
 
+def passes_of(
+    rows: Sequence[Row], numbers: Sequence[int], micro_batch_tokens: int, rank: int, world: int, *, equal: bool
+) -> list[tuple[list[int], bool]]:
+    """The forward passes one process makes in a step, and whether each counts.
+
+    With `equal` all processes make the same number of passes, as those must that gather each other's weights: who has
+    fewer rows adds passes of the step's shortest row that count for nothing.
+    """
+    mine = split_micro(rows, share_of(rows, numbers, rank, world), micro_batch_tokens)
+    passes = [(part, True) for part in mine]
+    if equal:
+        shares = (share_of(rows, numbers, other, world) for other in range(world))
+        most = max(len(split_micro(rows, share, micro_batch_tokens)) for share in shares)
+        shortest = min(numbers, key=lambda number: len(rows[number]))
+        passes += [([shortest], False)] * (most - len(mine))
+    return passes
+
+
 def iterate_steps(rows: Sequence[Row], *, batch_tokens: int, seed: int, skip: int = 0) -> Iterator[list[int]]:
     """Row numbers of step after step without end, from step `skip` on."""
     epoch = 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data import Row, split_micro
+from data import Row, passes_of
 from encoding import Encoder
 from group import Group
 from metrics import perplexity
@@ -40,22 +40,24 @@ class Score:
 
 def score(model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int, group: Group) -> Score:
     """Evaluate the model as it is now, each process its share. The result keeps the order of `rows`."""
-    shares = group.gather(_score(model, rows[group.rank :: group.size], micro_batch_tokens))
-    merged = Score([0.0] * len(rows), [0] * len(rows), [0] * len(rows))
-    for rank, share in enumerate(shares):
-        merged.losses[rank :: group.size] = share.losses
-        merged.correct[rank :: group.size] = share.correct
-        merged.labels[rank :: group.size] = share.labels
+    # Rows of like length go together, which wastes least padding where there is any.
+    order = sorted(range(len(rows)), key=lambda number: (len(rows[number]), number))
+    passes = passes_of(rows, order, micro_batch_tokens, group.rank, group.size, equal=model.sharded)
+    merged = Score([0.0] * len(rows), [0] * len(rows), [row.labels for row in rows])
+    for share in group.gather(_sums(model, rows, passes)):
+        for number, (loss, hits) in share.items():
+            merged.losses[number], merged.correct[number] = loss, hits
     return merged
 
 
-def _score(model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int) -> Score:
-    """Rows of like length go together, which wastes least padding where there is any."""
-    losses, correct, labels = [0.0] * len(rows), [0] * len(rows), [row.labels for row in rows]
-    order = sorted(range(len(rows)), key=lambda number: (len(rows[number]), number))
+def _sums(
+    model: TunedModel, rows: Sequence[Row], passes: Sequence[tuple[list[int], bool]]
+) -> dict[int, tuple[float, int]]:
+    """(sum of losses, right tokens) of each row in the passes that count."""
+    found: dict[int, tuple[float, int]] = {}
     model.network.eval()
     with torch.no_grad():
-        for numbers in split_micro(rows, order, micro_batch_tokens):
+        for numbers, counts in passes:
             batch = model.batch([rows[number] for number in numbers])
             per_label, right = model.losses(batch)
             owners = batch.owners.to(per_label.device)
@@ -63,10 +65,10 @@ def _score(model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int) -> S
             hits = torch.zeros(len(numbers), dtype=torch.int64, device=per_label.device)
             sums.index_add_(0, owners, per_label.double())
             hits.index_add_(0, owners, right.long())
-            for number, loss, hit in zip(numbers, sums.tolist(), hits.tolist(), strict=True):
-                losses[number], correct[number] = loss, hit
+            if counts:
+                found |= dict(zip(numbers, zip(sums.tolist(), hits.tolist(), strict=True), strict=True))
     model.network.train()
-    return Score(losses, correct, labels)
+    return found
 
 
 def answers(

@@ -43,6 +43,7 @@ class Hyperparameters:
     micro_batch_tokens: int = _number(0, 0, 10_000_000)  # tokens of one forward pass; 0: chosen from memory
     precision: str = _choice("auto", "auto", "bf16", "fp32")
     gradient_checkpointing: str = _choice("auto", "auto", "on", "off")
+    sharding: str = _choice("auto", "auto", "on", "off")  # weights spread over the processes; auto: where they must be
     long_rows: str = _choice("cut", "cut", "drop", "stop")
     eval_steps: int = _number(0, 0, 10_000_000)  # 0: about ten times in a job
     save_steps: int = _number(0, 0, 10_000_000)  # 0: about every five minutes and at the end

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import attention
+import parity
 from base import Base
 from conversations import prompt_messages, row_messages
 from data import Channel, read_rows
@@ -21,7 +22,8 @@ from group import Group
 from hyperparameters import Hyperparameters
 from memory import GB, Plan
 from metrics import perplexity, report
-from model import TunedModel, load_model, load_tokenizer, plan_memory
+from model import TunedModel, load_model, load_sharded, load_tokenizer, plan_memory
+from sharding import whole
 from trainer import Trainer
 
 COMPARED_ROWS = 16  # rows whose ids are compared with transformers' own
@@ -47,7 +49,8 @@ class Job:
         self._check_tokenizer(tokenizer)
         group = Group()
         plan = plan_memory(self.base, self.settings, self.channels["train"], group.size)
-        model = load_model(self.base, self.settings, recompute=plan.gradient_checkpointing)
+        load = load_sharded if plan.sharded else load_model
+        model = load(self.base, self.settings, recompute=plan.gradient_checkpointing)
         print(f"loaded: {_description(model)}; {_described(plan)}", flush=True)
         test = self.channels.get("test")
         trainer = Trainer(
@@ -72,8 +75,13 @@ class Job:
         if test and base_result and finished:
             evaluation = self._evaluation(model, tokenizer, test, base_result, trainer)
             metrics |= {"base": evaluation["base"], "tuned": evaluation["tuned"], "test_rows": evaluation["rows"]}
+        probes, recorded = self._probes(), None
+        if model.sharded:
+            # Whole models answer and are written below; what the spread one answers is recorded by all together.
+            recorded = self._recorded(model, tokenizer, probes)
+            model = self._gathered(model, leads=group.leads)
         if group.leads:
-            self._write_archive(model, tokenizer, metrics, evaluation)
+            self._write_archive(model, tokenizer, metrics, evaluation, probes, recorded)
         group.close()
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
@@ -170,8 +178,31 @@ class Job:
         """Every token that ends an answer: the tokenizer's own, and what the template puts after one."""
         return {*self.channels["train"].stop_ids, tokenizer.eos_token_id} - {None}
 
+    def _recorded(self, model: TunedModel, tokenizer: Any, probes: list[list[dict[str, str]]]) -> list[dict[str, Any]]:
+        prompts = [(messages, self.encoder.prompt_ids(messages)) for messages in probes]
+        with model.generating() as network:
+            return parity.record(network, self.base.family, prompts, sorted(self._stop_ids(tokenizer)))
+
+    def _gathered(self, model: TunedModel, *, leads: bool) -> TunedModel:
+        """The trained model in one piece in the leader's memory. All processes must call it together."""
+        cpu = torch.device("cpu")
+        fresh = load_model(self.base, self.settings, device=cpu, computed_on=model.device) if leads else None
+        targets = fresh.named_parameters() if fresh else {}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters().items():
+                weight = whole(parameter)
+                if fresh:
+                    targets[name].copy_(weight)
+        return fresh or model
+
     def _write_archive(
-        self, model: TunedModel, tokenizer: Any, metrics: dict[str, Any], evaluation: dict[str, Any] | None
+        self,
+        model: TunedModel,
+        tokenizer: Any,
+        metrics: dict[str, Any],
+        evaluation: dict[str, Any] | None,
+        probes: list[list[dict[str, str]]],
+        recorded: list[dict[str, Any]] | None,
     ) -> None:
         from archive import write_archive
 
@@ -192,7 +223,8 @@ class Job:
             metrics=metrics,
             dataset_sha256=self.settings.dataset_sha256,
             stop_ids=sorted(self._stop_ids(tokenizer)),
-            probes=self._probes(),
+            probes=probes,
+            recorded=recorded,
             evaluation=evaluation,
         )
         print(f"archive written in {time.monotonic() - started:.1f} s", flush=True)
@@ -202,6 +234,7 @@ def _described(plan: Plan) -> str:
     recompute = "recomputed" if plan.gradient_checkpointing else "kept"
     return (
         f"passes of {plan.micro_batch_tokens} tokens, activations {recompute}, "
+        f"{'weights spread over the processes, ' if plan.sharded else ''}"
         f"about {plan.estimate.total / GB:.1f} GB expected"
     )
 

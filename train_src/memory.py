@@ -14,10 +14,12 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
                   short rows, 2 bytes for each head and row length; 8 for T5, which drops some at random
     recomputed    with checkpointing only 2h per token and layer, plus one whole layer at a time
     head          one chunk of logits, 10 per entry (bf16 and fp32 copies and the gradient)
+    gathered      only where the weights are spread over the processes: two layers and the embeddings, made whole
     other         the device's own: CUDA context and libraries, and the allocator's waste
 """
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -97,6 +99,12 @@ class Shape:
         norms = self.hidden * (2 * self.layers + 3 * self.cross_layers + 1 + bool(self.cross_layers))
         return self.linear_weights + norms + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
+    @property
+    def gathered_weights(self) -> int:
+        """Weights that are whole at a time while the rest is spread: two layers, embeddings and head."""
+        layers = self.layers + self.cross_layers
+        return 2 * self.linear_weights // layers + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
     def adapter_weights(self, r: int) -> int:
         """Weights of a rank-r adapter on every linear layer."""
         attention = r * (4 * self.hidden + 2 * self.query + 2 * self.key_value)
@@ -120,12 +128,13 @@ class Estimate:
     optimizer: float
     activations: float
     head: float
+    gathered: float
     other: float
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.head + self.other
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,7 @@ class Plan:
     micro_batch_tokens: int
     gradient_checkpointing: bool
     estimate: Estimate
+    sharded: bool = False
 
 
 def estimate(
@@ -147,16 +157,19 @@ def estimate(
     bytes_per_weight: float = 2,
     mean_row: int = 256,
     device: str = "cuda",
-    processes: int = 1,
+    shards: int = 1,
 ) -> Estimate:
-    """Memory of one process. `processes` share weights, gradients and optimizer only for full fine-tuning (FSDP)."""
+    """Memory of one process. `shards`: over how many processes weights, gradients and optimizer are spread (FSDP)."""
     trained = shape.weights if method == "full" else shape.adapter_weights(lora_r)
     if method == "qlora":
         weights = 0.55 * shape.linear_weights + 2 * (shape.weights - shape.linear_weights)
     else:
         weights = (4 if method == "full" else bytes_per_weight) * shape.weights
     adapter = 0 if method == "full" else 4 * trained
-    shards = processes if method == "full" else 1
+    gathered = 0.0
+    if shards > 1:
+        # Full fine-tuning has fp32 weights and whole gradients of them.
+        gathered = (8 if method == "full" else bytes_per_weight) * shape.gathered_weights
     scale = bytes_per_weight / 2
     layer = shape.layer_bytes(mean_row, device) * scale
     depth = shape.layers + 1.5 * shape.cross_layers
@@ -165,14 +178,15 @@ def estimate(
     else:
         activations = micro_batch_tokens * layer * depth
     head = HEAD_CHUNK[device] * shape.vocabulary * LOGIT_BYTES
-    subtotal = (weights + 12 * trained) / shards + adapter + activations + head
+    subtotal = (weights + adapter + 12 * trained) / shards + activations + head + gathered
     fixed = CUDA_CONTEXT if device == "cuda" else CPU_PROCESS
     return Estimate(
-        weights=(weights / shards) + adapter,
+        weights=(weights + adapter) / shards,
         gradients=4 * trained / shards,
         optimizer=8 * trained / shards,
         activations=activations,
         head=head,
+        gathered=gathered,
         other=fixed + ALLOCATOR_WASTE * subtotal,
     )
 
@@ -191,30 +205,34 @@ def choose(
     checkpointing: bool | None = None,
     micro_batch_tokens: int = 0,
     processes: int = 1,
+    sharded: bool | None = None,
 ) -> Plan | None:
-    """The fastest way that fits, or None. Recomputing costs a third more time, so it comes after smaller passes.
+    """The fastest way that fits, or None.
 
-    `checkpointing` and `micro_batch_tokens` are fixed where the user said so. A pass is never smaller than the longest
-    row, which cannot be split.
+    Recomputing costs a third more time, so it comes after smaller passes; spreading the weights over the processes
+    sends all of them over the network for every pass, so it comes last. `checkpointing`, `sharded` and
+    `micro_batch_tokens` are fixed where the user said so. A pass is never smaller than the longest row, which cannot
+    be split.
     """
     most = min(CPU_MICRO_TOKENS if device == "cpu" else GPU_MICRO_TOKENS, batch_tokens)
     sizes = [micro_batch_tokens] if micro_batch_tokens else [most, most // 2, most // 4, most // 8]
     sizes = list(dict.fromkeys(max(size, 1) for size in sizes))
-    for recompute in [False, True] if checkpointing is None else [checkpointing]:
-        for size in sizes:
-            needed = estimate(
-                shape,
-                method=method,
-                lora_r=lora_r,
-                micro_batch_tokens=max(size, longest_row),
-                checkpointing=recompute,
-                bytes_per_weight=bytes_per_weight,
-                mean_row=mean_row,
-                device=device,
-                processes=processes,
-            )
-            if needed.total <= SAFE_SHARE * device_bytes:
-                return Plan(size, recompute, needed)
+    spreads = [False, True] if sharded is None and processes > 1 and method != "qlora" else [bool(sharded)]
+    recomputes = [False, True] if checkpointing is None else [checkpointing]
+    for spread, recompute, size in itertools.product(spreads, recomputes, sizes):
+        needed = estimate(
+            shape,
+            method=method,
+            lora_r=lora_r,
+            micro_batch_tokens=max(size, longest_row),
+            checkpointing=recompute,
+            bytes_per_weight=bytes_per_weight,
+            mean_row=mean_row,
+            device=device,
+            shards=processes if spread else 1,
+        )
+        if needed.total <= SAFE_SHARE * device_bytes:
+            return Plan(size, recompute, needed, spread)
     return None
 
 
@@ -228,6 +246,7 @@ def main() -> int:
     parser.add_argument("--lora-r", type=int, default=16)
     parser.add_argument("--longest-row", type=int, default=2048)
     parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--processes", type=int, default=1, help="GPUs of the whole job")
     arguments = parser.parse_args()
     shape = Shape.from_config(json.loads(arguments.config.read_text(encoding="utf-8")))
     plan = choose(
@@ -238,6 +257,7 @@ def main() -> int:
         batch_tokens=arguments.batch_tokens,
         method=arguments.method,
         lora_r=arguments.lora_r,
+        processes=arguments.processes,
     )
     if plan is None:
         print(json.dumps({"fits": False, "weights": shape.weights}))
@@ -247,6 +267,7 @@ def main() -> int:
         "fits": True,
         "micro_batch_tokens": plan.micro_batch_tokens,
         "gradient_checkpointing": plan.gradient_checkpointing,
+        "sharded": plan.sharded,
         "total_gb": round(plan.estimate.total / GB, 3),
         "parts_gb": parts,
     }

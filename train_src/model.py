@@ -25,6 +25,7 @@ from hyperparameters import Hyperparameters
 from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
 from memory import GB, Plan, Shape, choose
+from sharding import is_sharded, shard, turns
 
 ONE_THREAD_WEIGHTS = 10_000_000  # below, waiting for each other costs threads more than they gain
 # Settings by which a model changes its logits after the head; then the loss must be taken from the model's own output.
@@ -51,6 +52,11 @@ class TunedModel:
         config = self.network.config.get_text_config()
         self._keeps_logits = not any(getattr(config, name, None) not in (None, 0, 1.0) for name in CHANGED_LOGITS)
         self._head.forward = self._head_forward
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a share of the weights."""
+        return is_sharded(self.network)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer changes, in a fixed order."""
@@ -158,8 +164,10 @@ def plan_memory(base: Base, settings: Hyperparameters, train: Channel, processes
         "bytes_per_weight": 2 if choose_dtype(settings.precision, device) == torch.bfloat16 else 4,
         "mean_row": sum(length * length for length in lengths) // sum(lengths),
         "micro_batch_tokens": settings.micro_batch_tokens,
+        "processes": processes,
+        "sharded": {"auto": None, "on": processes > 1, "off": False}[settings.sharding],
     }
-    available = _device_bytes(device) / (processes if device.type == "cpu" else 1)
+    available = _device_bytes(device) / (_local_processes() if device.type == "cpu" else 1)
     plan = choose(shape, device_bytes=available, checkpointing=fixed, **options)
     if plan is None:
         smallest = choose(shape, device_bytes=float("inf"), checkpointing=True, **{**options, "micro_batch_tokens": 1})
@@ -181,16 +189,41 @@ def _device_bytes(device: torch.device) -> float:
     return min(memory, int(text)) if text.isdigit() else memory
 
 
-def load_model(base: Base, settings: Hyperparameters, *, recompute: bool = False) -> TunedModel:
+def _local_processes() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def load_sharded(base: Base, settings: Hyperparameters, *, recompute: bool) -> TunedModel:
+    """The model with its weights spread over all processes. Few load it whole at a time: each host has one memory."""
+    size = Shape.from_config(base.config).weights * (4 if settings.method == "full" else 2)
+    device, model = choose_device(), None
+    for is_mine in turns(size, _device_bytes(torch.device("cpu"))):
+        if is_mine:
+            model = load_model(base, settings, recompute=recompute, device=torch.device("cpu"), computed_on=device)
+            shard(model.network, device)
+    assert model is not None
+    return model
+
+
+def load_model(
+    base: Base,
+    settings: Hyperparameters,
+    *,
+    recompute: bool = False,
+    device: torch.device | None = None,
+    computed_on: torch.device | None = None,
+) -> TunedModel:
     """Load the base, add what is trained. The same seed gives the same first weights.
 
-    `recompute` turns on gradient checkpointing.
+    `recompute` turns on gradient checkpointing. The weights are put on `device` (this process's own by default) and
+    will be computed with on `computed_on`, where that is another.
     """
-    device = choose_device()
+    device = device or choose_device()
+    computed_on = computed_on or device
     if device.type == "cpu" and Shape.from_config(base.config).weights < ONE_THREAD_WEIGHTS:
         torch.set_num_threads(1)
-    dtype = choose_dtype(settings.precision, device)
-    network = _load_network(base, settings, device, dtype)
+    dtype = choose_dtype(settings.precision, computed_on)
+    network = _load_network(base, settings, computed_on, dtype)
     torch.manual_seed(settings.seed)
     if settings.method == "full":
         module, plain = network.requires_grad_(True), 0
@@ -209,7 +242,7 @@ def load_model(base: Base, settings: Hyperparameters, *, recompute: bool = False
     # fp32 weights, or layers whose arithmetic is PEFT's own, are multiplied in bf16 through autocast.
     layers = sum(isinstance(layer, peft.tuners.lora.LoraLayer) for layer in module.modules())
     autocast = dtype == torch.bfloat16 and (settings.method == "full" or plain < layers)
-    return TunedModel(module, network, base.family, device, dtype, autocast, trained)
+    return TunedModel(module, network, base.family, computed_on, dtype, autocast, trained)
 
 
 def _load_network(base: Base, settings: Hyperparameters, device: torch.device, dtype: torch.dtype) -> Any:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 import checkpoints
 import evaluation
-from data import Channel, Row, iterate_steps, plan_epoch, share_of, split_micro
+from data import Channel, Row, iterate_steps, passes_of, plan_epoch
 from failures import TrainingError
 from folders import Folders
 from group import Group
 from hyperparameters import Hyperparameters
 from metrics import Window, peak_memory_gb, report
 from model import TunedModel
+from sharding import like, whole
 
 SAVE_SECONDS = 300
 LOG_LINES = 200
@@ -113,33 +114,36 @@ class Trainer:
         settings, progress, rows = self.settings, self.progress, self.train_rows
         labels = sum(rows[number].labels for number in numbers)
         torch.manual_seed(((settings.seed * 1_000_003 + progress.step) * 1_009 + self.group.rank) % 2**63)
-        mine = share_of(rows, numbers, self.group.rank, self.group.size)
-        parts = split_micro(rows, mine, self.micro_batch_tokens)
-        loss_sum, correct = 0.0, 0
-        for part in parts:
+        passes = passes_of(
+            rows, numbers, self.micro_batch_tokens, self.group.rank, self.group.size, equal=self.model.sharded
+        )
+        loss_sum, correct, last_sum = 0.0, 0, 0.0
+        for part, counts in passes:
             if self.stopped and self.group.size == 1:
                 self.optimizer.zero_grad()
                 return False
             losses, right = self.model.losses(self.model.batch([rows[number] for number in part]))
             total = losses.sum()
-            (total / labels).backward()
-            loss_sum += float(total.detach())
-            correct += int(right.sum())
+            (total * counts / labels).backward()
+            last_sum = float(total.detach())
+            loss_sum += last_sum * counts
+            correct += int(right.sum()) * counts
         # Processes must agree to stop, or one would wait for the others for ever.
         loss_sum, hits, stopping = self.group.sum(loss_sum, correct, self.stopped)
         if stopping:
             self.optimizer.zero_grad()
             return False
         self._check_loss(loss_sum / labels)
-        self.group.sum_gradients(self.model.parameters())
+        if not self.model.sharded:  # there the gradients were summed on the way back
+            self.group.sum_gradients(self.model.parameters())
         limit = settings.max_grad_norm or math.inf
-        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        self.grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         for each in self.optimizer.param_groups:
             each["lr"] = self.learning_rate(progress.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if progress.step == max(self.warmup_steps - 1, 0) and parts:
-            self._check_effect(parts[-1], float(total.detach()))
+        if progress.step == max(self.warmup_steps - 1, 0):
+            self._check_effect(passes[-1][0] if passes else [], last_sum)
         tokens = sum(len(rows[number]) for number in numbers)
         progress.step += 1
         progress.rows += len(numbers)
@@ -177,14 +181,17 @@ class Trainer:
             )
 
     def _check_effect(self, part: list[int], before: float) -> None:
-        """Stop a job whose updates change nothing: the same rows right after the first full-size update."""
-        with torch.no_grad():
-            losses, _ = self.model.losses(self.model.batch([self.train_rows[number] for number in part]))
-        after = float(losses.sum())
+        """Stop a job whose updates change nothing: the last rows again right after the first full-size update."""
+        after, count = 0.0, 0
+        if part:
+            with torch.no_grad():
+                losses, _ = self.model.losses(self.model.batch([self.train_rows[number] for number in part]))
+            after, count = float(losses.sum()), len(losses)
+        before, after, count = self.group.sum(before, after, count)  # type: ignore[assignment] (a whole number)
         if abs(after - before) < LEAST_EFFECT * abs(before):
             raise TrainingError(
                 f"learning_rate {self.settings.learning_rate:g} changes nothing: the loss of the same rows stayed at "
-                f"{after / max(len(losses), 1):.4f} after an update; 1e-4 to 1e-3 is usual for adapters, 1e-5 for full"
+                f"{after / max(count, 1):.4f} after an update; 1e-4 to 1e-3 is usual for adapters, 1e-5 for full"
             )
 
     def _log(self) -> None:
@@ -246,14 +253,20 @@ class Trainer:
         return time.monotonic() - saved_at > SAVE_SECONDS
 
     def _save(self) -> None:
-        if not self.group.leads:
+        if not (self.group.leads or self.model.sharded):
             return
         window = self.progress.window
         state = asdict(replace(self.progress, window=Window()))
         state["window"] = window.state()
         state["settings"] = self.settings.as_dict()
         folder = checkpoints.save(
-            self.folders.checkpoints, self.progress.step, self.model, self.optimizer, state, self.best_weights
+            self.folders.checkpoints,
+            self.progress.step,
+            self.model,
+            self.optimizer,
+            state,
+            self.best_weights,
+            writes=self.group.leads,
         )
         print(f"checkpoint {folder.name} saved", flush=True)
 
@@ -265,7 +278,8 @@ class Trainer:
         self._check_same_job(found.state.pop("settings"))
         found.restore(self.model, self.optimizer)
         self.progress = Progress(**{**found.state, "window": Window(**found.state["window"])})
-        self.best_weights = {name: tensor.to(self.model.device) for name, tensor in found.best.items()}
+        parameters = self.model.named_parameters()
+        self.best_weights = {name: like(tensor, parameters[name]) for name, tensor in found.best.items()}
         print(f"resumed from checkpoint {found.name}", flush=True)
 
     def _check_same_job(self, saved: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ model's own matrix products at the speed it reaches on them alone, in the faster
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from rival_env import rival_python
 from train_rows import labels_of, planned_steps, step_tokens, write_channel
-from train_sides import Side, clocked, print_side, rival, table, train_py, training_arguments
+from train_sides import Side, clocked, print_side, run_side, table, train_py, training_arguments
 
 MODEL = Path.home() / ".cache" / "llmtuner" / "models" / "smollm2-135m-instruct"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -96,24 +97,27 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
-    parser.add_argument("--side", choices=("bf16", "fp32"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("train.py", "bf16", "fp32"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.side:
-        print_side(trl(arguments.model, arguments.steps, arguments.tokens, arguments.side))
+    model, steps, tokens = arguments.model, arguments.steps, arguments.tokens
+    if arguments.side and arguments.side != "train.py":
+        print_side(trl(model, steps, tokens, arguments.side))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_channel(Path(folder), arguments.model)
-        channel = Path(folder) / "input" / "data" / "train"
-        plan = planned_steps(arguments.model, "causal", arguments.steps, arguments.tokens, channel)
+        write_channel(Path(folder), model)
+        plan = planned_steps(model, "causal", steps, tokens, Path(folder) / "input" / "data" / "train")
+    if arguments.side:
+        print_side(train_py(model, step_tokens(plan), tokens))
+        return
     share = sum(row.labels for rows in plan for row in rows) / sum(step_tokens(plan))
-    limits = matrix_limit(arguments.model, share, arguments.tokens)
+    limits = matrix_limit(model, share, tokens)
     print("  ".join(f"matrix limit in {name}: {value:.1f} tokens/s" for name, value in limits.items()), flush=True)
-    sides = {"train.py": train_py(arguments.model, arguments.steps, arguments.tokens)}
+    common = ["--model", str(model), "--steps", str(steps), "--tokens", str(tokens)]
+    sides = {"train.py": run_side(Path(sys.executable), __file__, "train.py", *common)}
     python = rival_python("trl")
-    common = ["--model", str(arguments.model), "--steps", str(arguments.steps), "--tokens", str(arguments.tokens)]
     for precision in ("bf16", "fp32"):
         if precision == "bf16" or limits["fp32"] > limits["bf16"]:
-            sides[f"TRL SFTTrainer, {precision}"] = rival(python, __file__, precision, *common)
+            sides[f"TRL SFTTrainer, {precision}"] = run_side(python, __file__, precision, *common)
     print(table(sides, max(limits.values())))
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,14 @@ def start(base: Path, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_two(base: Path) -> subprocess.Popen[str]:
+    """The job in two processes of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return start(base, LLMTUNER_PROCESSES="2", LLMTUNER_MASTER=f"127.0.0.1:{port}")
 
 
 def losses(text: str) -> dict[int, str]:
@@ -129,18 +138,30 @@ def test_a_job_killed_and_stopped_ends_with_the_weights_of_one_that_was_not(make
     assert weights(broken) == weights(whole)
 
 
-def test_two_processes_compute_what_one_computes(make_job: JobMaker) -> None:
-    settings = {"max_steps": 4, "precision": "fp32", "evaluation_samples": 0}
-    one, two = make_job("one", **settings), make_job("two", **settings)
+@pytest.mark.parametrize(("method", "sharding"), [("lora", "off"), ("lora", "on"), ("full", "on")])
+def test_two_processes_compute_what_one_computes(make_job: JobMaker, method: str, sharding: str) -> None:
+    settings = {"max_steps": 4, "save_steps": 2, "precision": "fp32", "method": method, "learning_rate": 0.005}
+    one, two = make_job("one", **settings), make_job("two", sharding=sharding, **settings)
     with start(one) as job:
         expected = losses(job.communicate()[0])
-    port = 20_000 + os.getpid() % 20_000
-    with start(two, LLMTUNER_PROCESSES="2", LLMTUNER_MASTER=f"127.0.0.1:{port}") as job:
+    assert len(expected) == 4
+    with start_two(two) as job:
+        seen = read_until(job.stdout, "checkpoint step-00000002 saved")
+        job.send_signal(signal.SIGTERM)
+        seen += job.communicate()[0]
+    assert job.returncode == 0, seen
+    with start_two(two) as job:
         text = job.communicate()[0]
     assert job.returncode == 0, text
-    assert {step: float(loss) for step, loss in losses(text).items()} == {
-        step: pytest.approx(float(loss), rel=1e-4) for step, loss in expected.items()
-    }
+    assert "resumed from checkpoint step-0000000" in text
+    assert ("weights spread over the processes" in text) == (sharding == "on")
+    found = {step: float(loss) for step, loss in losses(seen + text).items()}
+    assert found == {step: pytest.approx(float(loss), rel=1e-4) for step, loss in expected.items()}
+    # The archive was checked against the answers of the processes; its evaluation is theirs as well.
+    results = [json.loads((base / "output" / "data" / "evaluation.json").read_text()) for base in (one, two)]
+    assert results[1]["tuned"]["loss"] == pytest.approx(results[0]["tuned"]["loss"], rel=1e-3)
+    assert results[1]["samples"] == results[0]["samples"]
+    assert (two / "model" / "model.safetensors").stat().st_size == (one / "model" / "model.safetensors").stat().st_size
 
 
 def test_a_half_written_checkpoint_is_passed_over(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:

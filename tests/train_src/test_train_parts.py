@@ -18,7 +18,7 @@ import launch
 import memory
 import requirements
 from base import Base
-from data import Row, load_channel, plan_epoch, share_of, split_micro
+from data import Row, load_channel, passes_of, plan_epoch, share_of, split_micro
 from encoding import Encoder
 from failures import TrainingError, write_failure
 from folders import Folders
@@ -296,6 +296,36 @@ def test_activations_are_predicted_from_what_autograd_really_keeps() -> None:
     ).activations
     assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
     assert len(losses) == sum(row.labels for row in rows)
+
+
+def test_weights_are_spread_over_the_processes_only_where_one_device_is_too_small() -> None:
+    shape = memory.Shape.from_config(LLAMA_7B)
+
+    def plan(gb: float, processes: int, method: str = "lora") -> memory.Plan | None:
+        return memory.choose(
+            shape, device="cuda", device_bytes=gb * memory.GB, longest_row=1024, batch_tokens=4096,
+            processes=processes, method=method,
+        )  # fmt: skip
+
+    assert plan(12, 1) is None
+    spread, whole, full = plan(12, 4), plan(40, 4), plan(48, 8, "full")
+    assert spread is not None
+    assert spread.sharded
+    assert whole is not None
+    assert not whole.sharded
+    assert full is not None
+    assert full.sharded
+    assert full.estimate.optimizer == pytest.approx(8 * shape.weights / 8)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_that_gather_weights_make_the_same_number_of_passes(world: int) -> None:
+    rows = rows_of([50, 40, 10, 10, 30, 7, 12])
+    plans = [passes_of(rows, range(7), 40, rank, world, equal=True) for rank in range(world)]
+    assert len(set(map(len, plans))) == 1
+    counted = sorted(number for plan in plans for part, counts in plan if counts for number in part)
+    assert counted == list(range(7))
+    assert passes_of(rows, [2], 40, 1, 2, equal=True) == [([2], False)]
 
 
 def test_a_small_device_gets_smaller_passes_then_recomputation_then_a_refusal() -> None:
