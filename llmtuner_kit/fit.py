@@ -122,7 +122,7 @@ def training_bytes(
     gathered = 0.0
     if shards > 1:
         gathered = (8 if method == "full" else bytes_per_weight) * _gathered_weights(model)
-    layer = _layer_bytes(model) * bytes_per_weight / 2
+    layer = _layer_bytes(model, method) * bytes_per_weight / 2
     encoder, decoder = (model.decoder_layers, model.decoder_layers) if model.family == "seq2seq" else (0, 0)
     depth = encoder + 1.5 * decoder if model.family == "seq2seq" else float(model.decoder_layers)
     if checkpointing:
@@ -141,10 +141,14 @@ def _gathered_weights(model: BaseModel) -> int:
     return 2 * linear // layers + model.parameters - linear
 
 
-def _layer_bytes(model: BaseModel) -> float:
-    """Activation bytes a token and layer keeps for the backward pass, in bf16."""
+def _layer_bytes(model: BaseModel, method: str) -> float:
+    """Activation bytes a token and layer keeps for the backward pass, in bf16.
+
+    Feed-forward blocks with plain adapters keep half (train_src/lora_mlp.py); no dropout is assumed.
+    """
+    feed_forward = 4 if method in ("lora", "rslora") and model.family == "causal" else 8
     query, kv = model.heads * model.head_size, model.kv_heads * model.head_size
-    return 12 * model.hidden + 4 * query + 4 * kv + 8 * model.intermediate
+    return 12 * model.hidden + 4 * query + 4 * kv + feed_forward * model.intermediate
 
 
 def plan(

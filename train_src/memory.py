@@ -10,7 +10,8 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
     optimizer     8 per trained weight (AdamW's two moments)
     activations   per token and layer what the backward pass reads again. With 2-byte values, for a Llama-like layer:
                   12h (two norms: the fp32 input and the result of each), 4q + 4kv (attention's inputs and output),
-                  8f (gate, its SiLU, up and their product), and the attention weights where they are kept: on CPU for
+                  4f with an adapter (gate and up; lora_mlp.py computes the rest again), 8f otherwise (and the gate's
+                  SiLU and their product), and the attention weights where they are kept: on CPU for
                   short rows, 2 bytes for each head and row length; 8 for T5, which drops some at random
     recomputed    with checkpointing only 2h per token and layer, plus one whole layer at a time
     head          one chunk of logits, 10 per entry (bf16 and fp32 copies and the gradient)
@@ -111,9 +112,12 @@ class Shape:
         feed_forward = r * (3 if self.gated else 2) * (self.hidden + self.feed_forward)
         return self.layers * (attention + feed_forward) + self.cross_layers * (2 * attention + feed_forward)
 
-    def layer_bytes(self, mean_row: int, device: str) -> float:
-        """Activation bytes per token of one layer; a cross-attending layer has half as much again."""
-        feed_forward = (8 if self.gated else 4) * self.feed_forward
+    def layer_bytes(self, mean_row: int, device: str, *, fused: bool) -> float:
+        """Activation bytes per token of one layer; a cross-attending layer has half as much again.
+
+        `fused`: the feed-forward block is lora_mlp.py's.
+        """
+        feed_forward = (8 if self.gated and not fused else 4) * self.feed_forward
         is_kept = device == "cpu" and (self.cross_layers or mean_row <= SHORT_ROW)
         kept_weights = (8 if self.cross_layers else 2) * self.heads * mean_row if is_kept else 0
         return 12 * self.hidden + 4 * self.query + 4 * self.key_value + feed_forward + kept_weights
@@ -158,6 +162,7 @@ def estimate(
     mean_row: int = 256,
     device: str = "cuda",
     shards: int = 1,
+    lora_dropout: float = 0.0,
 ) -> Estimate:
     """Memory of one process. `shards`: over how many processes weights, gradients and optimizer are spread (FSDP)."""
     trained = shape.weights if method == "full" else shape.adapter_weights(lora_r)
@@ -171,7 +176,8 @@ def estimate(
         # Full fine-tuning has fp32 weights and whole gradients of them.
         gathered = (8 if method == "full" else bytes_per_weight) * shape.gathered_weights
     scale = bytes_per_weight / 2
-    layer = shape.layer_bytes(mean_row, device) * scale
+    fused = method in ("lora", "rslora") and not lora_dropout and not shape.cross_layers
+    layer = shape.layer_bytes(mean_row, device, fused=fused) * scale
     depth = shape.layers + 1.5 * shape.cross_layers
     if checkpointing:
         activations = micro_batch_tokens * (2 * scale * shape.hidden * depth + 1.5 * layer)
@@ -206,6 +212,7 @@ def choose(
     micro_batch_tokens: int = 0,
     processes: int = 1,
     sharded: bool | None = None,
+    lora_dropout: float = 0.0,
 ) -> Plan | None:
     """The fastest way that fits, or None.
 
@@ -230,6 +237,7 @@ def choose(
             mean_row=mean_row,
             device=device,
             shards=processes if spread else 1,
+            lora_dropout=lora_dropout,
         )
         if needed.total <= SAFE_SHARE * device_bytes:
             return Plan(size, recompute, needed, spread)

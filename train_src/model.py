@@ -24,6 +24,7 @@ from failures import TrainingError
 from hyperparameters import Hyperparameters
 from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
+from lora_mlp import fuse
 from memory import GB, Plan, Shape, choose
 from sharding import is_sharded, shard, turns
 
@@ -161,6 +162,7 @@ def plan_memory(base: Base, settings: Hyperparameters, train: Channel, processes
         "batch_tokens": max(1, settings.batch_tokens // processes),
         "method": settings.method,
         "lora_r": settings.lora_r,
+        "lora_dropout": settings.lora_dropout,
         "bytes_per_weight": 2 if choose_dtype(settings.precision, device) == torch.bfloat16 else 4,
         "mean_row": sum(length * length for length in lengths) // sum(lengths),
         "micro_batch_tokens": settings.micro_batch_tokens,
@@ -234,15 +236,20 @@ def load_model(
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             module = peft.get_peft_model(network, _lora_config(network, base.family, settings))
         plain = speed_up(module)
+        if plain == _adapted(module):
+            fuse(module)
     network.to(device)
     if recompute:
         network.activation_checkpointing_enable({"use_reentrant": False})
     network.train()
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     # fp32 weights, or layers whose arithmetic is PEFT's own, are multiplied in bf16 through autocast.
-    layers = sum(isinstance(layer, peft.tuners.lora.LoraLayer) for layer in module.modules())
-    autocast = dtype == torch.bfloat16 and (settings.method == "full" or plain < layers)
+    autocast = dtype == torch.bfloat16 and (settings.method == "full" or plain < _adapted(module))
     return TunedModel(module, network, base.family, computed_on, dtype, autocast, trained)
+
+
+def _adapted(module: nn.Module) -> int:
+    return sum(isinstance(layer, peft.tuners.lora.LoraLayer) for layer in module.modules())
 
 
 def _load_network(base: Base, settings: Hyperparameters, device: torch.device, dtype: torch.dtype) -> Any:

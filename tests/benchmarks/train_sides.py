@@ -1,7 +1,6 @@
 """One side of a training benchmark: a process of its own that trains the planned steps and tells speed, memory, losses."""
 
 import json
-import os
 import resource
 import subprocess
 import tempfile
@@ -13,7 +12,7 @@ from typing import Any
 from train_rows import LONGEST, SEED, write_channel
 
 LEARNING_RATE = 3e-4
-WARM_UP = 2  # steps that are not timed
+WARM_UP = 1  # steps that are not timed
 CURVE_TOLERANCE = 0.01
 
 
@@ -55,35 +54,46 @@ class Clock:
 
 
 def train_py(model: Path, tokens: list[int], batch_tokens: int, **settings: Any) -> Side:
-    """train.py in this process, on a base folder of its own, its steps timed from outside."""
-    import train
-    import trainer
+    """What train.py does between its checks and its archive: plan, load, train; in this process, each step timed."""
+    from base import locate_base
+    from data import load_channel
+    from encoding import Encoder
+    from folders import Folders
+    from hyperparameters import Hyperparameters
+    from model import load_model, plan_memory
+    from trainer import Trainer
 
-    clock, step, losses = Clock(), trainer.Trainer._step, []
+    clock, losses = Clock(), []
 
-    def timed(self: Any, numbers: list[int]) -> bool:
-        clock.marks or clock.mark()
-        done = step(self, numbers)
-        clock.mark()
-        losses.append(self.progress.last_loss)
-        return done
+    class Timed(Trainer):
+        def _step(self, numbers: list[int]) -> bool:
+            if not clock.marks:
+                clock.mark()
+            done = super()._step(numbers)
+            clock.mark()
+            losses.append(self.progress.last_loss)
+            return done
 
-    trainer.Trainer._step = timed  # type: ignore[method-assign]
+    values = {
+        "max_steps": len(tokens),
+        "batch_tokens": batch_tokens,
+        "max_length": LONGEST,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler": "constant",
+        "warmup_ratio": 0,
+        "seed": SEED,
+    }
     with tempfile.TemporaryDirectory() as name:
-        values = {
-            "max_steps": len(tokens),
-            "batch_tokens": batch_tokens,
-            "max_length": LONGEST,
-            "learning_rate": LEARNING_RATE,
-            "lr_scheduler": "constant",
-            "warmup_ratio": 0,
-            "evaluation_samples": 0,
-            "seed": SEED,
-        }
-        write_channel(Path(name), model, **{**values, **settings})
-        os.environ["SAGEMAKER_BASE_DIR"] = name
-        if train.main():
-            raise SystemExit((Path(name) / "output" / "failure").read_text())
+        folders = Folders(Path(name))
+        write_channel(folders.base, model)
+        chosen = Hyperparameters.from_strings({**values, **settings})
+        base = locate_base(folders, chosen)
+        channel = load_channel(
+            folders.channel("train"), Encoder(model, base.family), max_length=LONGEST, long_rows="cut"
+        )
+        plan = plan_memory(base, chosen, channel, 1)
+        loaded = load_model(base, chosen, recompute=plan.gradient_checkpointing)
+        Timed(loaded, channel, None, chosen, folders, micro_batch_tokens=plan.micro_batch_tokens).run()
     return clock.side(tokens, losses)
 
 

@@ -4,7 +4,7 @@
 
 TRL runs packed (its collator gets each step's rows end to end, with their lengths), without recomputing activations, in
 bf16 and, where the processor multiplies bf16 no faster than fp32, in fp32 as well. Each side is a process of its own;
-the first two steps are not timed. The matrix limit is what the processor could train if it did nothing but the
+the first step is not timed. The matrix limit is what the processor could train if it did nothing but the
 model's own matrix products at the speed it reaches on them alone, in the faster of the two types.
 """
 

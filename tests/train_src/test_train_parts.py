@@ -15,6 +15,7 @@ from torch.nn import functional
 import attention
 import label_loss
 import launch
+import lora_mlp
 import memory
 import requirements
 from base import Base
@@ -110,6 +111,36 @@ def test_the_fast_lora_layer_equals_pefts_own(models: dict[str, Path]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     with model.base():
         torch.testing.assert_close(layer(x), layer.base_layer(x))
+
+
+def test_the_fused_feed_forward_block_equals_the_block_step_by_step(models: dict[str, Path]) -> None:
+    model = load(models["causal"])
+    block = model.network.model.layers[0].mlp
+    torch.manual_seed(0)
+    parameters = [parameter for name, parameter in block.named_parameters() if "lora" in name]
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.2)
+    x = torch.randn(2, 5, 64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    fused, plain = block(x), type(block).forward(block, y)
+    assert fused.grad_fn.name() == "_LoraSwiGluBackward"
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+    weights = torch.randn_like(fused)
+    ours = torch.autograd.grad((fused * weights).sum(), [x, *parameters])
+    theirs = torch.autograd.grad((plain * weights).sum(), [y, *parameters])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    with model.base():
+        torch.testing.assert_close(block(x), type(block).forward(block, x))
+
+
+def test_a_block_of_the_same_names_that_computes_something_else_is_left_alone(models: dict[str, Path]) -> None:
+    config = transformers.AutoConfig.from_pretrained(models["causal"], hidden_act="gelu")
+    network = transformers.LlamaForCausalLM(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        module = peft.get_peft_model(network, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert lora_mlp.fuse(module) == 0
 
 
 @pytest.mark.parametrize("family", ["causal", "seq2seq"])
@@ -271,6 +302,7 @@ def test_activations_are_predicted_from_what_autograd_really_keeps() -> None:
     from lora_linear import speed_up
 
     speed_up(module)
+    lora_mlp.fuse(module)
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     model = TunedModel(module, network, "causal", torch.device("cpu"), torch.bfloat16, False, trained)
     rows = rows_of([100] * 6)
