@@ -7,9 +7,15 @@ attention interface takes it.
 On CPU, PyTorch's flash attention is at its best on long sequences. Instruction rows are short; for them plain batched
 matrix products with all query heads of one key head in one product are up to five times faster (100 tokens: 7 against
 37 ms per layer for 1,024 tokens on two Zen 4 cores; equal at about 500), so rows up to `SHORT` tokens take that path.
+
+On a GPU all documents go through one launch of the flash kernel for sequences of various length, where this PyTorch and
+this GPU have it (torch.nn.attention.varlen, bf16, Ampere or newer); elsewhere one by one.
 """
 
-from collections.abc import Sequence
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,9 +74,43 @@ def packed_attention(
         query, key, value = query.to(low), key.to(low), value.to(low)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     lengths = _DOCUMENTS or [query.shape[2]]
+    varlen = varlen_attention() if _has_flash(query) else None
+    if varlen is not None:
+        return _all_at_once(varlen, query, key, value, lengths, scale), None
     documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [_document_attention(q, k, v, scale) for q, k, v in documents]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+@functools.cache
+def varlen_attention() -> Callable[..., Any] | None:
+    """PyTorch's attention over sequences of various length, or None where this PyTorch has none that does what we need."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return (
+        varlen_attn
+        if {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+        else None
+    )
+
+
+def _has_flash(tensor: Tensor) -> bool:
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.device.type == "cuda" and half and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+
+
+def _all_at_once(
+    varlen: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float
+) -> Tensor:
+    """(1, heads, tokens, size) each -> (1, tokens, heads, size)."""
+    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    longest = max(lengths)
+    return varlen(
+        q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1]
+    )[None]
 
 
 def _document_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

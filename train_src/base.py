@@ -15,6 +15,8 @@ from failures import TrainingError
 from folders import Folders
 from hyperparameters import Hyperparameters
 
+DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
+WEIGHTS = ("*.safetensors",)
 LONGEST_DEFAULT = 2048  # tokens of a row when max_length is 0 and the model could read more
 
 
@@ -26,6 +28,7 @@ class Base:
     model_id: str
     revision: str
     config: dict[str, Any]
+    hub_id: str = ""  # where its weights still have to be fetched from
 
     @property
     def family(self) -> str:
@@ -48,15 +51,19 @@ class Base:
 
 
 def locate_base(folders: Folders, settings: Hyperparameters) -> Base:
-    """The job's base model, downloaded when it is not in a channel. Raises TrainingError when it cannot be had."""
-    channel = folders.channel("model")
+    """The job's base model. Raises TrainingError when it cannot be had.
+
+    From the Hub come the small files only, with which data and memory can be checked; `fetch_weights` gets the rest.
+    """
+    channel, hub_id = folders.channel("model"), ""
     if channel.is_dir():
         configs = sorted(channel.rglob("config.json"), key=lambda path: len(path.parts))
         if not configs:
             raise TrainingError(f"channel model has no config.json, only {_names(channel)}: it needs a model folder")
         folder = configs[0].parent
     elif settings.model_id:
-        folder = _download(settings.model_id, settings.model_revision)
+        hub_id = settings.model_id
+        folder = _download(hub_id, settings.model_revision, DESCRIPTION)
     else:
         raise TrainingError("no base model: give the job a channel model, or the hyperparameter model_id")
     origin = _read(folder / "base.json")
@@ -65,13 +72,26 @@ def locate_base(folders: Folders, settings: Hyperparameters) -> Base:
         model_id=settings.model_id or origin.get("model_id", folder.name),
         revision=settings.model_revision or origin.get("revision", folder.name),
         config=_read(folder / "config.json"),
+        hub_id=hub_id,
     )
     if settings.family not in ("auto", base.family):
         raise TrainingError(f"family is {settings.family}, but {base.model_id} is a {base.family} model: set auto")
     return base
 
 
-def _download(model_id: str, revision: str) -> Path:
+def fetch_weights(base: Base, asked_revision: str) -> None:
+    """Download the weights of a base model of the Hub; others have them already."""
+    if base.hub_id:
+        print(f"downloading the weights of {base.hub_id}", flush=True)
+        _download(base.hub_id, asked_revision, WEIGHTS)
+        if not any(base.folder.glob("*.safetensors")):
+            raise TrainingError(
+                f"{base.hub_id} has no .safetensors file at revision {asked_revision or 'main'}: choose a revision "
+                "that has them; pickled weights are not loaded"
+            )
+
+
+def _download(model_id: str, revision: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -81,7 +101,7 @@ def _download(model_id: str, revision: str) -> Path:
                 model_id,
                 revision=revision or None,
                 token=_hub_token(),
-                allow_patterns=["*.json", "*.jinja", "*.safetensors", "tokenizer.model"],
+                allow_patterns=list(patterns),
             )
         )
     except GatedRepoError as error:
@@ -91,7 +111,8 @@ def _download(model_id: str, revision: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise TrainingError(
-            f"{model_id} is not on the Hugging Face Hub, or is private and the job has no token for it (HF_TOKEN)"
+            f"{model_id} is not on the Hugging Face Hub, or is private and the job has no token for it (HF_TOKEN, or "
+            "the ARN of a Secrets Manager secret in HF_TOKEN_SECRET_ARN)"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise TrainingError(
@@ -106,11 +127,17 @@ def _hub_token() -> str | None:
     arn = os.environ.get("HF_TOKEN_SECRET_ARN")
     if not arn:
         return None
-    import boto3
+    try:
+        import boto3
 
-    # The region is the fourth part of an ARN.
-    secret = boto3.client("secretsmanager", region_name=arn.split(":")[3]).get_secret_value(SecretId=arn)
-    text = str(secret["SecretString"])
+        # The region is the fourth part of an ARN.
+        secret = boto3.client("secretsmanager", region_name=arn.split(":")[3]).get_secret_value(SecretId=arn)
+        text = str(secret["SecretString"])
+    except Exception as error:
+        raise TrainingError(
+            f"the secret {arn} of HF_TOKEN_SECRET_ARN cannot be read ({type(error).__name__}): let the job's role do "
+            "secretsmanager:GetSecretValue on it, in the region the ARN names"
+        ) from error
     return json.loads(text).get("HF_TOKEN") if text.startswith("{") else text
 
 

@@ -11,7 +11,7 @@ import transformers
 
 import attention
 import parity
-from base import Base
+from base import Base, fetch_weights
 from conversations import prompt_messages, row_messages
 from data import Channel, read_rows
 from encoding import Encoder
@@ -49,6 +49,7 @@ class Job:
         self._check_tokenizer(tokenizer)
         group = Group()
         plan = plan_memory(self.base, self.settings, self.channels["train"], group.size)
+        fetch_weights(self.base, self.settings.model_revision)
         load = load_sharded if plan.sharded else load_model
         model = load(self.base, self.settings, recompute=plan.gradient_checkpointing)
         print(f"loaded: {_description(model)}; {_described(plan)}", flush=True)

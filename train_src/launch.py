@@ -33,7 +33,7 @@ def worker_environments(folders: Folders) -> list[dict[str, str]]:
     current = resources.get("current_host", hosts[0])
     if current not in hosts:
         raise TrainingError(f"resourceconfig.json: current_host {current!r} is not among the hosts {hosts}")
-    per_host = int(os.environ.get("LLMTUNER_PROCESSES") or max(1, _gpus()))
+    per_host = int(os.environ.get("LLMTUNER_PROCESSES") or max(1, count_gpus()))
     world = per_host * len(hosts)
     if world == 1:
         return []
@@ -86,6 +86,6 @@ def _end(workers: list[subprocess.Popen[bytes]]) -> None:
             worker.wait()
 
 
-def _gpus() -> int:
+def count_gpus() -> int:
     """NVIDIA GPUs the container sees, without loading CUDA."""
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))

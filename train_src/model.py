@@ -22,6 +22,7 @@ from batches import Batch, causal_batch, seq2seq_batch
 from data import Channel, Row
 from failures import TrainingError
 from hyperparameters import Hyperparameters
+from kernels import apply_liger
 from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
 from lora_mlp import fuse
@@ -225,7 +226,8 @@ def load_model(
     if device.type == "cpu" and Shape.from_config(base.config).weights < ONE_THREAD_WEIGHTS:
         torch.set_num_threads(1)
     dtype = choose_dtype(settings.precision, computed_on)
-    network = _load_network(base, settings, computed_on, dtype)
+    network = _load_network(base, settings, dtype)
+    apply_liger(network, computed_on)
     torch.manual_seed(settings.seed)
     if settings.method == "full":
         module, plain = network.requires_grad_(True), 0
@@ -252,12 +254,10 @@ def _adapted(module: nn.Module) -> int:
     return sum(isinstance(layer, peft.tuners.lora.LoraLayer) for layer in module.modules())
 
 
-def _load_network(base: Base, settings: Hyperparameters, device: torch.device, dtype: torch.dtype) -> Any:
+def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype) -> Any:
     loader = transformers.AutoModelForSeq2SeqLM if base.family == "seq2seq" else transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"dtype": torch.float32 if settings.method == "full" else dtype}
     if settings.method == "qlora":
-        if device.type != "cuda":
-            raise TrainingError("method qlora needs an NVIDIA GPU, this machine has none: use lora, or a GPU instance")
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

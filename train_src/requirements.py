@@ -8,12 +8,18 @@ from pathlib import Path
 
 from failures import TrainingError
 
+FOUR_BIT = "bitsandbytes>=0.46"  # only method qlora needs it, and only where there is an NVIDIA GPU
 LINE = re.compile(r"^([A-Za-z0-9._-]+)\s*(?:>=\s*([0-9.]+))?$")
 
 
 def install_missing(path: Path) -> list[str]:
     """Install the lines of a requirements file that are not met. Returns them; raises TrainingError when pip fails."""
-    missing = [line for line in _lines(path) if not _is_met(line)]
+    return install(_lines(path))
+
+
+def install(lines: list[str]) -> list[str]:
+    """The same for lines given here."""
+    missing = [line for line in lines if not _is_met(line)]
     if missing:
         print(f"installing {', '.join(missing)}", flush=True)
         done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-input", *missing], check=False)

@@ -50,6 +50,10 @@ def _run(folders: Folders) -> None:
     from hyperparameters import Hyperparameters
 
     settings = Hyperparameters.from_strings(folders.hyperparameters())
+    if settings.method == "qlora":
+        if not launch.count_gpus():
+            raise TrainingError("method qlora needs an NVIDIA GPU, this machine has none: use lora, or a GPU instance")
+        requirements.install([requirements.FOUR_BIT])
     base = locate_base(folders, settings)
     max_length = base.max_length(settings.max_length)
     encoder = Encoder(base.folder, base.family)

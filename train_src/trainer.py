@@ -182,12 +182,12 @@ class Trainer:
 
     def _check_effect(self, part: list[int], before: float) -> None:
         """Stop a job whose updates change nothing: the last rows again right after the first full-size update."""
-        after, count = 0.0, 0
+        after = count = 0.0
         if part:
             with torch.no_grad():
                 losses, _ = self.model.losses(self.model.batch([self.train_rows[number] for number in part]))
-            after, count = float(losses.sum()), len(losses)
-        before, after, count = self.group.sum(before, after, count)  # type: ignore[assignment] (a whole number)
+            after, count = float(losses.sum()), float(len(losses))
+        before, after, count = self.group.sum(before, after, count)
         if abs(after - before) < LEAST_EFFECT * abs(before):
             raise TrainingError(
                 f"learning_rate {self.settings.learning_rate:g} changes nothing: the loss of the same rows stayed at "

@@ -1,8 +1,10 @@
 """The fast arithmetic gives what the plain one gives, and batches hold what they should."""
 
 import math
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -13,6 +15,7 @@ from conftest import ROWS
 from torch.nn import functional
 
 import attention
+import kernels
 import label_loss
 import launch
 import lora_mlp
@@ -75,6 +78,58 @@ def test_packed_attention_refuses_what_it_does_not_do() -> None:
     tensor = torch.randn(1, 2, 3, 4)
     with pytest.raises(NotImplementedError, match="sliding_window"):
         attention.packed_attention(torch.nn.Identity(), tensor, tensor, tensor, None, sliding_window=2)
+
+
+@pytest.mark.parametrize("key_heads", [2, 4])
+def test_documents_go_through_one_varlen_launch_where_the_gpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, key_heads: int
+) -> None:
+    """The kernel is PyTorch's and needs a GPU; a plain one stands in for it and shows what it is handed."""
+
+    def varlen(q, k, v, ends, ends_k, longest, longest_k, *, scale, window_size, enable_gqa):  # type: ignore[no-untyped-def]
+        assert torch.equal(ends, ends_k)
+        assert (longest, longest_k, window_size, enable_gqa) == (30, 30, (-1, 0), key_heads != 4)
+        sizes = ends.diff().tolist()
+        parts = zip(*(tensor.transpose(0, 1).split(sizes, 1) for tensor in (q, k, v)), strict=True)
+        outputs = [
+            functional.scaled_dot_product_attention(*part, is_causal=True, scale=scale, enable_gqa=enable_gqa)
+            for part in parts
+        ]
+        return torch.cat(outputs, 1).transpose(0, 1)
+
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, heads, 43, 8) for heads in (4, key_heads, key_heads)]
+    attention.set_documents([5, 30, 8])
+    expected, _ = attention.packed_attention(torch.nn.Identity(), *tensors, None)
+    monkeypatch.setattr(attention, "_has_flash", lambda _: True)
+    monkeypatch.setattr(attention, "varlen_attention", lambda: varlen)
+    found, _ = attention.packed_attention(torch.nn.Identity(), *tensors, None)
+    torch.testing.assert_close(found, expected)
+    attention.set_documents(())
+
+
+def test_this_pytorch_has_the_varlen_kernel_the_gpu_path_is_written_for() -> None:
+    assert attention.varlen_attention() is not None
+
+
+def test_ligers_kernels_are_used_on_a_gpu_that_has_them_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def patch(rope: bool, cross_entropy: bool, fused_linear_cross_entropy: bool, rms_norm: bool, model: object) -> None:
+        asked.append({"rope": rope, "rms_norm": rms_norm, "head": cross_entropy or fused_linear_cross_entropy})
+
+    network = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: None)
+    assert not kernels.apply_liger(network, gpu)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: object())
+    liger = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": patch})
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", SimpleNamespace(monkey_patch=liger))
+    assert not kernels.apply_liger(network, cpu)
+    assert kernels.apply_liger(network, gpu)
+    assert asked == [{"rope": True, "rms_norm": True, "head": False}]
+    assert not kernels.apply_liger(SimpleNamespace(config=SimpleNamespace(model_type="unheard-of")), gpu)
 
 
 def test_label_losses_and_their_gradient_equal_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,164 @@
+"""Where a base model comes from: a Hub that answers on this machine, with a gate and a token."""
+
+import json
+import logging
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import JobMaker
+from test_train import start
+
+import base as base_module
+from base import fetch_weights, locate_base
+from failures import TrainingError
+from folders import Folders
+from hyperparameters import Hyperparameters
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_" + "secretsecretsecret"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """One gated repository, `acme/gated`: its description is public, its files need the token."""
+
+    def __init__(self, folder: Path, asked: list[str], *arguments: object) -> None:
+        self.folder, self.asked = folder, asked
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        path = self.path.partition("?")[0]
+        if not path.removeprefix("/api/models").startswith("/acme/gated"):
+            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif path.startswith("/api/"):
+            names = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
+            self._answer(200, json.dumps({"id": "acme/gated", "sha": COMMIT, "siblings": names}).encode(), {})
+        elif self.headers.get("authorization") != f"Bearer {TOKEN}":
+            self._answer(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+        else:
+            content = (self.folder / path.rpartition("/")[2]).read_bytes()
+            self._answer(200, content, {"ETag": f'"{len(content):x}"', "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET  # noqa: N815 (the name http.server looks for)
+
+    def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def hub(models: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
+    """The Hub's address, and what it is asked."""
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, models["causal"], asked))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def job(make_job: JobMaker, tmp_path: Path, hub: tuple[str, list[str]]) -> tuple[Path, dict[str, str]]:
+    """A job whose base model is on the Hub, and its environment."""
+    base = make_job(model_id="acme/gated", max_steps=1)
+    (base / "input" / "data" / "model").unlink()
+    return base, {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "", "HF_HUB_DISABLE_XET": "1"}
+
+
+def test_a_gated_model_without_a_token_stops_the_job_before_torch_is_loaded(job: tuple[Path, dict[str, str]]) -> None:
+    base, environment = job
+    with start(base, **environment) as process:
+        text = process.communicate()[0]
+    assert process.returncode == 1
+    reason = (base / "output" / "failure").read_text()
+    assert reason.startswith(
+        "acme/gated is gated: accept its licence on its Hugging Face page, then give the job a token"
+    )
+    assert "data checked" not in text
+
+
+def test_with_a_token_small_files_come_first_and_no_log_ever_shows_it(
+    job: tuple[Path, dict[str, str]], hub: tuple[str, list[str]]
+) -> None:
+    base, environment = job
+    with start(base, **{**environment, "HF_TOKEN": TOKEN}) as process:
+        text = process.communicate()[0]
+    assert process.returncode == 0, text
+    fetched = [line.rpartition("/")[2] for line in hub[1] if line.startswith("GET") and "/resolve/" in line]
+    assert fetched[-1] == "model.safetensors"
+    assert text.index("data checked") < text.index("downloading the weights of acme/gated")
+    written = [
+        path.read_bytes() for part in ("model", "output", "checkpoints") for path in (base / part).rglob("*.json")
+    ]
+    assert TOKEN not in text
+    assert not any(TOKEN.encode() in content for content in written)
+    manifest = json.loads((base / "model" / "manifest.json").read_text())
+    assert manifest["base"] == {"model_id": "acme/gated", "revision": COMMIT, "family": "causal"}
+
+
+def test_a_model_the_hub_does_not_know_is_named(job: tuple[Path, dict[str, str]]) -> None:
+    base, environment = job
+    path = base / "input" / "config" / "hyperparameters.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_id": "acme/nothing"}))
+    with start(base, **environment) as process:
+        process.communicate()
+    assert process.returncode == 1
+    assert (base / "output" / "failure").read_text().startswith("acme/nothing is not on the Hugging Face Hub")
+
+
+@pytest.mark.parametrize("secret", [TOKEN, json.dumps({"HF_TOKEN": TOKEN})])
+def test_the_token_comes_from_secrets_manager_by_its_arn(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, secret: str
+) -> None:
+    asked = []
+
+    class Client:
+        def get_secret_value(self, **request: str) -> dict[str, str]:
+            asked.append(request["SecretId"])
+            return {"SecretString": secret}
+
+    def client(service: str, region_name: str) -> Client:
+        asked.append(f"{service} {region_name}")
+        return Client()
+
+    monkeypatch.setitem(sys.modules, "boto3", types.SimpleNamespace(client=client))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    arn = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:hub-AbCdEf"
+    monkeypatch.setenv("HF_TOKEN_SECRET_ARN", arn)
+    with caplog.at_level(logging.DEBUG):
+        assert base_module._hub_token() == TOKEN
+    assert asked == ["secretsmanager eu-west-1", arn]
+    assert TOKEN not in caplog.text
+
+
+def test_a_secret_that_cannot_be_read_is_named_with_the_permission_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str, **__: str) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setitem(sys.modules, "boto3", types.SimpleNamespace(client=refuse))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_SECRET_ARN", "arn:aws:secretsmanager:eu-west-1:111122223333:secret:hub")
+    with pytest.raises(TrainingError, match=r"secret:hub of HF_TOKEN_SECRET_ARN cannot be read .*GetSecretValue"):
+        base_module._hub_token()
+
+
+def test_a_model_of_a_channel_is_never_looked_for_on_the_hub(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_module, "_download", lambda *_: pytest.fail("the Hub was asked"))
+    found = locate_base(Folders(make_job()), Hyperparameters(model_id="meta-llama/Llama-2-7b-hf"))
+    fetch_weights(found, "")
+    assert (found.folder / "config.json").is_file()

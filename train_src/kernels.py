@@ -1,0 +1,26 @@
+"""Liger's Triton kernels on an NVIDIA GPU: norms and rotary positions in one launch each, where they are installed.
+
+The head and the feed-forward blocks have arithmetic of their own (label_loss.py, lora_mlp.py), so Liger's are not used.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+
+KERNELS = {"rope": True, "rms_norm": True, "swiglu": False, "geglu": False}
+OURS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+def apply_liger(network: Any, device: torch.device) -> bool:
+    """Give a loaded model Liger's kernels. False where they do not help (CPU), are missing, or know no such model."""
+    if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
+        return False
+    from liger_kernel.transformers import monkey_patch
+
+    patch = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.get(network.config.model_type)
+    if patch is None:
+        return False
+    known = patch.__code__.co_varnames[: patch.__code__.co_argcount]
+    patch(model=network, **{name: value for name, value in {**KERNELS, **OURS}.items() if name in known})
+    return True
