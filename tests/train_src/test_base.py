@@ -36,6 +36,12 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if not path.removeprefix("/api/models").startswith("/acme/gated"):
             self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif "/tree/" in path:
+            files = [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": f"{number:040x}"}
+                for number, path in enumerate(sorted(self.folder.iterdir()))
+            ]
+            self._answer(200, json.dumps(files).encode(), {})
         elif path.startswith("/api/"):
             names = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
             self._answer(200, json.dumps({"id": "acme/gated", "sha": COMMIT, "siblings": names}).encode(), {})
