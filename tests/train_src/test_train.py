@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +17,7 @@ from conftest import ROWS, JobMaker, run_job
 from safetensors import safe_open
 
 import train
+import trainer
 
 SCRIPT = Path(train.__file__)
 LINE = re.compile(r"^metric .*\btrain_loss=([-+0-9.eE]+)")
@@ -29,6 +31,14 @@ def start(base: Path, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.fixture
+def _same_handler() -> Iterator[None]:
+    """The trainer's stop handler does not outlive the test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def start_two(base: Path) -> subprocess.Popen[str]:
@@ -136,6 +146,34 @@ def test_a_job_killed_and_stopped_ends_with_the_weights_of_one_that_was_not(make
     assert seen == expected
     assert set(expected) == set(range(1, 9))
     assert weights(broken) == weights(whole)
+
+
+@pytest.mark.usefixtures("_same_handler")
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [("lora", "seq2seq"), ("rslora", "causal"), ("dora", "causal"), ("full", "causal"), ("full", "seq2seq")],
+)
+def test_a_stopped_job_of_any_method_goes_on_to_the_same_model(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, method: str, family: str
+) -> None:
+    settings = {"kind": family, "method": method, "max_steps": 4, "learning_rate": 0.003, "evaluation_samples": 0}
+    whole, broken = make_job("whole", **settings), make_job("broken", **settings)
+    assert run_job(whole) == 0
+    step = trainer.Trainer._step
+    stops = iter([2])
+
+    def stopping(self: trainer.Trainer, numbers: list[int]) -> bool:
+        if self.progress.step == 2 and next(stops, None):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, numbers)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", stopping)
+    assert run_job(broken) == 0
+    assert not json.loads((broken / "model" / "manifest.json").read_text())["metrics"]["finished"]
+    assert run_job(broken) == 0
+    assert json.loads((broken / "model" / "manifest.json").read_text())["metrics"]["finished"]
+    models = [(base / "model" / "model.safetensors").read_bytes() for base in (whole, broken)]
+    assert models[0] == models[1]
 
 
 @pytest.mark.parametrize(("method", "sharding"), [("lora", "off"), ("lora", "on"), ("full", "on")])
@@ -264,8 +302,6 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
 def test_an_unforeseen_error_leaves_its_reason_first_and_the_traceback_after_it(
     make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import trainer
-
     def fail(*_: object) -> None:
         raise RuntimeError("disk on fire")
 
