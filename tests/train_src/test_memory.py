@@ -112,7 +112,7 @@ def test_processes_that_gather_weights_make_the_same_number_of_passes(world: int
 def test_a_small_device_gets_smaller_passes_then_recomputation_then_a_refusal() -> None:
     shape = memory.Shape.from_config(LLAMA_7B)
     plans = [
-        memory.choose(shape, device="cuda", device_bytes=gb * memory.GB, longest_row=1024, batch_tokens=8192)
+        memory.choose(shape, device="cuda", device_bytes=gb * memory.GB, longest_row=2048, batch_tokens=8192)
         for gb in (140, 80, 24, 12)
     ]
     large, middle, small, none = plans
