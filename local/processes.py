@@ -83,6 +83,7 @@ class PidFile:
                     pass_fds=(lock,),
                 )
             os.pwrite(lock, json.dumps({"pid": child.pid}).encode(), 0)
+            child.returncode = 0  # it outlives this object, which would warn that nobody has waited for it
             return Process(child.pid, psutil.Process(child.pid).create_time())
         finally:
             os.close(lock)
