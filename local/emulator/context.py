@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Context:
     localstack_url: str
     account_id: str = ACCOUNT_ID
     region: str = REGION
+    in_flight: Counter[str] = field(default_factory=Counter)  # requests under way, by replica
 
     def now(self) -> float:
         """Epoch seconds with milliseconds, as on the wire."""

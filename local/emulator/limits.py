@@ -21,6 +21,7 @@ class Limits:
     flush_seconds: float = 2.0  # between deliveries of invocation metrics to CloudWatch
     scaling_window_seconds: float = 60.0  # over which target tracking averages
     high_resolution_window_seconds: float = 10.0  # the same for the metrics of high resolution
+    drain_seconds: float = 60.0  # for the requests under way on an instance that is retired
     stop_seconds: float = 120.0  # between SIGTERM and SIGKILL for a job that is stopped
     alarm_seconds: float = 1.0  # between looks at the state of alarms
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +13,12 @@ from llmtuner_local.emulator.operations.endpoints import is_for_components
 Document = dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Place:
     """One healthy replica: the ports of its containers, in the order of their definition."""
 
     replica: str
     ports: dict[str, int]
-    in_flight: int = 0
 
 
 @dataclass
@@ -34,12 +34,16 @@ class Route:
     lead: float = 0.0
     turn: int = 0
 
-    def next_place(self) -> Place:
-        """In turn, or the one with the fewest requests under way where the variant says so."""
+    def next_place(self, in_flight: Mapping[str, int]) -> Place:
+        """In turn, or the one with the fewest requests under way where the variant says so.
+
+        Args:
+            in_flight: requests under way by replica.
+        """
         self.turn = (self.turn + 1) % len(self.places)
         strategy = self.document.get("RoutingConfig", {}).get("RoutingStrategy")
         if strategy == "LEAST_OUTSTANDING_REQUESTS":
-            return min(self.places[self.turn :] + self.places[: self.turn], key=lambda item: item.in_flight)
+            return min(self.places[self.turn :] + self.places[: self.turn], key=lambda item: in_flight[item.replica])
         return self.places[self.turn]
 
 
@@ -66,40 +70,32 @@ class Router:
         name = document["EndpointName"]
         known = self._tables.get(name)
         if known is None or known.document is not document:
-            known = self._tables[name] = self._make(document, known)
+            known = self._tables[name] = self._make(document)
         return known
 
-    def _make(self, document: Document, old: Table | None) -> Table:
-        before = {place.replica: place for route in (old.routes if old else []) for place in route.places}
+    def _make(self, document: Document) -> Table:
         table = Table(document, for_components=is_for_components(document))
         green = document.get("_deployment") or {"share": 0.0}
         blue_share = 1.0 - green["share"]
         if blue_share:
-            table.routes += self._routes(document, document["_variants"], document["_replicas"], blue_share, before)
+            table.routes += self._routes(document, document["_variants"], document["_replicas"], blue_share)
         if green["share"]:
-            fleet = self._routes(document, green["variants"], green["replicas"], green["share"], before)
+            fleet = self._routes(document, green["variants"], green["replicas"], green["share"])
             table.routes += [_green(route) for route in fleet]
-        table.shadows = self._routes(document, document["_shadows"], document["_replicas"], 1.0, before)
+        table.shadows = self._routes(document, document["_shadows"], document["_replicas"], 1.0)
         for route in table.routes:
             same = [item for item in table.routes if item.name == route.name]
             route.meter.serving = sum(len(item.places) for item in same)
         return table
 
-    def _routes(
-        self,
-        document: Document,
-        variants: list[Document],
-        found: list[Document],
-        share: float,
-        before: dict[str, Place],
-    ) -> list[Route]:
+    def _routes(self, document: Document, variants: list[Document], found: list[Document], share: float) -> list[Route]:
         total = sum(item["DesiredWeight"] for item in variants) or 1.0
         routes = []
         for variant in variants:
             mine = [item for item in found if item["variant"] == variant["VariantName"]]
             meter = self._context.metrics.variant(document["EndpointName"], variant["VariantName"])
             weight = share * variant["DesiredWeight"] / total
-            routes.append(Route(variant["VariantName"], weight, places_of(mine, before), meter, variant))
+            routes.append(Route(variant["VariantName"], weight, places_of(mine), meter, variant))
         return [route for route in routes if route.places]
 
     def component(self, document: Document) -> Route:
@@ -107,9 +103,8 @@ class Router:
         name = document["InferenceComponentName"]
         known = self._components.get(name)
         if known is None or known.document is not document:
-            before = {place.replica: place for place in known.places} if known else {}
             meter = self._context.metrics.component(name)
-            known = Route(name, 1.0, places_of(document["_copies"], before), meter, document)
+            known = Route(name, 1.0, places_of(document["_copies"]), meter, document)
             meter.serving = len(known.places)
             self._components[name] = known
         return known
@@ -134,14 +129,9 @@ def _green(route: Route) -> Route:
     return route
 
 
-def places_of(found: list[Document], before: dict[str, Place]) -> list[Place]:
-    """The healthy ones of some replicas; what is known of them is kept."""
-    places = []
-    for item in found:
-        if item["state"] == "InService" and "ports" in item:
-            known = before.get(item["id"])
-            places.append(known if known and known.ports == item["ports"] else Place(item["id"], item["ports"]))
-    return places
+def places_of(found: list[Document]) -> list[Place]:
+    """The healthy ones of some replicas."""
+    return [Place(item["id"], item["ports"]) for item in found if item["state"] == "InService" and "ports" in item]
 
 
 def choose(routes: list[Route], wanted: str | None = None) -> Route | None:

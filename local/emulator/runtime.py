@@ -58,6 +58,7 @@ class Runtime:
         living = [{name for name, _ in self.context.store.items(kind)} for kind in (endpoints.KIND, COMPONENT_KIND)]
         self.router.drop(*living)
         self.client.forget(self.router.ports())
+        self.context.in_flight = +self.context.in_flight  # without those that have none
 
     def target(self, name: str, headers: dict[str, str], *, queued: bool = False) -> Target:
         """The replica for an invocation; raises RefusalError as AWS answers.
@@ -115,7 +116,8 @@ class Runtime:
         """The replica that has the request's session, or the next one."""
         session = headers.get(f"{PREFIX}session-id")
         holder = self._sessions.get((name, session)) if session else None
-        return next((item for item in route.places if item.replica == holder), None) or route.next_place()
+        held = next((item for item in route.places if item.replica == holder), None)
+        return held or route.next_place(self.context.in_flight)
 
     async def invoke(self, name: str, headers: dict[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
         """One invocation: (headers, body)."""
@@ -168,7 +170,7 @@ class Runtime:
         sent, content = passed_headers(headers) | target.headers, body
         meter, status, started = target.route.meter, 0, time.perf_counter()
         meter.enter()
-        target.place.in_flight += 1
+        self.context.in_flight[target.place.replica] += 1
         container = target.containers[0]
         try:
             for container in target.containers:
@@ -192,7 +194,7 @@ class Runtime:
             status = 0
             raise self._gone(target.endpoint) from None
         finally:
-            target.place.in_flight -= 1
+            self.context.in_flight[target.place.replica] -= 1
             ended = time.perf_counter()
             meter.leave(status, ended - started, started - begun)
 
@@ -220,7 +222,7 @@ class Runtime:
         """An answer whose body is still to come; an error of the container is read and raised."""
         sent, container = passed_headers(headers) | target.headers, target.containers[-1]
         target.route.meter.enter()
-        target.place.in_flight += 1
+        self.context.in_flight[target.place.replica] += 1
         begun = time.perf_counter()
         try:
             seconds = self.context.limits.stream_seconds
@@ -249,7 +251,7 @@ class Runtime:
         raise self._model_error(target, container, answer.status, text)
 
     def _leave(self, target: Target, status: int, begun: float) -> None:
-        target.place.in_flight -= 1
+        self.context.in_flight[target.place.replica] -= 1
         target.route.meter.leave(status, time.perf_counter() - begun, 0.0)
 
     async def _parts(self, target: Target, answer: Answer) -> AsyncGenerator[bytes, None]:
@@ -290,7 +292,13 @@ class Runtime:
             if shadow.lead < 1.0:
                 continue
             shadow.lead -= 1.0
-            copy = Target(target.endpoint, shadow, shadow.next_place(), _containers(shadow, {}), target.group)
+            copy = Target(
+                target.endpoint,
+                shadow,
+                shadow.next_place(self.context.in_flight),
+                _containers(shadow, {}),
+                target.group,
+            )
             task = asyncio.create_task(self._shadow(copy, headers, body))
             self._shadowing.add(task)
             task.add_done_callback(self._shadowing.discard)

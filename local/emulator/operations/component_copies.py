@@ -20,7 +20,7 @@ def advance(context: Context, document: dict[str, Any]) -> None:
         item for item in document["_retiring"] if not replicas.has_gone(context, endpoint_name, item)
     ]
     if document["InferenceComponentStatus"] in ("Deleting", "Failed"):
-        _retire(context, document, document["_copies"])
+        fleets.retire(context, document, document["_copies"])
         document["_copies"] = []
         return
     document["_copies"] = [
@@ -57,7 +57,7 @@ def _fill(context: Context, document: dict[str, Any], endpoint: dict[str, Any]) 
     """Bring the number of copies to what is wanted; returns how many find no place."""
     _move_from_lost_instances(context, document, endpoint)
     surplus = document["_copies"][document["_wanted"] :]
-    _retire(context, document, surplus)
+    fleets.retire(context, document, surplus)
     document["_copies"] = document["_copies"][: document["_wanted"]]
     while len(document["_copies"]) < document["_wanted"]:
         context.store.put(placement.KIND, document["InferenceComponentName"], document)  # what has a place takes room
@@ -91,7 +91,7 @@ def _move_from_lost_instances(context: Context, document: dict[str, Any], endpoi
         context.store.put(placement.KIND, document["InferenceComponentName"], document)
         instance, _ = _place(context, document, endpoint)
         if instance is None:
-            _retire(context, document, [copy])
+            fleets.retire(context, document, [copy])
         else:
             document["_copies"] = [*document["_copies"], dict(copy, instance=instance)]
 
@@ -127,15 +127,10 @@ def _replace_version(context: Context, document: dict[str, Any], green: dict[str
     document["_next"] = green
     reason = fleets.first_failure(green["_copies"])
     if reason is not None:
-        _retire(context, document, green["_copies"])
+        fleets.retire(context, document, green["_copies"])
         document |= {"InferenceComponentStatus": "InService", "FailureReason": reason}
         document.pop("_next")
     elif fleets.all_serve(green["_copies"]):
-        _retire(context, document, document["_copies"])
+        fleets.retire(context, document, document["_copies"])
         document |= green | {"InferenceComponentStatus": "InService"}
         document.pop("_next")
-
-
-def _retire(context: Context, document: dict[str, Any], copies: list[dict[str, Any]]) -> None:
-    replicas.stop(context, document["EndpointName"], copies)
-    document["_retiring"] = [*document["_retiring"], *copies]

@@ -67,9 +67,9 @@ def follow(
 
 
 def retire(context: Context, document: dict[str, Any], found: list[replicas.Replica]) -> None:
-    """Stop replicas of an endpoint; they stay on its list until they are gone."""
-    replicas.stop(context, document["EndpointName"], found)
-    document["_retiring"] = [*document.get("_retiring", []), *found]
+    """Give up replicas of an endpoint or a component; they stay on its list until they are gone."""
+    retired = replicas.retired(context, document["EndpointName"], found)
+    document["_retiring"] = [*document.get("_retiring", []), *retired]
 
 
 def first_failure(found: list[replicas.Replica]) -> str | None:

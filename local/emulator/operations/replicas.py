@@ -102,19 +102,32 @@ def follow(context: Context, served: dict[str, Any], replica: Replica, *, replac
 
 
 def stop(context: Context, endpoint: str, found: list[Replica]) -> None:
-    """Ask replicas to stop; `has_gone` tells when they have."""
+    """Ask replicas to stop, whatever they are doing; `has_gone` tells when they have."""
     for replica in found:
         if not replica.get("bare"):
             supervisors.signal_stop(folder(context, endpoint, replica))
 
 
+def retired(context: Context, endpoint: str, found: list[Replica]) -> list[Replica]:
+    """Replicas that get no more requests. An idle one is asked to stop, the others by `has_gone` when they are drained."""
+    stop(context, endpoint, [item for item in found if not context.in_flight[item["id"]]])
+    return [item | {"retired": context.now()} for item in found]
+
+
+def _is_drained(context: Context, replica: Replica) -> bool:
+    """Whether a replica has no request any more, or has had its time to answer. A deleted endpoint's has none."""
+    deadline = replica.get("retired", 0.0) + context.limits.drain_seconds
+    return not context.in_flight[replica["id"]] or context.now() >= deadline
+
+
 def has_gone(context: Context, endpoint: str, replica: Replica) -> bool:
-    """Whether a stopping replica has ended; its folder goes with it."""
+    """Whether a retired or stopping replica has ended; its folder goes with it. It is asked to stop once drained."""
     place = folder(context, endpoint, replica)
     if replica.get("bare"):
         return True
     if supervisors.alive(place):
-        supervisors.signal_stop(place)  # again: the emulator may have been killed before it asked
+        if _is_drained(context, replica):
+            supervisors.signal_stop(place)  # again: the emulator may have been killed before it asked
         return False
     supervisors.clear(place)
     shutil.rmtree(place, ignore_errors=True)
