@@ -146,24 +146,32 @@ LIMITS = {
 @pytest.fixture(scope="session")
 def quick_home(cloud_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """(home, address) of one more emulator on the session's LocalStack, with short times."""
-    home, state = tmp_path_factory.mktemp("quick"), json.loads((cloud_home / "local.json").read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "llmtuner_local.emulator", "--home", str(home), "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    environment["LLMTUNER_LIMITS"] = json.dumps(LIMITS)
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--localstack-url", state["localstack_url"]], env=environment, stdout=log, stderr=log
-        )
-    Cloud.until(lambda: port_answers(port), bool)
+    home, port = tmp_path_factory.mktemp("quick"), free_port()
+    process = start_emulator(home, port, cloud_home)
     yield home, f"http://127.0.0.1:{port}"
     assert process.poll() is None, (home / "log").read_text()[-3000:]
     process.terminate()
     process.wait(10)
     supervisors = [PidFile(path).process() for path in home.glob("endpoints/*/*/*/supervisor.pid")]
     stop_together([item for item in supervisors if item], 5)
+
+
+def start_emulator(home: Path, port: int, cloud_home: Path) -> subprocess.Popen[bytes]:
+    """One more emulator that answers, with short times, on the LocalStack of a running cloud."""
+    url = json.loads((cloud_home / "local.json").read_text())["localstack_url"]
+    command = [sys.executable, "-m", "llmtuner_local.emulator", "--home", str(home), "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment["LLMTUNER_LIMITS"] = json.dumps(LIMITS)
+    with (home / "log").open("ab") as log:
+        process = subprocess.Popen([*command, "--localstack-url", url], env=environment, stdout=log, stderr=log)
+    Cloud.until(lambda: port_answers(port), bool)
+    return process
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def port_answers(port: int) -> bool:
@@ -174,7 +182,11 @@ def port_answers(port: int) -> bool:
 @pytest.fixture
 def quick(emulator: Cloud, quick_home: tuple[Path, str]) -> Cloud:
     """Clients of the emulator with short times."""
-    home, url = quick_home
+    return clients_of(emulator, *quick_home)
+
+
+def clients_of(emulator: Cloud, home: Path, url: str) -> Cloud:
+    """The clients of one more emulator on the same LocalStack."""
     session = aws_module.connect("local").session
     keys = {"endpoint_url": url, "config": Config(retries={"max_attempts": 0})}
     names = ("sagemaker", "sagemaker-runtime", "application-autoscaling")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from emulator.conftest import BUCKET, Cloud
+from emulator.conftest import BUCKET, Cloud, clients_of, free_port, start_emulator
 from emulator.hosting import ask, deploy, describe, model, remove, variant
+from emulator.inside import context
+from llmtuner_local.emulator.async_inference import KIND, AsyncInvocations
+from llmtuner_local.emulator.refusals import RefusalError
+from llmtuner_local.emulator.runtime import PREFIX, Runtime
 
 
 def asynchronous(quick: Cloud) -> str:
@@ -119,3 +125,55 @@ def test_queue_waits_while_there_are_no_instances(quick: Cloud) -> None:
     with pytest.raises(ClientError, match="is not asynchronous"):
         quick.runtime.invoke_endpoint_async(EndpointName=plain, Body=b"{}")
     remove(quick, plain)
+
+
+def test_requests_in_the_queue_and_under_way_are_answered_after_the_emulator_was_killed(
+    emulator: Cloud, cloud: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    process = start_emulator(tmp_path, port, cloud)
+    try:
+        made = clients_of(emulator, tmp_path, f"http://127.0.0.1:{port}")
+        name = asynchronous(made)
+        orders = [b'{"sleep": 1, "n": %d}' % n for n in range(3)]
+        outputs = [
+            made.runtime.invoke_endpoint_async(EndpointName=name, Body=body)["OutputLocation"] for body in orders
+        ]
+        process.kill()
+        process.wait()
+        process = start_emulator(tmp_path, port, cloud)
+        assert [json.loads(stored(made, uri))["body"].encode() for uri in outputs] == orders
+        remove(made, name)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_request_that_waits_for_longer_than_its_time_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, now = context(tmp_path), 1000.0
+    monkeypatch.setattr(type(made), "now", lambda self: now)
+    output = {"S3OutputPath": "s3://b/out", "S3FailurePath": "s3://b/failed"}
+    made.store.put("endpoint", "ep", {
+        "EndpointName": "ep", "EndpointStatus": "InService", "_settings": {"AsyncInferenceConfig": {"OutputConfig": output}},
+        "_variants": [{"VariantName": "AllTraffic"}], "_replicas": [],
+    })  # fmt: skip
+    queues = AsyncInvocations(made, Runtime(made))
+    with pytest.raises(RefusalError, match="requestttlseconds must be between 60 and 21600; it is 59"):
+        queues.accept("ep", {f"{PREFIX}requestttlseconds": "59"}, b"x")
+    expiring, staying = queues.accept("ep", {f"{PREFIX}requestttlseconds": "60"}, b"x"), queues.accept("ep", {}, b"x")
+
+    async def failures(after: float) -> list[tuple[str, bytes]]:
+        """What the queue's rounds store in S3 so many seconds later."""
+        nonlocal now
+        now, found = now + after, []
+        monkeypatch.setattr(queues, "_put", lambda uri, content, kind: found.append((uri, content)))
+        queues._hand_out("ep")
+        await asyncio.gather(*queues._running["ep"])
+        return found
+
+    assert asyncio.run(failures(60)) == []
+    reason = b"The request was in the queue for longer than RequestTTLSeconds."
+    assert asyncio.run(failures(1)) == [(expiring["failure"], reason)]
+    assert [item["output"] for item in made.store.all(KIND)] == [staying["output"]]
+    assert "ExpiredRequests" in str(made.metrics.take())
+    made.store.close()

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulator.components import delete, make, needs, settle
 from emulator.conftest import ROLE, Cloud
 from emulator.hosting import ask, config, deploy, describe, model, remove, settled, variant
 from emulator.inside import context
-from emulator.test_inference_components import delete, make, needs, settle
 from llmtuner_local.emulator import supervisors
 from llmtuner_local.emulator.operations import replicas
 

@@ -10,53 +10,13 @@ from typing import Any
 import httpx
 import pytest
 from botocore.exceptions import ClientError
+from emulator.components import component, delete, make, needs, settle
 from emulator.conftest import ROLE, Cloud
 from emulator.hosting import IMAGE, SERVER, archive, ask, deploy, describe, model, remove, settled, variant
 from llmtuner_local.emulator.instances import Resources, resources_of
 from llmtuner_local.emulator.operations.placement import choose
 
 NO_CAPACITY = "Inference Component has no capacity to process this request. ApplicationAutoScaling may be in-progress"
-
-
-def make(quick: Cloud, endpoint: str, specification: dict[str, Any], copies: int | None = 1) -> str:
-    """A component that has settled."""
-    name, more = quick.name("ic"), {}
-    if copies is not None:
-        more = {"VariantName": "AllTraffic", "RuntimeConfig": {"CopyCount": copies}}
-    quick.sagemaker.create_inference_component(
-        InferenceComponentName=name, EndpointName=endpoint, Specification=specification, **more
-    )
-    settle(quick, name)
-    return name
-
-
-def component(quick: Cloud, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = quick.sagemaker.describe_inference_component(InferenceComponentName=name)
-    return found
-
-
-def settle(quick: Cloud, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = quick.until(
-        lambda: component(quick, name), lambda item: item["InferenceComponentStatus"] not in ("Creating", "Updating")
-    )
-    return found
-
-
-def delete(quick: Cloud, name: str) -> None:
-    quick.sagemaker.delete_inference_component(InferenceComponentName=name)
-
-    def is_gone() -> bool:
-        try:
-            component(quick, name)
-        except ClientError as error:
-            return "Could not find inference component" in str(error)
-        return False
-
-    quick.until(is_gone, bool)
-
-
-def needs(memory: int = 1024, **more: float) -> dict[str, Any]:
-    return {"MinMemoryRequiredInMb": memory, "NumberOfCpuCoresRequired": 1, **more}
 
 
 def test_instance_types_hold_what_aws_says() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from llmtuner_local.emulator.limits import Limits
 def chunks(quick: Cloud, name: str, order: dict[str, Any]) -> list[bytes]:
     """The parts of a streamed answer."""
     answer = quick.runtime.invoke_endpoint_with_response_stream(EndpointName=name, Body=json.dumps(order))
-    return [event["PayloadPart"]["Bytes"] for event in answer["Body"]]
+    with closing(answer["Body"]) as events:
+        return [event["PayloadPart"]["Bytes"] for event in events]
 
 
 def test_limits_come_from_the_environment_or_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
