@@ -112,7 +112,7 @@ def menu(page: Page, *names: str) -> None:
         page.get_by_role("menuitem", name=name).first.click()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page: Page, prepared: Workspace) -> None:
     page.goto(f"{lab}/lab/tree/03_train.ipynb?reset")
     expect(page.get_by_text("| Idle").first).to_be_visible(timeout=90_000)
