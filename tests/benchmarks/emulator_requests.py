@@ -23,6 +23,7 @@ import boto3
 import invocation_overhead
 
 JOBS, REQUESTS, CLIENTS, INVOCATIONS = 1000, 3000, 32, 20_000
+MOTO_REQUESTS = 200  # it answers some ten lists a second
 ROLE = "arn:aws:iam::000000000000:role/llmtuner-execution"
 
 
@@ -48,7 +49,7 @@ def fill(home: Path, count: int) -> None:
     store.close()
 
 
-def rate(url: str, target: str, body: bytes, threads: int = 4) -> float:
+def rate(url: str, target: str, body: bytes, requests: int = REQUESTS, threads: int = 4) -> float:
     """Requests per second of one JSON 1.1 operation."""
     host = url.removeprefix("http://")
     headers = {"X-Amz-Target": target, "Content-Type": "application/x-amz-json-1.1", "Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/sagemaker/aws4_request, SignedHeaders=host, Signature=x"}  # fmt: skip
@@ -63,8 +64,8 @@ def rate(url: str, target: str, body: bytes, threads: int = 4) -> float:
 
     work(20)
     start = time.perf_counter()
-    together(work, [REQUESTS // threads] * threads)
-    return REQUESTS / (time.perf_counter() - start)
+    together(work, [requests // threads] * threads)
+    return requests / (time.perf_counter() - start)
 
 
 def together(work: Callable[[int], None], counts: list[int]) -> None:
@@ -158,8 +159,9 @@ def moto(server: str) -> None:
                 ResourceConfig={"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
             )  # fmt: skip
         name = json.dumps({"TrainingJobName": "filled-00500"}).encode()
-        print(f"{'moto_server: DescribeTrainingJob':58} {rate(url, 'SageMaker.DescribeTrainingJob', name):10.0f}/s")
-        print(f"{'moto_server: ListTrainingJobs':58} {rate(url, 'SageMaker.ListTrainingJobs', b'{}'):10.0f}/s")
+        for operation, body in (("DescribeTrainingJob", name), ("ListTrainingJobs", b"{}")):
+            found = rate(url, f"SageMaker.{operation}", body, MOTO_REQUESTS)
+            print(f"{f'moto_server: {operation}':58} {found:10.0f}/s", flush=True)
     finally:
         process.terminate()
         process.wait()
