@@ -21,9 +21,8 @@ from llmtuner_local.emulator.runtime import Runtime
 
 log = logging.getLogger("llmtuner_local.emulator")
 _REFRESH_SECONDS = 0.5
-_FOLLOWED = tuple(
-    (item.KIND, item.refresh) for item in (training_jobs, processing_jobs, endpoints, inference_components)
-)
+_JOBS = tuple((item.KIND, item.settled, item.refresh) for item in (training_jobs, processing_jobs))
+_SERVING = tuple((item.KIND, lambda _: False, item.refresh) for item in (endpoints, inference_components))
 
 
 class Keeper:
@@ -54,8 +53,8 @@ class Keeper:
 
     async def _follow(self) -> None:
         """Ended jobs, dead replicas, deployments, deletions; then scaling."""
-        for kind, refresh in _FOLLOWED:
-            for name, document in self.context.store.items(kind):
+        for kind, settled, refresh in _JOBS + _SERVING:
+            for name, document in self.context.store.unsettled(kind, settled):
                 try:
                     with self.context.store.batch():
                         refresh(self.context, document)

@@ -33,6 +33,7 @@ class Store:
             "CREATE TABLE IF NOT EXISTS resources (kind TEXT, name TEXT, document TEXT NOT NULL, PRIMARY KEY (kind, name))"
         )
         self._kinds: dict[str, dict[str, Document]] = {}
+        self._restless: dict[str, dict[str, None]] = {}  # names that have not been found settled since their last put
         self._batches = 0
         self._then: dict[Hashable, Callable[[], None]] = {}
         self._read()
@@ -41,6 +42,7 @@ class Store:
         self._kinds = {}
         for kind, name, text in self._db.execute("SELECT kind, name, document FROM resources ORDER BY rowid"):
             self._kinds.setdefault(kind, {})[name] = json.loads(text)
+        self._restless = {kind: dict.fromkeys(found) for kind, found in self._kinds.items()}
 
     def get(self, kind: str, name: str) -> Document | None:
         """One resource; change it only through `put`."""
@@ -52,6 +54,17 @@ class Store:
 
     def items(self, kind: str) -> Iterator[tuple[str, Document]]:
         return iter(list(self._kinds.get(kind, {}).items()))
+
+    def unsettled(self, kind: str, settled: Callable[[Document], bool]) -> list[tuple[str, Document]]:
+        """The resources of a kind that can still change by themselves, of however many.
+
+        Args:
+            settled: whether a document can only be changed by another `put`; always the same question for a kind.
+        """
+        names, found = self._restless.get(kind, {}), self._kinds.get(kind, {})
+        for name in [name for name in names if settled(found[name])]:
+            del names[name]
+        return [(name, found[name]) for name in names]
 
     def text(self, *, without: Collection[str]) -> str:
         """Every document but those of some kinds as one text, to look for a name in."""
@@ -66,12 +79,14 @@ class Store:
                 (kind, name, json.dumps(document)),
             )
             self._kinds.setdefault(kind, {})[name] = document
+            self._restless.setdefault(kind, {})[name] = None
         return document
 
     def delete(self, kind: str, name: str) -> None:
         with self.batch():
             self._write("DELETE FROM resources WHERE kind = ? AND name = ?", (kind, name))
             self._kinds.get(kind, {}).pop(name, None)
+            self._restless.get(kind, {}).pop(name, None)
 
     @contextmanager
     def batch(self) -> Iterator[None]:

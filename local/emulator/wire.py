@@ -25,6 +25,8 @@ _SCALARS: dict[str, tuple[tuple[type, ...], str]] = {
     "timestamp": ((int, float, str), "a Timestamp"),
 }
 _LARGEST = {"integer": 2**31 - 1, "long": 2**63 - 1, "timestamp": 253_402_300_799}  # the last second of year 9999
+_NESTED = (dict, list)
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 @lru_cache(maxsize=4)
@@ -126,24 +128,20 @@ def serialise(service: str, operation: str, answer: Mapping[str, Any] | None) ->
     shape = service_model(service).operation_model(operation).output_shape
     if shape is None or not answer:
         return b"{}" if shape is not None else b""
-    return json.dumps(_shaped(shape, answer), separators=(",", ":")).encode()
+    return _ENCODER.encode(_shaped(shape, answer)).encode()
 
 
 def _shaped(shape: Shape, value: Any) -> Any:
     if isinstance(shape, StructureShape):
-        members = shape.members
+        members, required = shape.members, shape.required_members
+        # An empty structure breaks SDK v3's typed resources; a required one must be there all the same.
         return {
-            name: _shaped(members[name], item)
+            name: _shaped(members[name], item) if isinstance(item, _NESTED) else item
             for name, item in value.items()
-            if item is not None and name in members and not _is_empty(name, item, shape)
+            if item is not None and name in members and (item != {} or name in required)
         }
     if isinstance(shape, ListShape):
         return [_shaped(shape.member, item) for item in value]
     if isinstance(shape, MapShape):
         return {name: _shaped(shape.value, item) for name, item in value.items()}
     return value
-
-
-def _is_empty(name: str, value: Any, shape: StructureShape) -> bool:
-    # An empty structure breaks SDK v3's typed resources; a required one must be there all the same.
-    return value == {} and name not in shape.required_members

@@ -1,16 +1,13 @@
 """From asking for a training job to the first line of the user's code: processes, containers, and SageMaker local mode.
 
-    .venv/bin/python tests/benchmarks/first_line.py [REPEATS]
-
-The same one-line program each time. Needs a Docker engine. `local mode` is the SDK's own ModelTrainer in a fresh
+Part of emulator.py. The same one-line program each time. SageMaker local mode is the SDK's own ModelTrainer in a fresh
 process, which blocks, has no job API and leaves its results on disk; with and without the time to import the SDK.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +15,7 @@ import time
 import uuid
 from pathlib import Path
 
-from llmtuner_kit import aws
+from emulator_cloud import ROLE, Cloud, client
 
 BUCKET = "first-line"
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/huggingface-pytorch-training:2.5.1"
@@ -43,14 +40,14 @@ def moment(text: str) -> float:
     return float(text.partition("first line at ")[2].split()[0])
 
 
-def through_the_job_api(target: str) -> float:
-    connection = aws.connect(target)
-    sagemaker, logs = connection.client("sagemaker"), connection.client("logs")
+def through_the_job_api(cloud: Cloud, door: str = "") -> float:
+    """Seconds by the program's own clock; the door "/docker" is that of target local-docker."""
+    sagemaker, logs = client("sagemaker", cloud.sagemaker_url + door), cloud.client("logs")
     name = f"first-{uuid.uuid4().hex[:8]}"
     source = {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/code/", "S3DataDistributionType": "FullyReplicated"}
     request = {
         "TrainingJobName": name,
-        "RoleArn": "arn:aws:iam::000000000000:role/llmtuner-execution",
+        "RoleArn": ROLE,
         "AlgorithmSpecification": {
             "TrainingImage": IMAGE,
             "TrainingInputMode": "File",
@@ -89,29 +86,33 @@ def through_local_mode(image: str) -> tuple[float, float]:
         return first - times["started"], first - times["imported"]
 
 
-def main() -> None:
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    with tempfile.TemporaryDirectory() as home:
-        os.environ |= {"LLMTUNER_HOME": home, "LLMTUNER_LOCALSTACK_PORT": "0", "LLMTUNER_SAGEMAKER_PORT": "0"}
-        local = [sys.executable, "-m", "llmtuner_local"]
-        image = subprocess.run([*local, "docker-image"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-        try:
-            s3 = aws.connect("local").client("s3")
-            s3.create_bucket(Bucket=BUCKET)
-            s3.put_object(Bucket=BUCKET, Key="code/main.py", Body=SOURCE)
-            found: dict[str, list[float]] = {}
-            for _ in range(repeats):  # in turns, so that other load on the machine meets all of them
-                found.setdefault("target local (processes)", []).append(through_the_job_api("local"))
-                found.setdefault("target local-docker (containers)", []).append(through_the_job_api("local-docker"))
-                whole, rest = through_local_mode(image)
-                found.setdefault("SageMaker local mode, with its import", []).append(whole)
-                found.setdefault("SageMaker local mode, import not counted", []).append(rest)
-        finally:
-            subprocess.run([*local, "down"], check=True, stdout=subprocess.DEVNULL)
-    print(f"{'to the first line of user code':42}  median s  of {repeats}")
-    for name, seconds in found.items():
-        print(f"{name:42}  {statistics.median(seconds):8.2f}  {min(seconds):.2f} to {max(seconds):.2f}")
+def upload(cloud: Cloud) -> None:
+    """The program, into the running local cloud."""
+    s3 = cloud.client("s3")
+    s3.create_bucket(Bucket=BUCKET)
+    s3.put_object(Bucket=BUCKET, Key="code/main.py", Body=SOURCE)
 
 
-if __name__ == "__main__":
-    main()
+def in_processes(cloud: Cloud, repeats: int) -> list[float]:
+    """Seconds of each run, sorted."""
+    return sorted(through_the_job_api(cloud) for _ in range(repeats))
+
+
+def in_containers(cloud: Cloud, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run, sorted; both ways in turns, so that other load on the machine meets both."""
+    command = [sys.executable, "-m", "llmtuner_local", "docker-image"]
+    image = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    ours, whole, rest = [], [], []
+    for _ in range(repeats):
+        ours.append(through_the_job_api(cloud, "/docker"))
+        with_import, without = through_local_mode(image)
+        whole.append(with_import)
+        rest.append(without)
+    return {"local-docker": sorted(ours), "with its import": sorted(whole), "without": sorted(rest)}
+
+
+def engine_runs() -> bool:
+    """Whether Docker can be asked."""
+    if not shutil.which("docker"):
+        return False
+    return subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0

@@ -75,3 +75,22 @@ def test_order_of_creation_is_kept(tmp_path: Path) -> None:
     assert [name for name, _ in again.items("job")] == list("cab")
     assert [item["n"] for item in again.all("job")] == ["c", "changed", "b"]
     again.close()
+
+
+def test_a_settled_resource_is_asked_about_again_only_after_a_put(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path / "db"), []
+
+    def settled(document: dict[str, object]) -> bool:
+        asked.append(document["name"])
+        return bool(document["ended"])
+
+    for name, ended in (("a", True), ("b", False), ("c", True)):
+        store.put("job", name, {"name": name, "ended": ended})
+    assert [name for name, _ in store.unsettled("job", settled)] == ["b"]
+    asked.clear()
+    store.put("job", "c", {"name": "c", "ended": False})
+    assert [name for name, _ in store.unsettled("job", settled)] == ["b", "c"]
+    assert asked == ["b", "c"]
+    store.delete("job", "b")
+    store.close()
+    assert [name for name, _ in Store(tmp_path / "db").unsettled("job", settled)] == ["c"]

@@ -158,6 +158,19 @@ class JobKind:
         return {}
 
 
+def refreshed(
+    context: Context,
+    kind: str,
+    settled: Callable[[dict[str, Any]], bool],
+    refresh: Callable[[Context, dict[str, Any]], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Every job of a kind, oldest first; only those that can still change are looked at."""
+    current = {name: refresh(context, document) for name, document in context.store.unsettled(kind, settled)}
+    if not current:
+        return context.store.all(kind)
+    return [current.get(name, document) for name, document in context.store.items(kind)]
+
+
 def command(entrypoint: list[str], arguments: list[str], image: list[str]) -> list[str]:
     """Docker's rule: an entrypoint replaces the image's, arguments follow; arguments alone replace its command."""
     return [*entrypoint, *arguments] if entrypoint else arguments or image

@@ -139,13 +139,13 @@ def _apply(document: dict[str, Any], line: dict[str, Any]) -> None:
 
 
 JOBS = jobs.JobKind(KIND, "processing job", "ProcessingJob", {"status": "Failed", "reason": jobs.LOST}, _apply, _folder)
-refresh, describe, stop, delete = JOBS.refresh, JOBS.describe, JOBS.stop, JOBS.delete
+refresh, settled, describe, stop, delete = JOBS.refresh, JOBS.ended, JOBS.describe, JOBS.stop, JOBS.delete
 
 
 def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     names = ("ProcessingJobName", "ProcessingJobArn", "CreationTime", "ProcessingEndTime", "LastModifiedTime")
     return listing.page(
-        [refresh(context, item) for item in context.store.all(KIND)],
+        jobs.refreshed(context, KIND, settled, refresh),
         params,
         name="ProcessingJobName",
         output="ProcessingJobSummaries",

@@ -9,7 +9,8 @@ from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, validation
 from llmtuner_local.emulator.operations import jobs, listing, tags, training_checks, training_status, warm_pools
 
-KIND, JOBS, refresh = training_status.KIND, training_status.JOBS, training_status.refresh
+KIND, JOBS = training_status.KIND, training_status.JOBS
+refresh, settled = training_status.refresh, training_status.settled
 _COPIED = (
     "HyperParameters", "AlgorithmSpecification", "RoleArn", "InputDataConfig", "OutputDataConfig", "ResourceConfig",
     "VpcConfig", "StoppingCondition", "EnableNetworkIsolation", "EnableInterContainerTrafficEncryption",
@@ -93,13 +94,8 @@ def describe(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     return warm_pools.refresh(context, JOBS.describe(context, params))
 
 
-def _settled(document: dict[str, Any]) -> bool:
-    """Whether nothing can change any more; asked of every job at each List, so it is short."""
-    return JOBS.ended(document) and "WarmPoolStatus" not in document
-
-
 def list_jobs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    found = [item if _settled(item) else refresh(context, item) for item in context.store.all(KIND)]
+    found = jobs.refreshed(context, KIND, settled, refresh)
     if wanted := params.get("WarmPoolStatusEquals"):
         found = [item for item in found if warm_pools.status(item) == wanted]
     names = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime")

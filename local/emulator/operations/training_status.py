@@ -76,3 +76,8 @@ JOBS = jobs.JobKind(
 def refresh(context: Context, document: dict[str, Any]) -> dict[str, Any]:
     """Bring a job and its warm pool up to now; a supervisor that is gone means Failed."""
     return warm_pools.refresh(context, JOBS.refresh(context, document))
+
+
+def settled(document: dict[str, Any]) -> bool:
+    """Whether nothing changes any more unless somebody asks for it."""
+    return JOBS.ended(document) and warm_pools.status(document) != "Available"
