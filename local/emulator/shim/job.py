@@ -13,6 +13,7 @@ import json
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ class InternalError(Exception):
     """The service itself has failed; a job with attempts left starts again."""
 
 
-class JobSupervisor:
+class JobSupervisor(ABC):
     """One job from Starting to its end. A subclass tells the story in `live`."""
 
     namespace = ""  # of its logs and metrics
@@ -70,17 +71,17 @@ class JobSupervisor:
         self._stream_epoch = 0
         self._port = cloud.free_port() if len(self.hosts) > 1 else 0
 
+    @abstractmethod
     def groups(self) -> list[tuple[str, str, int]]:
         """(instance group, instance type, count) of the request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def live(self) -> None:
         """The story of the job, which ends with `end`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def halted(self, reason: str) -> None:
         """End a job that was asked to end before its containers ran."""
-        raise NotImplementedError
 
     def run(self) -> None:
         """Live; whatever happens, the journal gets an end."""
@@ -100,9 +101,9 @@ class JobSupervisor:
             self.fail(f"InternalServerError: {type(error).__name__}: {error}")
             raise
 
+    @abstractmethod
     def fail(self, reason: str) -> None:
         """End as Failed."""
-        raise NotImplementedError
 
     def end(self, **told: Any) -> None:
         """Write the last line of the journal. What the job had on disk is gone before: who sees the end finds nothing."""
