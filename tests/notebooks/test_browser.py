@@ -1,4 +1,4 @@
-"""A person in JupyterLab: open 03_train, fill the form by its labels, run, see the job start."""
+"""A person in JupyterLab: opens a notebook, fills its form by the labels, sees the answer beside it, runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from llmtuner_kit import dataset, monitoring, runs, settings, start, uploads
 from llmtuner_kit.workspace import Workspace
@@ -112,9 +112,9 @@ def menu(page: Page, *names: str) -> None:
         page.get_by_role("menuitem", name=name).first.click()
 
 
-@pytest.mark.timeout(600)
-def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page: Page, prepared: Workspace) -> None:
-    page.goto(f"{lab}/lab/tree/03_train.ipynb?reset")
+def open_form(page: Page, lab: str, name: str) -> Locator:
+    """Open a notebook and run it down to its form; the notebook's panel."""
+    page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")
     expect(page.get_by_text("| Idle").first).to_be_visible(timeout=90_000)
     notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
     form_cell = notebook.locator(".jp-CodeCell").nth(1)
@@ -122,6 +122,31 @@ def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page
     form_cell.locator(".cm-content").click()
     menu(page, "Run", "Run All Above Selected Cell")
     menu(page, "Run", "Run Selected Cell")
+    return notebook
+
+
+def keep_picture(page: Page, name: str) -> None:
+    """A picture for a person to look at, where SCREENSHOTS names a folder."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png")
+
+
+@pytest.mark.timeout(600)
+def test_preparation_form_shows_at_once_what_a_template_makes_of_the_rows(lab: str, page: Page) -> None:
+    notebook = open_form(page, lab, "02_prepare")
+    expect(notebook.get_by_text("What is 1 plus 1?").first).to_be_visible(timeout=60_000)
+    page.get_by_label("Output template").fill("The sum: {output}")
+    page.get_by_label("Output template").press("Tab")
+    expect(notebook.get_by_text("The sum: It is 2.").first).to_be_visible(timeout=30_000)
+    keep_picture(page, "02_prepare")
+    page.get_by_label("Output template").fill("{reply}")
+    page.get_by_label("Output template").press("Tab")
+    expect(notebook.get_by_text("instruction, output").first).to_be_visible(timeout=30_000)  # the columns there are
+
+
+@pytest.mark.timeout(600)
+def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page: Page, prepared: Workspace) -> None:
+    notebook = open_form(page, lab, "03_train")
     steps = page.get_by_label("Max steps")
     expect(steps).to_be_visible(timeout=60_000)
     steps.fill("2")
@@ -136,8 +161,7 @@ def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page
         cell.locator(".cm-content").click()
         menu(page, "Run", "Run Selected Cell")
         expect(cell.locator(".jp-InputPrompt").first).to_have_text(re.compile(r"\[\d+\]:"), timeout=90_000)
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/03_train.png")
+    keep_picture(page, "03_train")
     result = runs.open_run(prepared, "by-hand").result("train")
     expect(notebook.locator(".jp-CodeCell").nth(3).get_by_text(result["job_name"]).first).to_be_visible()
     assert result["model_id"] == "tiny-llama"
