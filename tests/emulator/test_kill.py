@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -44,8 +45,19 @@ def clients(home: Path, found: dict[str, Any]) -> Cloud:
     return Cloud(home, *sagemaker, *map(client, ("s3", "logs", "cloudwatch", "kms")))
 
 
+def quiet_port() -> str:
+    """A port below those that other tests' servers and connections draw from: it must still be free after a kill."""
+    for port in random.SystemRandom().sample(range(18_000, 20_000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return str(port)
+    raise AssertionError("no free port")
+
+
 @pytest.fixture
-def home() -> Iterator[Path]:
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name in ("LOCALSTACK", "SAGEMAKER"):
+        monkeypatch.setenv(f"LLMTUNER_{name}_PORT", quiet_port())
     yield Path(os.environ["LLMTUNER_HOME"])
     stack.down()
 

@@ -136,6 +136,7 @@ def wrap(
     hide: Path | None,
     hosts: Path | None,
     read_only: Sequence[str] = (),
+    shown: Sequence[str] = (),
 ) -> list[str]:
     """The command line that runs `command` with `base` at /opt/ml.
 
@@ -143,8 +144,9 @@ def wrap(
         hide: a folder the container must not see (the state of the local cloud).
         hosts: a file to show as /etc/hosts.
         read_only: folders below /opt/ml that the container may not change.
+        shown: folders with programs that it must see wherever they are.
     """
-    seen = view.View(base, hide, hosts, read_only)
+    seen = view.View(base, hide, hosts, read_only, shown)
     if mode == "bwrap":
         return view.bubblewrap(command, seen)
     # The kernel ends the outer process with the thread that started it; bubblewrap asks for that itself.
@@ -182,7 +184,7 @@ def start(
             for path in [base / item, *(base / item).rglob("*")]:
                 path.chmod(path.stat().st_mode & ~0o222)
     process = subprocess.Popen(
-        wrap(command, base, mode=mode, hide=hide, hosts=hosts, read_only=read_only),
+        wrap(command, base, mode=mode, hide=hide, hosts=hosts, read_only=read_only, shown=view.named(environment)),
         cwd=base,
         env=values,
         stdin=subprocess.DEVNULL,

@@ -1,7 +1,8 @@
 """What a container sees of this machine, as arguments of bubblewrap and as a script for `unshare`.
 
 Everything but: the state of the local cloud, the user's home folder, /tmp and /dev/shm (its own instead). The
-Python environment is shown again where one of these would hide it. /opt/ml is the job's folder.
+Python environment, and what the request names in PATH or PYTHONPATH, are shown again where one of these would hide
+them. /opt/ml is the job's folder.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pwd
 import shlex
 import site
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,23 @@ class View:
     """Folders of this machine and how a container sees them.
 
     `base` is its /opt/ml, `read_only` folders of it that it may not change, `hide` the state of the local cloud,
-    `hosts` a file to show as /etc/hosts.
+    `hosts` a file to show as /etc/hosts, `shown` folders with programs that must be seen wherever they are.
     """
 
     base: Path
     hide: Path | None = None
     hosts: Path | None = None
     read_only: Sequence[str] = ()
+    shown: Sequence[str] = ()
+
+
+def named(environment: Mapping[str, str]) -> list[str]:
+    """The folders of PATH and PYTHONPATH that a request has put there: this process has them not in its own."""
+    found = []
+    for name in ("PATH", "PYTHONPATH"):
+        own = os.environ.get(name, "").split(os.pathsep)
+        found += [part for part in environment.get(name, "").split(os.pathsep) if part not in own]
+    return [part for part in found if part.startswith("/")]
 
 
 def prepare(base: Path) -> None:
@@ -59,7 +70,7 @@ def bubblewrap(command: list[str], view: View) -> list[str]:
     line += ["--bind", str(view.base), "/opt/ml"]
     for name in view.read_only:
         line += ["--ro-bind", str(view.base / name), f"/opt/ml/{name}"]
-    for item in _needed(command, view.hide):
+    for item in _needed(command, view):
         line += ["--bind", str(item), str(item)]
     if view.hide:
         line += ["--tmpfs", str(view.hide)]
@@ -92,7 +103,7 @@ def _script(command: list[str], view: View) -> str:
             lines += [f"ln -s {shlex.quote(str(item.readlink()))} {keep}/{name}"]
         else:
             lines += [f"{'mkdir' if item.is_dir() else 'touch'} {keep}/{name}", f"mount --rbind {target} {keep}/{name}"]
-    needed = _needed(command, view.hide)
+    needed = _needed(command, view)
     for n, item in enumerate(needed):
         lines += [f"{'mkdir' if item.is_dir() else 'touch'} {keep}/.needed/{n}"]
         lines += [f"mount --rbind {shlex.quote(str(item))} {keep}/.needed/{n}"]
@@ -133,18 +144,18 @@ def _siblings() -> list[Path]:
     return [item for item in sorted(opt.iterdir()) if item.name != "ml"] if opt.is_dir() else []
 
 
-def _needed(command: list[str], hide: Path | None) -> list[Path]:
-    """What would be hidden and must not: Python and its packages, programs that the command names, certificates."""
+def _needed(command: list[str], view: View) -> list[Path]:
+    """What would be hidden and must not: Python and its packages, programs that the request names, certificates."""
     hidden = [*_homes(), *map(Path, _temporary())]
     wanted = [sys.prefix, sys.base_prefix, *site.getsitepackages()]
     if site.ENABLE_USER_SITE:
         wanted.append(site.getuserbase())
-    wanted += [part for part in command if part.startswith("/") and not part.startswith("/opt/ml")]
+    wanted += [part for part in (*command, *view.shown) if part.startswith("/") and not part.startswith("/opt/ml")]
     wanted += [os.environ[name] for name in _FILES if name in os.environ]
     found: list[Path] = []
     for item in sorted({Path(name) for name in wanted}):
         gone = any(item != folder and item.is_relative_to(folder) for folder in hidden)
-        state = hide is not None and item.is_relative_to(hide)
+        state = view.hide is not None and item.is_relative_to(view.hide)
         if gone and not state and item.exists() and not any(item.is_relative_to(other) for other in found):
             found.append(item)
     return found
