@@ -78,9 +78,10 @@ class Cloud:
         return found
 
     def stop_emulator(self) -> None:
-        process = servers.emulator_pid(self.home).process()
-        assert process
-        process.stop(10)
+        """Kill the emulator alone, as a crash does: what serves goes on and is found again."""
+        process = self.emulator()
+        process.kill()
+        process.wait()
 
     def start_emulator(self) -> tuple[float, float]:
         """Seconds until a stopped emulator answers, and its CPU time until then."""
