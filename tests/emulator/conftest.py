@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from botocore.config import Config
+from llmtuner_local.emulator.shim.cloud import free_port
 from llmtuner_local.processes import PidFile, stop_together
 
 from llmtuner_kit import aws as aws_module
@@ -166,12 +167,6 @@ def start_emulator(home: Path, port: int, cloud_home: Path) -> subprocess.Popen[
         process = subprocess.Popen([*command, "--localstack-url", url], env=environment, stdout=log, stderr=log)
     Cloud.until(lambda: port_answers(port), bool)
     return process
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def port_answers(port: int) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from emulator.conftest import BUCKET, Cloud, clients_of, free_port, start_emulator
+from emulator.conftest import BUCKET, Cloud, clients_of, start_emulator
 from emulator.hosting import ask, deploy, describe, model, remove, variant
 from emulator.inside import context
 from llmtuner_local.emulator.async_inference import KIND, AsyncInvocations
 from llmtuner_local.emulator.refusals import RefusalError
 from llmtuner_local.emulator.runtime import PREFIX, Runtime
+from llmtuner_local.emulator.shim.cloud import free_port
 
 
 def asynchronous(quick: Cloud) -> str:

@@ -67,21 +67,28 @@ def _check_steps(configuration: dict[str, Any]) -> None:
 
 
 def describe(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    wanted, names = params.get("ResourceId"), params.get("PolicyNames")
-    return {
-        "ScalingPolicies": [
-            item
-            for item in context.store.all(KIND)
-            if (not wanted or item["ResourceId"] == wanted) and (not names or item["PolicyName"] in names)
-        ]
-    }
+    return {"ScalingPolicies": _found(context, KIND, params, "PolicyName")}
 
 
 def delete(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    key = f"{params['ResourceId']}/{params['PolicyName']}"
-    if not context.store.get(KIND, key):
-        raise ServiceError("ObjectNotFoundException", f"No scaling policy found: {params['PolicyName']}")
-    context.store.delete(KIND, key)
+    return _delete(context, KIND, params, "PolicyName", "scaling policy")
+
+
+def _found(context: Context, kind: str, params: dict[str, Any], member: str) -> list[dict[str, Any]]:
+    """What a Describe asks for, by resource and by names; `member` is what holds a name."""
+    wanted, names = params.get("ResourceId"), params.get(f"{member}s")
+    return [
+        item
+        for item in context.store.all(kind)
+        if (not wanted or item["ResourceId"] == wanted) and (not names or item[member] in names)
+    ]
+
+
+def _delete(context: Context, kind: str, params: dict[str, Any], member: str, words: str) -> dict[str, Any]:
+    key = f"{params['ResourceId']}/{params[member]}"
+    if not context.store.get(kind, key):
+        raise ServiceError("ObjectNotFoundException", f"No {words} found: {params[member]}")
+    context.store.delete(kind, key)
     return {}
 
 
@@ -103,22 +110,11 @@ def put_scheduled(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_scheduled(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    wanted, names = params.get("ResourceId"), params.get("ScheduledActionNames")
-    return {
-        "ScheduledActions": [
-            item
-            for item in context.store.all(SCHEDULED)
-            if (not wanted or item["ResourceId"] == wanted) and (not names or item["ScheduledActionName"] in names)
-        ]
-    }
+    return {"ScheduledActions": _found(context, SCHEDULED, params, "ScheduledActionName")}
 
 
 def delete_scheduled(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    key = f"{params['ResourceId']}/{params['ScheduledActionName']}"
-    if not context.store.get(SCHEDULED, key):
-        raise ServiceError("ObjectNotFoundException", f"No scheduled action found: {params['ScheduledActionName']}")
-    context.store.delete(SCHEDULED, key)
-    return {}
+    return _delete(context, SCHEDULED, params, "ScheduledActionName", "scheduled action")
 
 
 def next_time(schedule: str, after: float) -> float:
