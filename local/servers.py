@@ -22,6 +22,7 @@ from llmtuner_local.processes import PidFile, Process, holder_of
 LOCALSTACK_VERSION = "4.10.0"
 SERVICES = "s3,sts,iam,kms,logs,cloudwatch"
 _START_SECONDS = 90
+_END_SECONDS = 10
 _ANSWER_SECONDS = 10  # a server that runs may be busy; after this it counts as hung and is started anew
 _FULL_BYTES = 1_000_000
 _ANY_PORTS = range(20_000, 32_000)
@@ -188,7 +189,7 @@ def _port(variable: str, default: int, who: str, last: int | None) -> int:
     if not wanted.isdigit() or int(wanted) > 65535:
         raise LocalError(f"{variable} is {wanted!r}. Valid: a port number, or 0 for any free port.")
     if port := int(wanted):
-        if _is_free(port):
+        if _is_free(port, patience=_END_SECONDS if port == last else 0):
             return port
         holder = holder_of(port)
         raise LocalError(
@@ -204,14 +205,19 @@ def _port(variable: str, default: int, who: str, last: int | None) -> int:
     raise LocalError(f"No free port was found for {who}. Set {variable} to one.")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+def _is_free(port: int, patience: float = 0) -> bool:
+    """Whether a server can have the port; `patience`: seconds for a process of ours that was killed and still goes."""
+    deadline = time.monotonic() + patience
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return True
+            except OSError:
+                if time.monotonic() > deadline or holder_of(port):
+                    return False
+        time.sleep(0.01)  # the kernel closes its sockets one after the other and tells nobody
 
 
 def _wait(home: Path, file: PidFile, url: str, who: str, name: str) -> None:

@@ -29,8 +29,9 @@ class AdapterError(Exception):
 
 async def keep(context: Context) -> None:
     """Load every adapter into the copies that lack it, and unload those that are deleted."""
-    for document in context.store.all(KIND):
-        if "_base" in document:
+    for name, _ in context.store.items(KIND):
+        document = context.store.get(KIND, name)  # as it is now: loading the one before it may have taken a minute
+        if document and "_base" in document:
             await _keep_one(context, document)
 
 

@@ -54,7 +54,11 @@ class Keeper:
     async def _follow(self) -> None:
         """Ended jobs, dead replicas, deployments, deletions; then scaling."""
         for kind, settled, refresh in _JOBS + _SERVING:
-            for name, document in self.context.store.unsettled(kind, settled):
+            for name, _ in self.context.store.unsettled(kind, settled):
+                # As it is now: a request may have changed or deleted it while another one was looked at.
+                document = self.context.store.get(kind, name)
+                if document is None:
+                    continue
                 try:
                     with self.context.store.batch():
                         refresh(self.context, document)

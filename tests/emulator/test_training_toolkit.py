@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from emulator.conftest import BUCKET, Cloud, archive, channel
-from llmtuner_local.home import cache_folder
 
 # What the tests' environment does not have of the toolkit's requirements; building the toolkit itself needs gcc.
 TOOLKIT = [
@@ -41,8 +40,8 @@ pathlib.Path(os.environ["SM_MODEL_DIR"], "seen.json").write_text(json.dumps(seen
 
 @pytest.fixture(scope="session")
 def toolkit() -> Path:
-    """The toolkit in a folder of its own, kept in the cache."""
-    folder = cache_folder() / f"{TOOLKIT[0].replace('==', '-')}-py{sys.version_info.major}.{sys.version_info.minor}"
+    """The toolkit in a folder of its own beside the Python environment: its scripts name that one's interpreter."""
+    folder = Path(sys.prefix, TOOLKIT[0].replace("==", "-"))
     if not folder.exists():
         part = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")  # another worker may be at it too
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(part), *TOOLKIT]
