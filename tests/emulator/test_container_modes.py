@@ -101,6 +101,19 @@ print(os.path.exists({str(base.parents[1] / "secret")!r}))
 
 
 @EVERY_WAY
+def test_program_that_the_request_names_in_path_is_found_also_where_folders_are_hidden(
+    base: Path, tmp_path: Path, mode: str, user: str
+) -> None:
+    program = tmp_path / "programs" / "greet"  # below /tmp, of which a container sees its own
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho hello\n")
+    program.chmod(0o755)
+    runs = RUNS.replace('["python3", "-c", source]', "[source]")
+    runs = runs.replace('{"PATH": os.environ["PATH"]}', f'{{"PATH": "{program.parent}:/usr/bin:/bin"}}')
+    assert harness(runs, user, base, mode, "greet").stdout == "hello\n"
+
+
+@EVERY_WAY
 def test_sigterm_reaches_the_program_and_ends_one_that_ignores_nothing(base: Path, mode: str, user: str) -> None:
     handles = (
         "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); print('on', flush=True); time.sleep(60)"

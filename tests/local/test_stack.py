@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from llmtuner_local import servers
 
 
 class Local:
@@ -95,6 +97,15 @@ def test_taken_port_is_named_with_what_to_do_and_nothing_is_started(local: Local
         assert "LLMTUNER_LOCALSTACK_PORT" in done.stderr
         assert "Traceback" not in done.stderr
     assert not (local.home / "local.json").exists()
+
+
+def test_port_of_a_process_that_still_ends_is_waited_for() -> None:
+    with socket.socket() as ending:  # the kernel closes the sockets of a killed process one after the other
+        ending.bind(("127.0.0.1", 0))
+        port = ending.getsockname()[1]
+        assert not servers._is_free(port)
+        threading.Timer(0.2, ending.close).start()
+        assert servers._is_free(port, patience=10)
 
 
 def test_port_that_is_no_port_is_refused(local: Local) -> None:
