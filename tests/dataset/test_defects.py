@@ -181,6 +181,7 @@ ROWS = int(os.environ.get("LLMTUNER_DEFECT_ROWS", "6000"))
 def test_recall_and_precision_are_one_for_every_kind(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every example is kept, so that each finding can be held against what was planted.
     monkeypatch.setattr(report, "EXAMPLES", 10**9)
+    monkeypatch.setattr(report, "ROWS", 10**9)
     monkeypatch.setattr(pool, "run", in_this_process)
     text, planted_at = corpus(ROWS, 6)
     built = prepare({"rows.jsonl": text})
