@@ -169,7 +169,7 @@ def base_model(model_id: str) -> BaseModel:
     for model in BASE_MODELS:
         if model_id in (model.model_id, model.hub_id):
             return model
-    raise _unknown("base model", model_id, [model.model_id for model in BASE_MODELS], "model_id")
+    raise unknown("base model", model_id, [model.model_id for model in BASE_MODELS], "model_id")
 
 
 def instance(instance_type: str) -> Instance:
@@ -177,7 +177,7 @@ def instance(instance_type: str) -> Instance:
     for item in INSTANCES:
         if item.instance_type == instance_type:
             return item
-    raise _unknown("instance type", instance_type, [item.instance_type for item in INSTANCES], "instance_type")
+    raise unknown("instance type", instance_type, [item.instance_type for item in INSTANCES], "instance_type")
 
 
 def processing_instance(instance_type: str) -> ProcessingInstance:
@@ -186,10 +186,16 @@ def processing_instance(instance_type: str) -> ProcessingInstance:
         if item.instance_type == instance_type:
             return item
     known = [item.instance_type for item in PROCESSING_INSTANCES]
-    raise _unknown("processing instance type", instance_type, known, "instance_type")
+    raise unknown("processing instance type", instance_type, known, "instance_type")
 
 
-def _unknown(kind: str, value: str, known: list[str], field: str) -> SettingsError:
+def instance_types() -> list[str]:
+    """Every instance type the kit uses: for training and endpoints, then for preparing data."""
+    return [*(item.instance_type for item in INSTANCES), *(item.instance_type for item in PROCESSING_INSTANCES)]
+
+
+def unknown(kind: str, value: str, known: list[str], field: str) -> SettingsError:
+    """The error for a name that is not known, with the nearest one."""
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.3)
     return SettingsError(
         f"{value!r} is not a {kind} the kit knows.",

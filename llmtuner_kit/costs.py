@@ -16,7 +16,7 @@ from typing import Any, Literal
 from llmtuner_kit.catalog import cache_folder
 from llmtuner_kit.errors import DataError
 
-Use = Literal["hosting", "training"]
+Use = Literal["hosting", "processing", "training"]
 HOURS_PER_MONTH = 730
 
 
@@ -52,6 +52,13 @@ def usd(amount: float | None) -> str:
     if amount is None:
         return "unknown"
     return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.4f}"
+
+
+def priced(price: Price | None) -> str:
+    """A price for people, with where it comes from; for an unknown one how to make it known."""
+    if price is None:
+        return "price unknown: `llmtuner prices refresh` asks AWS, `llmtuner prices set` takes what you know"
+    return f"{usd(price.usd_per_hour)} an hour ({price.source}, {price.date})"
 
 
 def refreshed_book() -> Path:

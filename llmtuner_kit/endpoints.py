@@ -121,7 +121,9 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
         "quote": {"usd_per_hour": made.usd_per_hour, "usd_until_expiry": until_expiry},
         "autoscaling": autoscaling,
     }
-    runs.open_run(workspace, settings.run_name).save("deploy", settings=settings.model_dump(), result=result)
+    run = runs.open_run(workspace, settings.run_name)
+    run.save("deploy", settings=settings.model_dump(), result=result)
+    run.note("endpoints", f"{name} {created.isoformat()}", result)
     return made
 
 

@@ -8,7 +8,7 @@ status of jobs and endpoints; the record is how the next notebook, or a restarte
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -70,14 +70,35 @@ class Run:
         self, step: str, *, settings: Mapping[str, Any] | None = None, result: Mapping[str, Any] | None = None
     ) -> None:
         """Write one section; parts not given keep their last value. Another writer's sections are never lost."""
-        for _ in range(_ATTEMPTS):
-            document = json.loads(json.dumps(self.document)) or self._new_document()
+
+        def edit(document: dict[str, Any]) -> None:
             section = document["steps"].setdefault(step, {})
             if settings is not None:
                 section["settings"] = dict(settings)
             if result is not None:
                 section["result"] = dict(result)
-            section["at"] = document["updated_at"] = _now()
+            section["at"] = _now()
+
+        self._change(edit)
+
+    def note(self, group: str, name: str, facts: Mapping[str, Any]) -> None:
+        """Remember something that costs money, beside what was noted before: a job, an endpoint."""
+
+        def edit(document: dict[str, Any]) -> None:
+            document.setdefault(group, {})[name] = dict(facts)
+
+        self._change(edit)
+
+    def noted(self, group: str) -> dict[str, dict[str, Any]]:
+        """Name -> facts of everything noted under a group, the oldest first."""
+        return {name: dict(facts) for name, facts in self.document.get(group, {}).items()}
+
+    def _change(self, edit: Callable[[dict[str, Any]], None]) -> None:
+        """Edit the record as it is now and write it, again from its new state when somebody else was faster."""
+        for _ in range(_ATTEMPTS):
+            document = json.loads(json.dumps(self.document)) or self._new_document()
+            edit(document)
+            document["updated_at"] = _now()
             document["kit_version"] = llmtuner_kit.__version__
             if self._write(document):
                 return

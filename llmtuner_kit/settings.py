@@ -300,7 +300,7 @@ class CleanupSettings(RunSettings):
     delete_endpoint: bool = Field(
         True, description="delete the endpoint of this run, its configuration and model entry"
     )
-    stop_job: bool = Field(True, description="stop the training job of this run when it is still running")
+    stop_job: bool = Field(True, description="stop the jobs of this run that are still running")
     delete_checkpoints: bool = Field(True, description="delete the checkpoints of a completed job")
     delete_uploads: bool = Field(False, description="delete the uploaded files of this run")
     delete_model: bool = Field(False, description="delete the tuned model archive of this run")

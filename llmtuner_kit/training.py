@@ -101,7 +101,9 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
             ) from error
         arn = _same_job(workspace, request)
         reused = True
-    run.save("train", settings=settings.model_dump(), result=_record(plan, made, arn, request))
+    record = _record(plan, made, arn, request)
+    run.save("train", settings=settings.model_dump(), result=record)
+    run.note("jobs", plan.job_name, {"kind": "training", "instance_type": made.instance_type, "quote": record["quote"]})
     return TrainingJob(plan.job_name, arn, request_model_uri(request), request, made, reused)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from llmtuner_kit import catalog, runs
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import processing, sources, versions
-from llmtuner_kit.dataset.build import Progress
+from llmtuner_kit.dataset.processing import Watch
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.tokens import Encoding, MaskedRow, open_encoding
 from llmtuner_kit.errors import ConflictError
@@ -50,7 +50,7 @@ class Prepared:
     reused: bool
 
 
-def prepare(workspace: Workspace, settings: PrepareSettings, progress: Progress | None = None) -> Prepared:
+def prepare(workspace: Workspace, settings: PrepareSettings, progress: Watch | None = None) -> Prepared:
     """Read the files, check every row, and write a dataset version.
 
     Raises NotFoundError when there are no files, DataError when they cannot be used as they are, and for a processing
@@ -61,7 +61,7 @@ def prepare(workspace: Workspace, settings: PrepareSettings, progress: Progress 
     listing = sources.find(workspace, run, settings)
     encoding = open_encoding(model_of(run), settings.max_length)
     if settings.compute == "processing-job":
-        made, document, reused = processing.prepare(workspace, settings, listing, encoding, watch)
+        made, document, reused = processing.prepare(run, settings, listing, encoding, watch)
     else:
         made, document, reused = _here(workspace, settings, listing, encoding, watch)
     prefix = workspace.paths.dataset(listing.dataset, document["version"])
@@ -80,7 +80,7 @@ def prepare(workspace: Workspace, settings: PrepareSettings, progress: Progress 
 
 
 def _here(
-    workspace: Workspace, settings: PrepareSettings, listing: sources.Listing, encoding: Encoding, watch: Progress
+    workspace: Workspace, settings: PrepareSettings, listing: sources.Listing, encoding: Encoding, watch: Watch
 ) -> tuple[Report, dict[str, Any], bool]:
     """Prepare on this machine. What is done is kept until the version is stored, so that a killed one goes on."""
     with _folder(f"{workspace.bucket}-{workspace.user_id}-{listing.dataset}") as folder:
@@ -132,7 +132,7 @@ def model_of(run: runs.Run) -> str:
     return catalog.base_model((start.get("settings") or {}).get("model_id") or DEFAULT_MODEL).model_id
 
 
-def _quiet(what: str, done: int, total: int) -> None:
+def _quiet(what: str, done: int, total: int, note: str = "") -> None:
     """Nobody is watching."""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner_kit import runs
-from llmtuner_kit.dataset import expand, kinds, shapes, sources, tables
+from llmtuner_kit.dataset import expand, kinds, quotes, shapes, sources, tables
 from llmtuner_kit.dataset.chunks import Plan, Source
 from llmtuner_kit.dataset.drafts import drafts_of
 from llmtuner_kit.dataset.shapes import ColumnMapping
@@ -65,12 +65,13 @@ class PreviewedFile:
 
 @dataclass(frozen=True)
 class Previewed:
-    """The first files, how many there are besides them, and what would be left out."""
+    """The first files, how many there are besides them, what would be left out, and the quote where a job is asked for."""
 
     dataset: str
     files: tuple[PreviewedFile, ...]
     more: int
     left_out: tuple[tuple[str, str], ...]
+    quote: quotes.JobQuote | None = None
 
 
 @dataclass
@@ -89,7 +90,8 @@ class Preview:
             self._listings[key] = sources.find(self.workspace, run, settings)
         listing = self._listings[key]
         shown = tuple(self._file(listing, item, settings) for item in listing.files[:FILES])
-        return Previewed(listing.dataset, shown, max(0, len(listing.files) - FILES), listing.left_out)
+        job = quotes.quote(self.workspace, settings, listing) if settings.compute == "processing-job" else None
+        return Previewed(listing.dataset, shown, max(0, len(listing.files) - FILES), listing.left_out, job)
 
     def _file(self, listing: Listing, item: Stored, settings: PrepareSettings) -> PreviewedFile:
         kind = kinds.kind_of(item.name)

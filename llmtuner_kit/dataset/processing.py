@@ -11,35 +11,40 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import llmtuner_kit
 from llmtuner_kit import access, costs, images, paths, staging
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.dataset import card as cards
-from llmtuner_kit.dataset import kinds, versions
+from llmtuner_kit.dataset import quotes, versions
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.sources import Listing
 from llmtuner_kit.dataset.tokens import TOKENIZER_FILES, Encoding, training_code
-from llmtuner_kit.errors import BudgetError, JobFailedError, SettingsError
+from llmtuner_kit.errors import JobFailedError, SettingsError
+from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
 
-Progress = Callable[[str, int, int], None]
 LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
+RUN_TAG = "llmtuner:run"
 ROOT = "/opt/ml/processing"
 PROGRESS = "progress"
 """First word of the job's progress lines: `progress 120 400 reading and checking rows`."""
 _TERMINAL = ("Completed", "Failed", "Stopped")
 _POLL_SECONDS = 2.0
 _ATTEMPTS = 100
-# A compressed file may grow tenfold; beside the files lie the work folder and the splits.
-_GROWTH, _COPIES = 10, 4
+
+
+class Watch(Protocol):
+    """Told what is being done, how much of it is done, how much there is, and what it has cost so far."""
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Plan:
     manifest_uri: str
     output_uri: str
     user_id: str
+    run_name: str
 
 
 def processing_job_request(plan: Plan) -> dict[str, Any]:
@@ -95,6 +101,7 @@ def processing_job_request(plan: Plan) -> dict[str, Any]:
         "StoppingCondition": {"MaxRuntimeInSeconds": plan.max_runtime_seconds},
         "Tags": [
             {"Key": access.OWNER_TAG, "Value": plan.user_id},
+            {"Key": RUN_TAG, "Value": plan.run_name},
             {"Key": "llmtuner:kit-version", "Value": llmtuner_kit.__version__},
         ],
     }
@@ -114,19 +121,21 @@ def _input(name: str, uri: str, kind: str) -> dict[str, Any]:
 
 
 def prepare(
-    workspace: Workspace, settings: PrepareSettings, listing: Listing, encoding: Encoding, progress: Progress
+    run: Run, settings: PrepareSettings, listing: Listing, encoding: Encoding, progress: Watch
 ) -> tuple[Report, dict[str, Any], bool]:
     """Report and card of the version, and whether it was there before.
 
     Raises BudgetError where jobs are charged and no budget is set, JobFailedError with the job's own words. Watching
-    can be interrupted: the job runs on, and the same call finds it again.
+    can be interrupted: the job runs on, and the same call finds it again. The run remembers what it has started.
     """
+    workspace = run.workspace
     files = job_files(settings, listing, encoding)
     sha = staging.content_hash(files)
     origin = f"{workspace.paths.datasets(listing.dataset)}job-{sha}/"
     if (found := _made_before(workspace, listing.dataset, origin)) is not None:
         return *found, True
-    limit = runtime_seconds(workspace, settings)
+    quoted = quotes.quote(workspace, settings, listing)
+    quotes.require_budget(quoted)
     code_uri = staging.stage(workspace, workspace.paths.code(sha), files)
     job_name = _job_name(workspace, listing.dataset, sha)
     plan = Plan(
@@ -134,20 +143,17 @@ def prepare(
         role_arn=access.execution_role(workspace.aws, settings.role_arn, workspace.user_id),
         image=images.training_image(workspace.aws.region),
         instance_type=settings.instance_type,
-        volume_gb=volume_gb(listing),
-        max_runtime_seconds=limit,
+        volume_gb=quotes.volume_gb(listing),
+        max_runtime_seconds=quoted.max_runtime_seconds,
         code_uri=code_uri,
         manifest_uri=f"{code_uri}manifest.json",
         output_uri=workspace.paths.uri(origin.rstrip("/")),
         user_id=workspace.user_id,
+        run_name=run.name,
     )
-    try:
-        workspace.aws.client("sagemaker").create_processing_job(**processing_job_request(plan))
-    except ClientError as error:
-        if not is_error(error, "ResourceInUse"):
-            raise SettingsError(
-                f"SageMaker refuses the processing job: {error_message(error)}", fix="change what it names"
-            ) from error
+    if _start(workspace, plan) == run.name:
+        facts = {"seconds": quoted.seconds, "usd": [quoted.money.low, quoted.money.high]}
+        run.note("jobs", job_name, {"kind": "processing", "instance_type": plan.instance_type, "quote": facts})
     _wait(workspace, job_name, progress)
     document = json.loads(
         workspace.aws.client("s3").get_object(Bucket=workspace.bucket, Key=f"{origin}card.json")["Body"].read()
@@ -161,6 +167,23 @@ def prepare(
         Bucket=workspace.bucket, Key=f"{origin}version.json", Body=json.dumps({"version": document["version"]}).encode()
     )
     return *made, False
+
+
+def _start(workspace: Workspace, plan: Plan) -> str:
+    """Start the job unless it runs already; the run that has started it."""
+    client = workspace.aws.client("sagemaker")
+    try:
+        client.create_processing_job(**processing_job_request(plan))
+    except ClientError as error:
+        if not is_error(error, "ResourceInUse"):
+            raise SettingsError(
+                f"SageMaker refuses the processing job: {error_message(error)}", fix="change what it names"
+            ) from error
+    else:
+        return plan.run_name
+    found = client.describe_processing_job(ProcessingJobName=plan.job_name)
+    tags = client.list_tags(ResourceArn=found["ProcessingJobArn"])["Tags"]
+    return next((str(tag["Value"]) for tag in tags if tag["Key"] == RUN_TAG), "")
 
 
 def job_files(settings: PrepareSettings, listing: Listing, encoding: Encoding) -> dict[str, bytes]:
@@ -199,32 +222,30 @@ def requirements() -> list[str]:
     return sorted(set(found))
 
 
-def volume_gb(listing: Listing) -> int:
-    """Disk for the files, what they unpack to, the work and the result."""
-    size = sum(
-        item.size * (_GROWTH if kinds.compression_of(item.name) or kinds.kind_of(item.name) in _DENSE else 1)
-        for item in listing.files
+def described(workspace: Workspace, job_name: str) -> dict[str, Any] | None:
+    """A processing job as SageMaker describes it, or None."""
+    try:
+        return dict(workspace.aws.client("sagemaker").describe_processing_job(ProcessingJobName=job_name))
+    except ClientError as error:
+        if is_error(error, "ValidationException", "ResourceNotFound"):
+            return None
+        raise
+
+
+def billable_seconds(job: dict[str, Any]) -> float:
+    """From the start of a described job until its end, or until now; 0 before it has started."""
+    begun = job.get("ProcessingStartTime")
+    return ((job.get("ProcessingEndTime") or datetime.now(UTC)) - begun).total_seconds() if begun else 0.0
+
+
+def _meter(workspace: Workspace, job: dict[str, Any]) -> str:
+    """What a job has cost so far, in words."""
+    resources = job["ProcessingResources"]["ClusterConfig"]
+    amount = costs.running_cost(
+        resources["InstanceType"], workspace.aws.region, billable_seconds(job), resources["InstanceCount"], "processing"
     )
-    return min(16384, max(30, math.ceil(size * _COPIES / 1e9) + 20))
-
-
-_DENSE = frozenset({"zip", "tar", "parquet", "xlsx", "docx"})
-
-
-def runtime_seconds(workspace: Workspace, settings: PrepareSettings) -> int:
-    """The job's limit: max_runtime_minutes, or less where the budget buys less at a known price."""
-    limit = settings.max_runtime_minutes * 60
-    price = costs.price(settings.instance_type, workspace.aws.region, "training")
-    if not workspace.aws.charged:
-        return limit
-    most = f"{costs.usd(price.usd_per_hour * limit / 3600)} at most" if price else "its price is not in the price book"
-    if not settings.budget_usd:
-        raise BudgetError(
-            f"A processing job on {settings.instance_type} is charged and no budget is set; with a limit of "
-            f"{settings.max_runtime_minutes} minutes: {most}.",
-            fix="set budget_usd, or prepare here",
-        )
-    return min(limit, max(60, int(settings.budget_usd / price.usd_per_hour * 3600))) if price else limit
+    where = "" if workspace.aws.charged else " on AWS; here it costs nothing"
+    return f"{job['ProcessingJobName']} on {resources['InstanceType']}: cost so far {costs.usd(amount)}{where}"
 
 
 def stop(workspace: Workspace, job_name: str) -> None:
@@ -252,32 +273,23 @@ def _job_name(workspace: Workspace, dataset: str, sha: str) -> str:
     for attempt in range(1, _ATTEMPTS):
         tail = f"{sha[:8]}-{mark}" if attempt == 1 else f"{sha[:8]}-{attempt}-{mark}"
         name = paths.check_name(paths.fit_name(base, tail), "job_name")
-        found = _describe(workspace, name)
+        found = described(workspace, name)
         if found is None or found["ProcessingJobStatus"] not in ("Failed", "Stopped"):
             return name
     raise JobFailedError(f"{_ATTEMPTS - 1} processing jobs of the same inputs have failed; the last: {name}.")
 
 
-def _describe(workspace: Workspace, job_name: str) -> dict[str, Any] | None:
-    try:
-        return dict(workspace.aws.client("sagemaker").describe_processing_job(ProcessingJobName=job_name))
-    except ClientError as error:
-        if is_error(error, "ValidationException", "ResourceNotFound"):
-            return None
-        raise
-
-
-def _wait(workspace: Workspace, job_name: str, progress: Progress) -> None:
+def _wait(workspace: Workspace, job_name: str, progress: Watch) -> None:
     """Show the job's own progress until it has ended well; raises JobFailedError otherwise."""
     tokens: dict[str, str] = {}
     progress(f"processing job {job_name} is starting", 0, 1)
     while True:
-        job = _describe(workspace, job_name)
+        job = described(workspace, job_name)
         assert job is not None, job_name
         for line in _new_lines(workspace, job_name, tokens):
             told = line.split(" ", 3)
             if len(told) == 4 and told[0] == PROGRESS and told[1].isdigit() and told[2].isdigit():
-                progress(told[3], int(told[1]), int(told[2]))
+                progress(told[3], int(told[1]), int(told[2]), _meter(workspace, job))
         status = job["ProcessingJobStatus"]
         if status == "Completed":
             return

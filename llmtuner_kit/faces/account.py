@@ -110,7 +110,19 @@ def show_prices(region: str) -> None:
     """What the price book knows of a region."""
     from llmtuner_kit import catalog, costs
 
-    for item in catalog.INSTANCES:
-        found = costs.price(item.instance_type, region)
+    for name in catalog.instance_types():
+        found = costs.price(name, region)
         text = f"{costs.usd(found.usd_per_hour)} an hour  ({found.source}, {found.date})" if found else "unknown"
-        click.echo(f"{item.instance_type:18} {text}")
+        click.echo(f"{name:18} {text}")
+
+
+@prices.command("set")
+@click.argument("instance_type")
+@click.argument("usd_per_hour", type=float)
+@click.option("--region", default="us-east-1", show_default=True)
+def set_price(instance_type: str, usd_per_hour: float, region: str) -> None:
+    """Enter a price that you know, for quotes, meters and receipts; the next refresh of the region replaces it."""
+    from llmtuner_kit import prices as fresh
+
+    path = fresh.enter(instance_type, usd_per_hour, region)
+    click.echo(f"{instance_type} in {region}: ${usd_per_hour} an hour, in {path}.")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmtuner_kit import costs
 from llmtuner_kit.dataset import Prepared, Report, preview
 from llmtuner_kit.dataset.preview import PreviewedFile
+from llmtuner_kit.dataset.quotes import JobQuote
 from llmtuner_kit.dataset.report import FindingCount
-from llmtuner_kit.faces.show import Bars, Card, Chart, Masked, Table, shortened, size
+from llmtuner_kit.faces.show import Bars, Card, Chart, Masked, Table, duration, shortened, size
 from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import open_workspace
 
@@ -32,7 +34,21 @@ class Preview:
             parts.append(f"and {seen.more} more files")
         if seen.left_out:
             parts.append(_left_out(seen.left_out))
-        return Card(f"First rows of {seen.dataset} as they would be written", parts=parts)
+        facts = _quote(seen.quote) if seen.quote else []
+        return Card(f"First rows of {seen.dataset} as they would be written", facts, parts)
+
+
+def _quote(made: JobQuote) -> list[tuple[str, str]]:
+    """What the processing job would take."""
+    budget = "" if made.budget_usd or not made.charged else "; set budget_usd, without one no job is started"
+    return [
+        ("processing job on", f"{made.instance_type}, {costs.priced(made.price)}"),
+        ("work", f"{made.files} files, {size(made.bytes)}"),
+        ("time on AWS", f"{duration(made.seconds[0])} to {duration(made.seconds[1])}, modelled"),
+        ("money on AWS", str(made.money)),
+        ("stopped after", f"{duration(made.max_runtime_seconds)}, {costs.usd(made.most)} at most"),
+        ("is it charged", f"yes, this is AWS{budget}" if made.charged else "no, this runs on your machine"),
+    ]
 
 
 def _previewed(file: PreviewedFile) -> list[Table | str]:

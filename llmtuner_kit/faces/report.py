@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit import cleanup, evaluation, monitoring, runs
+from llmtuner_kit import evaluation, monitoring, receipts, runs
 from llmtuner_kit.errors import KitError
 from llmtuner_kit.faces import endings, pipelines
 from llmtuner_kit.faces.pipelines import Pipeline
@@ -35,7 +35,7 @@ def cards(pipeline: Pipeline) -> list[Card]:
     if answers := (run.section("invoke") or {}).get("result", {}).get("samples"):
         samples = tuple(evaluation.Sample(**item) for item in answers)
         made.append(Card("Base against tuned at the endpoint", parts=endings.samples(samples)))
-    made.append(endings.receipt(cleanup.receipt(workspace, pipeline.run_name)))
+    made.append(endings.receipt(receipts.receipt(workspace, pipeline.run_name)))
     return made
 
 

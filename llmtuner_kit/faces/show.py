@@ -126,19 +126,20 @@ class _Passing:
 
 
 class Progress:
-    """A progress callback: what, done, total (bytes, rows or files)."""
+    """A progress callback: what, done, total (bytes, rows or files), and a note that stands below."""
 
     def __init__(self, title: str) -> None:
         self._title, self._live, self._what, self._began = title, Live(), "", time.monotonic()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         share = done / total if total else 1.0
         changed = what != self._what
         if changed:
             self._what, self._began = what, time.monotonic()
         spent = time.monotonic() - self._began
         left = f"about {duration(spent / share - spent)} left" if 0.02 < share < 1 and spent > 2 else ""
-        self._live(Card(f"{self._title}: {what}", [("", left)] if left else [], done=share), now=share >= 1)
+        facts = [(name, text) for name, text in (("time", left), ("job", note)) if text]
+        self._live(Card(f"{self._title}: {what}", facts, done=share), now=share >= 1)
 
 
 def show(*cards: Any) -> None:

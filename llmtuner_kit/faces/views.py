@@ -44,8 +44,6 @@ def upload(made: Upload) -> Card:
 
 
 def quote(made: Quote) -> Card:
-    price = made.price
-    priced = f"{costs.usd(price.usd_per_hour)} an hour ({price.source}, {price.date})" if price else "unknown"
     facts = [
         ("model", f"{made.model_id} with {made.method}"),
         ("runs on", f"{made.instance_count} x {made.instance_type}"),
@@ -53,7 +51,7 @@ def quote(made: Quote) -> Card:
         ("work", f"{made.tokens} tokens of {made.rows} rows"),
         ("time on AWS", f"{duration(made.seconds[0])} to {duration(made.seconds[1])}"),
         ("money on AWS", str(made.money)),
-        ("price", priced),
+        ("price", costs.priced(made.price)),
         ("stopped after", duration(made.max_runtime_seconds)),
         ("an endpoint of this type", f"{costs.usd(made.endpoint_per_hour)} an hour"),
         ("is it charged", "yes, this is AWS" if made.charged else "no, this runs on your machine"),

@@ -15,7 +15,7 @@ from dataset.conftest import as_bytes, distinct
 from llmtuner_kit import access, paths, runs, uploads
 from llmtuner_kit.dataset import Prepared, prepare, processing
 from llmtuner_kit.dataset.sources import Listing, Stored
-from llmtuner_kit.errors import BudgetError, JobFailedError
+from llmtuner_kit.errors import JobFailedError
 from llmtuner_kit.settings import PrepareSettings, StartSettings, UploadSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
@@ -30,6 +30,7 @@ PLAN = processing.Plan(
     manifest_uri="s3://bucket/users/me/code/abc/manifest.json",
     output_uri="s3://bucket/users/me/datasets/lamps/job-abc",
     user_id="me",
+    run_name="demo",
 )
 
 
@@ -46,12 +47,6 @@ def listing(*files: tuple[str, int]) -> Listing:
     return Listing("lamps", "bucket", "in/", stored, ())
 
 
-def test_the_disk_holds_the_files_what_they_unpack_to_and_the_result() -> None:
-    assert processing.volume_gb(listing(("a.jsonl", 1000))) == 30
-    assert processing.volume_gb(listing(("a.jsonl", 20 * 10**9))) == 100
-    assert processing.volume_gb(listing(("a.jsonl.gz", 20 * 10**9))) == 820
-
-
 def test_the_manifest_names_the_files_and_no_others() -> None:
     one = Listing("lamps", "bucket", "in/a.jsonl", (Stored("a.jsonl", "in/a.jsonl", 5, "e"),), ())
     assert one.folder == "in/"
@@ -64,14 +59,6 @@ def test_what_the_job_installs_is_what_the_preparation_imports() -> None:
     assert not {"torch", "papermill", "pytest"} & found
 
 
-def test_no_job_is_charged_without_a_budget(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processing.runtime_seconds(workspace, PrepareSettings()) == 7200
-    monkeypatch.setattr(type(workspace.aws), "charged", property(lambda _: True))
-    with pytest.raises(BudgetError, match="no budget"):
-        processing.runtime_seconds(workspace, PrepareSettings())
-    assert processing.runtime_seconds(workspace, PrepareSettings(budget_usd=5.0)) == 7200
-
-
 def objects(workspace: Workspace, prefix: str) -> dict[str, bytes]:
     client = workspace.aws.client("s3")
     listed = client.list_objects_v2(Bucket=workspace.bucket, Prefix=prefix).get("Contents", [])
@@ -81,11 +68,11 @@ def objects(workspace: Workspace, prefix: str) -> dict[str, bytes]:
     }
 
 
-def prepared(workspace: Workspace, folder: Path, **settings: Any) -> Prepared:
+def prepared(workspace: Workspace, folder: Path, watch: processing.Watch | None = None, **settings: Any) -> Prepared:
     shared = {"run_name": "demo", "user_id": workspace.user_id}
     runs.open_run(workspace, "demo", create=True).save("start", settings={"model_id": "tiny-llama"})
     uploads.upload(workspace, UploadSettings(**shared, source=str(folder)))
-    return prepare(workspace, PrepareSettings(**shared, **settings))
+    return prepare(workspace, PrepareSettings(**shared, **settings), watch)
 
 
 def test_a_processing_job_makes_the_bytes_that_are_made_here(cloud: Path, tmp_path: Path) -> None:
@@ -106,9 +93,38 @@ def test_a_processing_job_makes_the_bytes_that_are_made_here(cloud: Path, tmp_pa
     again = prepared(two, folder, compute="processing-job")
     assert again.reused
     assert again.report == there.report
-    job = processing._describe(two, _job_names(two)[0])
+    job = processing.described(two, _job_names(two)[0])
     assert job is not None
     assert job["ProcessingJobStatus"] == "Completed"
+    noted = runs.open_run(two, "demo").noted("jobs")
+    assert list(noted) == [job["ProcessingJobName"]]
+    assert noted[job["ProcessingJobName"]]["quote"]["usd"][0] > 0
+
+
+def test_a_job_belongs_to_the_run_that_started_it(workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "lamps"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_bytes(as_bytes(distinct(20)))
+    seen: list[str] = []
+
+    def stopped(what: str, done: int, total: int, note: str = "") -> None:
+        seen.append(note)
+        if note:  # the job has begun
+            raise KeyboardInterrupt
+
+    shared = {"user_id": workspace.user_id, "compute": "processing-job", "dataset": "lamps"}
+    with pytest.raises(KeyboardInterrupt):
+        prepared(workspace, folder, compute="processing-job", watch=stopped)
+    assert "cost so far $0" in seen[-1]
+    assert "here it costs nothing" in seen[-1]
+    started = list(runs.open_run(workspace, "demo").noted("jobs"))
+    assert started == _job_names(workspace)
+    runs.open_run(workspace, "other", create=True).save("start", settings={"model_id": "tiny-llama"})
+    source = workspace.paths.uri(workspace.paths.uploads("lamps"))
+    prepare(workspace, PrepareSettings(run_name="demo", **shared))
+    assert list(runs.open_run(workspace, "demo").noted("jobs")) == started
+    prepare(workspace, PrepareSettings(run_name="other", **shared, source=source))
+    assert "other" not in str(runs.open_run(workspace, "other").noted("jobs"))
 
 
 def _job_names(workspace: Workspace) -> list[str]:

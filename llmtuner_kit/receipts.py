@@ -1,0 +1,88 @@
+"""The receipt of a run: every job and endpoint it has started, from AWS's own seconds, against its quote."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from llmtuner_kit import costs, endpoints, runs, training
+from llmtuner_kit.dataset import processing
+from llmtuner_kit.errors import NotFoundError
+from llmtuner_kit.workspace import Workspace
+
+
+def receipt(workspace: Workspace, run_name: str) -> costs.Receipt:
+    """What a run has cost so far against its quotes."""
+    run = runs.open_run(workspace, run_name)
+    makers = {"processing": _processing_line, "training": _training_line}
+    lines = [makers[facts["kind"]](workspace, name, facts) for name, facts in run.noted("jobs").items()]
+    lines += [_endpoint_line(workspace, facts) for facts in run.noted("endpoints").values()]
+    made = costs.Receipt(run.name, tuple(lines), workspace.aws.charged)
+    summary = [
+        {"what": line.what, "seconds": line.seconds, "usd": line.usd, "quoted": line.quoted, "verdict": line.verdict}
+        for line in lines
+    ]
+    kept = (run.section("cleanup") or {}).get("result") or {}
+    run.save("cleanup", result=kept | {"receipt": json.loads(json.dumps(summary))})
+    return made
+
+
+def _training_line(workspace: Workspace, name: str, facts: dict[str, Any]) -> costs.Line:
+    try:
+        job = training.require_own_job(workspace, name)
+    except NotFoundError:
+        return _forgotten(f"training job {name}", facts)
+    begin, end = job.get("TrainingStartTime"), job.get("TrainingEndTime")
+    running = (datetime.now(UTC) - begin).total_seconds() if begin and not end else 0.0
+    seconds = float(job.get("BillableTimeInSeconds") or running)
+    what = f"training job {name}" + _standing(job["TrainingJobStatus"])
+    return _job_line(workspace, what, facts, job["ResourceConfig"], seconds, "training")
+
+
+def _processing_line(workspace: Workspace, name: str, facts: dict[str, Any]) -> costs.Line:
+    job = processing.described(workspace, name)
+    what = f"processing job {name}"
+    if job is None:
+        return _forgotten(what, facts)
+    resources = job["ProcessingResources"]["ClusterConfig"]
+    what += _standing(job["ProcessingJobStatus"])
+    return _job_line(workspace, what, facts, resources, processing.billable_seconds(job), "processing")
+
+
+def _forgotten(what: str, facts: dict[str, Any]) -> costs.Line:
+    """A job deleted since: what it took is not known any more."""
+    return _line(f"{what} (no longer known)", facts["instance_type"], 0.0, None, costs.Money(*facts["quote"]["usd"]))
+
+
+def _standing(status: str) -> str:
+    return "" if status == "Completed" else f" ({'still running' if status == 'InProgress' else status.lower()})"
+
+
+def _job_line(
+    workspace: Workspace, what: str, facts: dict[str, Any], resources: dict[str, Any], seconds: float, use: costs.Use
+) -> costs.Line:
+    kind, count = resources["InstanceType"], resources["InstanceCount"]
+    amount = costs.running_cost(kind, workspace.aws.region, seconds, count, use)
+    return _line(what, kind, seconds, amount, costs.Money(*facts["quote"]["usd"]))
+
+
+def _line(what: str, instance_type: str, seconds: float, amount: float | None, quoted: costs.Money) -> costs.Line:
+    return costs.Line(what, instance_type, seconds, amount, str(quoted), costs.verdict(amount, quoted))
+
+
+def _endpoint_line(workspace: Workspace, deployed: dict[str, Any]) -> costs.Line:
+    name, ended = deployed["endpoint_name"], deployed.get("deleted_at")
+    begun = datetime.fromisoformat(deployed["created_at"])
+    found = None if ended else endpoints.described(workspace, name)
+    living = found is not None and found["EndpointStatus"] != "Deleting" and found["CreationTime"] == begun
+    # Deleted by the guard or by hand: its time to live is the latest it can have run.
+    end = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
+    if not living and not ended:
+        end = min(end, datetime.fromisoformat(deployed["expires_at"]))
+    seconds = max(0.0, (end - begun).total_seconds())
+    count = int(deployed.get("instances") or 1)
+    amount = costs.running_cost(deployed["instance_type"], workspace.aws.region, seconds, count)
+    what = f"endpoint {name}" + (" (still running)" if living else "")
+    quoted = costs.Money(0.0, deployed["quote"]["usd_until_expiry"])
+    return _line(what, deployed["instance_type"], seconds, amount, quoted)
