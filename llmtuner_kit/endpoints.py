@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, artifacts, catalog, costs, fit, images, paths, runs, training, troubles
+from llmtuner_kit import access, archive_checks, artifacts, catalog, costs, fit, images, paths, runs, training, troubles
 from llmtuner_kit.autoscaling import follow_load, scaling_target
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.errors import BudgetError, ConflictError, JobFailedError, NotFoundError, SettingsError
@@ -79,12 +79,14 @@ class Endpoint:
 def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     """Create the endpoint of a finished job, or find the one that serves it already.
 
-    Raises NotReadyError or NotFoundError when the job has no archive, BudgetError where endpoints are charged and
+    Raises NotReadyError or NotFoundError when the job has no archive, IntegrityError when it is not the one the job
+    has checked, SettingsError when it does not fit the instance, BudgetError where endpoints are charged and
     the budget does not cover the time to live, ConflictError when the name serves another model.
     """
     job_name = training.job_of(workspace, settings.run_name, settings.job_name)
     archive = artifacts.archive_head(workspace, job_name)
     job = training.require_own_job(workspace, job_name)
+    archive_checks.require_checked(workspace, job, archive)
     model = catalog.base_model(job["HyperParameters"]["model_id"])
     serving = fit.serving_fit(model, catalog.instance(settings.instance_type))
     if not serving.fits:

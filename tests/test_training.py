@@ -5,15 +5,35 @@ from __future__ import annotations
 import ast
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
-from llmtuner_kit import dataset, evaluation, monitoring, runs, settings, start, training, uploads
-from llmtuner_kit.artifacts import actions, presign
-from llmtuner_kit.errors import AccessError, ConflictError, JobFailedError, NotFoundError, NotReadyError, SettingsError
+from llmtuner_kit import (
+    archive_checks,
+    dataset,
+    endpoints,
+    evaluation,
+    monitoring,
+    runs,
+    settings,
+    start,
+    training,
+    uploads,
+)
+from llmtuner_kit.artifacts import actions, archive_head, presign
+from llmtuner_kit.errors import (
+    AccessError,
+    ConflictError,
+    IntegrityError,
+    JobFailedError,
+    NotFoundError,
+    NotReadyError,
+    SettingsError,
+)
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
@@ -86,7 +106,9 @@ def test_hyperparameters_are_those_of_the_container(ready: Workspace) -> None:
     assert set(training.hyperparameters(plan)) <= known
 
 
-def test_job_is_started_once_found_again_and_its_results_are_there(ready: Workspace) -> None:
+def test_job_is_started_once_found_again_and_its_results_are_there(
+    ready: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = training.start(ready, wanted(ready))
     assert not first.reused
     with pytest.raises(NotReadyError, match="its archive comes at the end"):
@@ -109,6 +131,16 @@ def test_job_is_started_once_found_again_and_its_results_are_there(ready: Worksp
         "download": True,
         "deploy": True,
     }
+    job, head = training.require_own_job(fresh, first.job_name), archive_head(fresh, first.job_name)
+    manifest = archive_checks.require_checked(fresh, job, head)
+    monkeypatch.setattr(archive_checks, "_MARGIN", timedelta(days=-1))  # as if it had been touched since
+    assert archive_checks.require_checked(fresh, job, head) == manifest
+    key = fresh.paths.model_archive(first.job_name)
+    fresh.aws.client("s3").put_object(Bucket=fresh.bucket, Key=key, Body=b"another archive")
+    with pytest.raises(IntegrityError, match="damaged"):
+        endpoints.deploy(fresh, settings.DeploySettings(run_name="sums", user_id=ready.user_id))
+    models = fresh.aws.client("sagemaker").list_models(NameContains=first.job_name[:30])["Models"]
+    assert models == []
 
 
 def test_other_settings_are_another_job(ready: Workspace) -> None:

@@ -210,7 +210,7 @@ class Job:
         started = time.monotonic()
         attention.set_documents(())
         tokenizer.chat_template = self.encoder.chat_template if self.base.family == "causal" else None
-        write_archive(
+        manifest = write_archive(
             self.folders.model,
             model=model.module,
             tokenizer=tokenizer,
@@ -228,6 +228,10 @@ class Job:
             recorded=recorded,
             evaluation=evaluation,
         )
+        # Beside the archive, where it can be read without fetching the weights.
+        self.folders.output.mkdir(parents=True, exist_ok=True)
+        path = self.folders.output / "manifest.json"
+        path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
         print(f"archive written in {time.monotonic() - started:.1f} s", flush=True)
 
 
