@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from llmtuner_kit import artifacts, inference, runs, training
+from llmtuner_kit import artifacts, blind, inference, runs, training
 from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.settings import InvokeSettings
 from llmtuner_kit.workspace import Workspace
@@ -180,6 +180,12 @@ def prompt_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
     ]
 
 
+def keep_votes(workspace: Workspace, run_name: str, votes: list[str]) -> None:
+    """Put a reader's votes (`A`, `B`, `no difference` or empty) beside the answers they are about."""
+    run = runs.open_run(workspace, run_name)
+    run.save("invoke", result=run.result("invoke") | {"votes": votes})
+
+
 def _answer(
     workspace: Workspace,
     target: inference.Deployed,
@@ -215,6 +221,14 @@ def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
     run = runs.open_run(workspace, settings.run_name)
     kept = [{"prompt": s.prompt, "reference": s.reference, "base": s.base, "tuned": s.tuned} for s in samples]
     made = judged(target.endpoint_name, tuple(samples))
-    result = {"endpoint_name": target.endpoint_name, "samples": kept, "verdict": made.verdict}
+    letters = [blind.order(place, item.prompt) for place, item in enumerate(samples, 1)]
+    result = {
+        "endpoint_name": target.endpoint_name,
+        "samples": kept,
+        "a_and_b": letters,
+        "votes": [],
+        "verdict": made.verdict,
+        "interval": None if math.isnan(made.tuned) else made.interval,
+    }
     run.save("invoke", settings=settings.model_dump(), result=result)
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,8 @@ from llmtuner_kit import costs, evaluation, inference
 from llmtuner_kit.cleanup import CleanUp
 from llmtuner_kit.endpoints import Endpoint, EndpointStatus
 from llmtuner_kit.errors import SettingsError
-from llmtuner_kit.evaluation import Comparison, HeldOut, Sample
+from llmtuner_kit.evaluation import HeldOut
+from llmtuner_kit.faces import reading
 from llmtuner_kit.faces.show import Card, Table, duration
 from llmtuner_kit.settings import InvokeSettings
 from llmtuner_kit.start import Start
@@ -40,30 +40,6 @@ def endpoint(made: Endpoint) -> Card:
     return Card("Reused the endpoint of this run" if made.reused else "Deployed", facts, following="07_invoke")
 
 
-def samples(rows: tuple[Sample, ...]) -> list[Table]:
-    """Base and tuned on the same question, one below the other, which reads better than columns."""
-    return [
-        Table(
-            f"Question {number}: {item.prompt}",
-            ("who", "answer"),
-            [("base", item.base), ("tuned", item.tuned), ("the answer in the data", item.reference)],
-        )
-        for number, item in enumerate(rows, 1)
-    ]
-
-
-def comparison(made: Comparison) -> Card:
-    notes = [made.note] if made.note else []
-    facts = []
-    if not math.isnan(made.tuned):
-        low, high = made.interval
-        facts = [
-            ("agreement with the data", f"base {made.base:.2f}, tuned {made.tuned:.2f} (words in common, 0 to 1)"),
-            ("verdict", f"{made.verdict} (95 % interval of the difference {low:+.2f} to {high:+.2f})"),
-        ]
-    return Card("Base against tuned, on questions neither has seen", facts, [*notes, *samples(made.samples)])
-
-
 def held_out(made: HeldOut) -> Card:
     facts = [
         ("held-out rows", f"{made.rows}, {made.tokens} answer tokens"),
@@ -74,7 +50,7 @@ def held_out(made: HeldOut) -> Card:
             f"{made.verdict} (95 % interval of the loss difference {made.interval[0]:.3f} to {made.interval[1]:.3f})",
         ),
     ]
-    return Card("Base against tuned on held-out rows", facts, samples(made.samples))
+    return Card("Base against tuned on held-out rows", facts, reading.blinded(made.samples))
 
 
 def question(workspace: Workspace, settings: InvokeSettings) -> str:
@@ -148,7 +124,6 @@ def views() -> dict[type, Any]:
         Start: started,
         EndpointStatus: status,
         Endpoint: endpoint,
-        Comparison: comparison,
         HeldOut: held_out,
         CleanUp: cleaned,
         costs.Receipt: receipt,

@@ -12,7 +12,7 @@ label, so that a screen reader and a test find it by name; the help is visible t
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets
@@ -131,6 +131,25 @@ class Form:
             self._beside.value = self._look(self.settings())._repr_html_()
         except KitError as error:
             self._beside.value = f"<pre role='status'>{html.escape(str(error))}</pre>"
+
+
+def text(markup: str) -> Any:
+    """HTML that can be changed later by its `value`."""
+    return ipywidgets.HTML(markup)
+
+
+def choice(name: str, options: Sequence[str], chosen: Callable[[str], None]) -> Any:
+    """Buttons of which one can be pressed; none is at first. `chosen` is told each choice."""
+    buttons = ipywidgets.ToggleButtons(options=options, value=None, description=name)
+    buttons.observe(lambda change: chosen(str(change["new"])), names="value")
+    return buttons
+
+
+def stacked(parts: Sequence[Any], still: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Controls one below the other as a display bundle; `still` stands for them where nothing can be pressed."""
+    bundle = ipywidgets.VBox(list(parts))._repr_mimebundle_(**options)
+    data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
+    return data | {"text/plain": repr(still), "text/html": still._repr_html_()}
 
 
 def label(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmtuner_kit import evaluation, monitoring, receipts, runs
 from llmtuner_kit.errors import KitError
-from llmtuner_kit.faces import endings, pipelines
+from llmtuner_kit.faces import endings, pipelines, reading
 from llmtuner_kit.faces.pipelines import Pipeline
 from llmtuner_kit.faces.show import Card, Table, duration
 from llmtuner_kit.settings import RunSettings
@@ -34,7 +34,8 @@ def cards(pipeline: Pipeline) -> list[Card]:
         made += [_training(workspace, trained), *_held_out(workspace, trained["job_name"])]
     if answers := (run.section("invoke") or {}).get("result", {}).get("samples"):
         samples = tuple(evaluation.Sample(**item) for item in answers)
-        made.append(Card("Base against tuned at the endpoint", parts=endings.samples(samples)))
+        votes = run.result("invoke").get("votes", [])
+        made.append(Card("Base against tuned at the endpoint", parts=reading.blinded(samples, votes)))
     made.append(endings.receipt(receipts.receipt(workspace, pipeline.run_name)))
     return made
 

@@ -67,12 +67,23 @@ class Masked:
 
 
 @dataclass(frozen=True)
+class Folded:
+    """Parts behind a click on their title; in plain text they follow it."""
+
+    title: str
+    parts: Sequence[Table | str]
+
+
+Part = Table | Chart | Bars | Masked | Folded | str
+
+
+@dataclass(frozen=True)
 class Card:
     """What a result cell shows: facts, then parts, then what comes next."""
 
     title: str
     facts: Sequence[tuple[str, Any]] = ()
-    parts: Sequence[Table | Chart | Bars | Masked | str] = ()
+    parts: Sequence[Part] = ()
     following: str = ""
     done: float | None = field(default=None)
 
@@ -184,9 +195,11 @@ def shortened(text: str, limit: int = 300) -> str:
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
-def _as_text(part: Table | Chart | Bars | Masked | str) -> list[str]:
+def _as_text(part: Part) -> list[str]:
     if isinstance(part, str):
         return part.splitlines()
+    if isinstance(part, Folded):
+        return [part.title, *(f"  {line}" for inner in part.parts for line in _as_text(inner))]
     if isinstance(part, Masked):
         runs = itertools.groupby(zip(part.pieces, part.trained, strict=True), key=lambda item: item[1])
         texts = [("".join(piece for piece, _ in run), trained) for trained, run in runs]
@@ -199,9 +212,12 @@ def _as_text(part: Table | Chart | Bars | Masked | str) -> list[str]:
     return [part.caption, *lines]
 
 
-def _as_html(part: Table | Chart | Bars | Masked | str) -> str:
+def _as_html(part: Part) -> str:
     if isinstance(part, str):
         return f"<pre>{_text(part)}</pre>"
+    if isinstance(part, Folded):
+        inner = "".join(_as_html(item) for item in part.parts)
+        return f"<details><summary>{_text(part.title)}</summary>{inner}</details>"
     if isinstance(part, Masked):
         tokens = "".join(
             f"<span{' class=t' if trained else ''} title='{'trained on' if trained else 'not trained on'}'>{_text(piece)}"
