@@ -126,11 +126,12 @@ class PrepareSettings(RunSettings):
     )
     show_rows: str = Field("1-3", description="rows of the training split to show token by token, such as 1-3, 17")
     compute: Literal["here", "processing-job"] = Field(
-        "here", description="here: on this machine; processing-job: as a SageMaker Processing job, for large data"
+        "here",
+        description="here: on this machine; processing-job: as a SageMaker Processing job on one machine, for large data",
     )
     instance_type: str = Field(
         "ml.m5.2xlarge",
-        description="machine of the processing job",
+        description="the one machine of the processing job; duplicates are looked for among all rows",
         json_schema_extra={"choices": "processing_instances"},
     )
     max_runtime_minutes: int = Field(120, ge=1, le=7200, description="hard limit of the processing job")

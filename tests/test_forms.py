@@ -9,6 +9,7 @@ import pytest
 
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import NotFoundError, SettingsError
+from llmtuner_kit.faces import groups
 from llmtuner_kit.faces.forms import Form, label
 
 
@@ -107,3 +108,21 @@ def test_headless_the_form_shows_its_values_as_text() -> None:
     bundle = Form("upload", source="rows.csv")._repr_mimebundle_()
     assert "source = 'rows.csv'" in bundle["text/plain"]
     assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+@pytest.mark.parametrize("step", kit_settings.STEPS)
+def test_every_folded_field_is_a_setting_and_stands_in_one_group(step: str) -> None:
+    names = [name for group in groups.of(step).values() for name in group]
+    assert len(names) == len(set(names))
+    assert set(names) <= set(kit_settings.STEPS[step].model_fields)
+
+
+def opened(form: Form) -> list[str]:
+    column = form._box.children[0]
+    return [item.get_title(0) for item in column.children if getattr(item, "selected_index", None) == 0]
+
+
+def test_a_group_is_open_where_a_parameter_is_not_the_default() -> None:
+    assert opened(Form("prepare")) == []
+    assert opened(Form("prepare", compute="processing-job")) == ["As a Processing job"]
+    assert opened(Form("train", target="aws", lora_r=8)) == ["Adapter and batches", "Where it runs, and as whom"]

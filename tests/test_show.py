@@ -9,7 +9,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from llmtuner_kit.faces import show
-from llmtuner_kit.faces.show import Card, Chart, Live, Masked, Table
+from llmtuner_kit.faces.show import Card, Chart, Folded, Live, Masked, Table
 
 
 def text_of(markup: str) -> str:
@@ -74,3 +74,30 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(12, "12 bytes"), (1_400_000, "1.4 MB"), (2.5e12, "2500.0 GB")])
 def test_sizes_are_for_people(count: float, text: str) -> None:
     assert show.size(count) == text
+
+
+def test_whole_numbers_have_their_thousands_apart_and_names_stay_as_they_are() -> None:
+    card = Card("Rows", [("rows", 1234567), ("version", "20260101"), ("share", 0.25), ("ready", True)])
+    for text in (repr(card), text_of(card._repr_html_())):
+        assert "1,234,567" in text
+        assert "20260101" in text
+    assert "0.25" in repr(card)
+    assert "True" in repr(card)
+
+
+def test_a_sentence_is_a_paragraph_a_log_keeps_its_lines_and_an_address_is_a_link() -> None:
+    markup = Card("x", parts=["One sentence.", "line 1\nline 2", "https://example.org/a?b=1&c=2"])._repr_html_()
+    assert "<p>One sentence.</p>" in markup
+    assert "<pre>line 1\nline 2</pre>" in markup
+    assert "<a href='https://example.org/a?b=1&amp;c=2'" in markup
+
+
+def test_an_answer_of_white_space_takes_no_room() -> None:
+    assert show.visible(" \n\n") == "(nothing but white space)"
+    assert show.visible(" a\n b \n") == "a\n b"
+
+
+def test_folded_parts_follow_in_text_and_open_with_a_click_in_html() -> None:
+    card = Card("x", parts=[Folded("Key", [Table("", ("q",), [("1",)]), "said"])])
+    assert repr(card).splitlines()[-4:] == ["  ", "  q", "  1", "  said"]
+    assert "<details><summary>Key</summary>" in card._repr_html_()

@@ -84,7 +84,7 @@ def clients(workspace: Workspace, settings: InvokeSettings) -> Card:
 
 def cleaned(made: CleanUp) -> Card:
     rows = [*((what, "deleted") for what in made.removed), *((what, "kept") for what in made.kept)]
-    parts = [Table("What became of it", ("what", ""), rows)] if rows else ["There was nothing left to delete."]
+    parts = [Table("", ("what", "what became of it"), rows)] if rows else ["There was nothing left to delete."]
     return Card("Cleaned up", parts=parts)
 
 
@@ -96,7 +96,7 @@ def receipt(made: costs.Receipt) -> Card:
     note = (
         "This is on your AWS bill." if made.charged else "It ran on this machine: the amounts are what AWS would bill."
     )
-    head = ("what", "instance", "time", "cost", "quoted", "")
+    head = ("what", "instance", "time", "cost", "quoted", "verdict")
     return Card(f"Receipt of run {made.run_name}: {costs.usd(made.total_usd)}", parts=[Table(note, head, rows)])
 
 
@@ -111,7 +111,7 @@ def started(made: Start) -> Card:
     ]
     marks = {"ok": "ready", "warning": "look", "problem": "PROBLEM"}
     rows = [(item.name, marks.get(item.level, item.level), item.text, item.fix) for item in made.findings]
-    parts = [Table("Checked", ("what", "", "found", "how to mend it"), rows)]
+    parts = [Table("Checked", ("what", "is it", "found", "how to mend it"), rows)]
     others = [(item.name, f"{item.updated_at:%Y-%m-%d %H:%M}") for item in made.runs if item.name != made.run.name][:8]
     if others:
         parts.append(Table("Your other runs", ("run", "last used (UTC)"), others))

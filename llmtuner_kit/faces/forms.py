@@ -20,16 +20,18 @@ from pydantic.fields import FieldInfo
 
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import KitError, SettingsError
+from llmtuner_kit.faces import groups
 from llmtuner_kit.settings import RunSettings
 
-_SHARED = ("target", "region", "user_id", "bucket")
 _LABELS = {
     "user_id": "User", "model_id": "Base model", "lora_r": "LoRA rank", "lora_alpha": "LoRA alpha",
     "lora_dropout": "LoRA dropout", "budget_usd": "Budget in USD", "volume_gb": "Disk in GB", "role_arn": "Role ARN",
     "kms_key_id": "KMS key", "top_p": "Top p", "max_length": "Longest row in tokens",
 }  # fmt: skip
-_WIDE = {"width": "26em"}
-_LABEL_STYLE = {"description_width": "14em"}
+_LABEL_STYLE = {"description_width": "13em"}
+# Numbers and choices are short; names, paths and texts need room.
+_SHORT, _LONG = {"width": "26em", "flex": "0 0 auto"}, {"width": "36em", "flex": "0 0 auto"}
+_HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;padding:.45em 0 0 .6em'>{}</div>"
 
 
 class Form:
@@ -65,12 +67,13 @@ class Form:
         }
         self._shown = {name: control.value for name, control in self._controls.items()}
         self._verdict = ipywidgets.HTML()
-        self._beside = ipywidgets.HTML()
+        self._beside = ipywidgets.HTML(layout={"flex": "1 1 0", "margin": "0 0 0 2em"})
         self._look: Callable[[RunSettings], Any] | None = None
         for control in self._controls.values():
             control.observe(self._changed, names="value")
         self._box = self._layout()
         self._judge()
+        self._refresh()
 
     def values(self) -> dict[str, Any]:
         """What the fields hold now: a control that was used, else the parameter as it was given."""
@@ -100,16 +103,28 @@ class Form:
         return data
 
     def _layout(self) -> ipywidgets.Widget:
-        mine = [name for name in self._controls if name not in _SHARED]
-        mine.sort(key=lambda name: name != "run_name")
-        where = ipywidgets.Accordion(children=[ipywidgets.VBox([self._row(name) for name in _SHARED])])
-        where.set_title(0, "Where it runs, and as whom")
-        column = ipywidgets.VBox([*(self._row(name) for name in mine), where, self._verdict])
+        folded = groups.of(self.step)
+        away = {name for names in folded.values() for name in names}
+        top = [name for name in self._controls if name not in away]
+        top.sort(key=lambda name: name != "run_name")
+        column = ipywidgets.VBox(
+            [*map(self._row, top), *(self._group(title, names) for title, names in folded.items()), self._verdict]
+        )
+        column.layout.flex = "1 1 0"
         return ipywidgets.HBox([column, self._beside])
 
+    def _group(self, title: str, names: Sequence[str]) -> ipywidgets.Widget:
+        """Fields that open with a click on their title; open already where one of them was given another value."""
+        group = ipywidgets.Accordion(children=[ipywidgets.VBox([self._row(name) for name in names])])
+        group.set_title(0, title)
+        fields = self._model.model_fields
+        if any(self._given.get(name, fields[name].default) != fields[name].default for name in names):
+            group.selected_index = 0
+        return group
+
     def _row(self, name: str) -> ipywidgets.Widget:
-        text = self._model.model_fields[name].description or ""
-        hint = ipywidgets.HTML(f"<small style='opacity:.75'>{html.escape(text)}</small>")
+        hint = ipywidgets.HTML(_HINT.format(html.escape(self._model.model_fields[name].description or "")))
+        hint.layout.flex = "1 1 0"
         return ipywidgets.HBox([self._controls[name], hint])
 
     def _changed(self, _: Mapping[str, Any]) -> None:
@@ -126,7 +141,9 @@ class Form:
 
     def _refresh(self) -> None:
         if self._look is None:
+            self._beside.layout.display = "none"
             return
+        self._beside.layout.display = ""
         try:
             self._beside.value = self._look(self.settings())._repr_html_()
         except KitError as error:
@@ -159,21 +176,22 @@ def label(name: str) -> str:
 
 def _control(name: str, field: FieldInfo, value: Any) -> Any:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    common: dict[str, Any] = {"description": label(name), "style": _LABEL_STYLE, "layout": _WIDE}
+    short: dict[str, Any] = {"description": label(name), "style": _LABEL_STYLE, "layout": _SHORT}
+    long = short | {"layout": _LONG}
     options = _options(field, extra)
     if options:
         if extra.get("choices") and field.default == "":
             options = ["", *options]
-        return ipywidgets.Dropdown(options=options, value=value if value in options else options[0], **common)
+        return ipywidgets.Dropdown(options=options, value=value if value in options else options[0], **short)
     if field.annotation is bool:
-        return ipywidgets.Checkbox(value=value is True, **(common | {"indent": True}))
+        return ipywidgets.Checkbox(value=value is True, **(long | {"indent": True}))
     if field.annotation is int:
-        return ipywidgets.IntText(value=value if type(value) is int else 0, **common)
+        return ipywidgets.IntText(value=value if type(value) is int else 0, **short)
     if field.annotation is float:
-        return ipywidgets.FloatText(value=value if type(value) in (int, float) else 0.0, **common)
+        return ipywidgets.FloatText(value=value if type(value) in (int, float) else 0.0, **short)
     if extra.get("multiline"):
-        return ipywidgets.Textarea(value=str(value), rows=4, **common)
-    return ipywidgets.Text(value=str(value), continuous_update=False, **common)
+        return ipywidgets.Textarea(value=str(value), rows=4, **long)
+    return ipywidgets.Text(value=str(value), continuous_update=False, **long)
 
 
 def _options(field: FieldInfo, extra: Mapping[str, Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from llmtuner_kit import blind, evaluation
 from llmtuner_kit.errors import KitError
 from llmtuner_kit.evaluation import Comparison, Sample
 from llmtuner_kit.faces import forms
-from llmtuner_kit.faces.show import Card, Folded, Part, Table
+from llmtuner_kit.faces.show import Card, Folded, Part, Table, visible
 from llmtuner_kit.workspace import Workspace
 
 TITLE = "Two answers to each question, one from the base model and one from the tuned one"
@@ -65,11 +65,14 @@ def questions(samples: Sequence[Sample]) -> list[Table]:
     """The answers under each question, one below the other, which reads better than columns."""
     return [
         Table(
-            f"Question {place}: {item.prompt}",
+            f"Question {place}: {item.prompt.strip()}",
             ("who", "answer"),
             [
-                *((letter, getattr(item, who)) for letter, who in zip(blind.LETTERS, _order(place, item), strict=True)),
-                ("the answer in the data", item.reference),
+                *(
+                    (letter, visible(getattr(item, who)))
+                    for letter, who in zip(blind.LETTERS, _order(place, item), strict=True)
+                ),
+                ("in the data", visible(item.reference)),
             ],
         )
         for place, item in enumerate(samples, 1)

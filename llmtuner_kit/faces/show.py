@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import itertools
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from typing import Any
 
 from IPython.display import clear_output, display
 
+_ADDRESS = re.compile(r"https?://[^\s$]+")
 _STYLE = (
-    "<style>.lt{font-family:system-ui,sans-serif;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
+    "<style>.lt{font-family:system-ui,sans-serif;line-height:1.4;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
     ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
-    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt h4{margin:.2em 0 .4em}.lt .t{background:#2a78;border-radius:2px}"
+    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt h4{margin:.2em 0 .4em;white-space:pre-line}.lt h4:empty{display:none}.lt summary{cursor:pointer;font-weight:600;margin:.5em 0}.lt td:first-child,.lt tr>th{white-space:nowrap}.lt p{margin:.3em 0}.lt .t{background:#2a78;border-radius:2px}"
     ".lt img{max-width:100%}.lt pre{white-space:pre-wrap;margin:.3em 0}.lt .m{line-height:1.9}</style>"
 )
 
@@ -89,7 +91,7 @@ class Card:
 
     def __repr__(self) -> str:
         lines = [self.title + (f" [{self.done:.0%}]" if self.done is not None else "")]
-        lines += [f"  {name}: {value}" for name, value in self.facts]
+        lines += [f"  {name}: {_words(value)}" for name, value in self.facts]
         for part in self.parts:
             lines += ["", *_as_text(part)]
         return "\n".join([*lines, *([f"Next: {self.following}"] if self.following else [])])
@@ -165,9 +167,18 @@ def show_stream(pieces: Iterable[str], title: str) -> str:
     live, text = Live(1.5), ""
     for piece in pieces:
         text += piece
-        live(Card(title, parts=[text]))
-    live(Card(title, parts=[text]), now=True)
+        live(_written(title, text))
+    live(_written(title, text), now=True)
     return text
+
+
+def _written(title: str, text: str) -> Card:
+    return Card(title, parts=[visible(text)])
+
+
+def visible(text: str) -> str:
+    """A model's answer as it is shown: without white space around it, and never nothing."""
+    return text.strip() or "(nothing but white space)"
 
 
 def duration(seconds: float) -> str:
@@ -206,7 +217,7 @@ def _as_text(part: Part) -> list[str]:
         return [part.title, *"".join(f"[[{text}]]" if trained else text for text, trained in texts).splitlines()]
     if isinstance(part, Chart | Bars):
         return [f"{part.title}: {part.alt}"]
-    rows = [[str(cell) for cell in row] for row in (part.head, *part.rows)]
+    rows = [[_words(cell) for cell in row] for row in (part.head, *part.rows)]
     widths = [min(60, max(len(row[column]) for row in rows)) for column in range(len(part.head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [part.caption, *lines]
@@ -214,7 +225,8 @@ def _as_text(part: Part) -> list[str]:
 
 def _as_html(part: Part) -> str:
     if isinstance(part, str):
-        return f"<pre>{_text(part)}</pre>"
+        # One line is a sentence; several are a log, code, or something else whose lines mean something.
+        return f"<pre>{_text(part)}</pre>" if "\n" in part else f"<p>{_text(part)}</p>"
     if isinstance(part, Folded):
         inner = "".join(_as_html(item) for item in part.parts)
         return f"<details><summary>{_text(part.title)}</summary>{inner}</details>"
@@ -281,9 +293,16 @@ def _as_png(figure: Any) -> bytes:
 
 
 def _text(value: Any) -> str:
+    if _ADDRESS.fullmatch(str(value)):
+        return f"<a href='{_e(value)}' style='word-break:break-all'>{_e(value)}</a>"
     # Jupyter takes what stands between two dollar signs of one text for a formula: "$1 to $2" must not be one text.
     return _e(value).replace("$", "<span>$</span>")
 
 
+def _words(value: Any) -> str:
+    """A value for people: whole numbers with their thousands apart."""
+    return f"{value:,}" if type(value) is int else str(value)
+
+
 def _e(value: Any) -> str:
-    return html.escape(str(value))
+    return html.escape(_words(value))

@@ -48,7 +48,7 @@ def quote(made: Quote) -> Card:
         ("model", f"{made.model_id} with {made.method}"),
         ("runs on", f"{made.instance_count} x {made.instance_type}"),
         ("does it fit", made.fit.why),
-        ("work", f"{made.tokens} tokens of {made.rows} rows"),
+        ("work", f"{made.tokens:,} tokens of {made.rows:,} rows"),
         ("time on AWS", f"{duration(made.seconds[0])} to {duration(made.seconds[1])}"),
         ("money on AWS", str(made.money)),
         ("price", costs.priced(made.price)),
@@ -78,7 +78,7 @@ def snapshot(seen: Snapshot, log_lines: int = 15) -> Card:
         if (value := seen.last(name)) is not None
     ]  # fmt: skip
     facts = [
-        ("status", f"{seen.status}, {seen.secondary_status}" + (f": {seen.message}" if seen.message else "")),
+        ("status", _status(seen)),
         (
             "time",
             duration(seen.elapsed_seconds) + (f", about {duration(seen.eta_seconds)} left" if seen.eta_seconds else ""),
@@ -89,10 +89,18 @@ def snapshot(seen: Snapshot, log_lines: int = 15) -> Card:
     if seen.failure_reason:
         facts.append(("reason", seen.failure_reason))
     parts: list[Any] = _curves(seen)
-    if log_lines and seen.log:
-        parts.append("\n".join(seen.log[-log_lines:]))
+    # The numbers of metric lines are in the curves.
+    log = [line for line in seen.log if not line.startswith("metric ")]
+    if log_lines and log:
+        parts.append("\n".join(log[-log_lines:]))
     following = "05_download" if seen.status == "Completed" else ""
     return Card(f"Training job {seen.job_name}", facts, parts, following, done=seen.progress)
+
+
+def _status(seen: Snapshot) -> str:
+    """`InProgress, Training: downloading the training image`, each word once."""
+    steps = [seen.status, *([seen.secondary_status] if seen.secondary_status != seen.status else [])]
+    return ", ".join(steps) + (f": {seen.message}" if seen.message and not seen.done else "")
 
 
 def finished(workspace: Workspace, seen: Snapshot) -> Card:
@@ -125,12 +133,13 @@ def downloaded(made: Downloaded) -> Card:
         ("size", size(made.link.bytes)),
         ("archive", made.archive or "not fetched"),
         ("unpacked in", made.folder or "not unpacked"),
-        ("files verified", f"{made.verified} of {len(made.files)} against the manifest"),
+        ("verified", f"all {made.verified} files of the manifest" if made.folder else "not unpacked, so not checked"),
     ]
     rows = [(name, size(count)) for name, count in sorted(made.files.items(), key=lambda item: -item[1])[:25]]
     parts: list[Any] = [made.link.url]
     if rows:
-        parts.append(Table("What is inside", ("file", "size"), rows))
+        more = f" (the largest 25 of {len(made.files)} files)" if len(made.files) > 25 else ""
+        parts.append(Table(f"What is inside{more}", ("file", "size"), rows))
     return Card("The trained model", facts, parts, "06_deploy")
 
 

@@ -135,6 +135,7 @@ def keep_picture(page: Page, name: str) -> None:
 def test_preparation_form_shows_at_once_what_a_template_makes_of_the_rows(lab: str, page: Page) -> None:
     notebook = open_form(page, lab, "02_prepare")
     expect(notebook.get_by_text("What is 1 plus 1?").first).to_be_visible(timeout=60_000)
+    notebook.get_by_text("Word the rows anew with templates").click()
     page.get_by_label("Output template").fill("The sum: {output}")
     page.get_by_label("Output template").press("Tab")
     expect(notebook.get_by_text("The sum: It is 2.").first).to_be_visible(timeout=30_000)
@@ -147,8 +148,9 @@ def test_preparation_form_shows_at_once_what_a_template_makes_of_the_rows(lab: s
 @pytest.mark.timeout(600)
 def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page: Page, prepared: Workspace) -> None:
     notebook = open_form(page, lab, "03_train")
+    expect(page.get_by_label("Learning rate")).to_be_visible(timeout=60_000)
+    notebook.get_by_text("Adapter and batches").click()
     steps = page.get_by_label("Max steps")
-    expect(steps).to_be_visible(timeout=60_000)
     steps.fill("2")
     page.get_by_label("Learning rate").fill("0.003")
     page.get_by_label("Base model").select_option("tiny-llama")
