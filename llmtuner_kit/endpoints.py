@@ -15,10 +15,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, archive_checks, artifacts, catalog, costs, fit, images, paths, runs, training, troubles
+from llmtuner_kit import (
+    access,
+    archive_checks,
+    artifacts,
+    catalog,
+    costs,
+    endpoint_quotes,
+    images,
+    paths,
+    runs,
+    training,
+    troubles,
+)
 from llmtuner_kit.autoscaling import follow_load, scaling_target
 from llmtuner_kit.aws import ClientError, error_message, is_error
-from llmtuner_kit.errors import BudgetError, ConflictError, JobFailedError, NotFoundError, SettingsError
+from llmtuner_kit.errors import ConflictError, JobFailedError, NotFoundError, SettingsError
 from llmtuner_kit.hosting import VARIANT, endpoint_config_request, model_request
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
@@ -83,21 +95,13 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     has checked, SettingsError when it does not fit the instance, BudgetError where endpoints are charged and
     the budget does not cover the time to live, ConflictError when the name serves another model.
     """
-    job_name = training.job_of(workspace, settings.run_name, settings.job_name)
+    quoted = endpoint_quotes.quote(workspace, settings)
+    job_name, model, until_expiry = quoted.job_name, quoted.model, quoted.usd_until_expiry
     archive = artifacts.archive_head(workspace, job_name)
-    job = training.require_own_job(workspace, job_name)
-    archive_checks.require_checked(workspace, job, archive)
-    model = catalog.base_model(job["HyperParameters"]["model_id"])
-    serving = fit.serving_fit(model, catalog.instance(settings.instance_type))
-    if not serving.fits:
-        raise SettingsError(
-            f"{model.model_id} cannot be served from {settings.instance_type}: {serving.why}.",
-            fix=f"set instance_type to {serving.smallest!r}" if serving.smallest else "deploy a smaller model",
-        )
+    endpoint_quotes.require_fit(quoted)
+    endpoint_quotes.require_budget(quoted)
+    archive_checks.require_checked(workspace, training.require_own_job(workspace, job_name), archive)
     name = paths.check_name(settings.endpoint_name or paths.fit_name(job_name), "endpoint_name")
-    rate = costs.hourly(settings.instance_type, workspace.aws.region, settings.max_instances)
-    until_expiry = None if rate is None else rate * settings.time_to_live_minutes / 60
-    _check_budget(workspace, settings, until_expiry)
     expires = datetime.now(UTC) + timedelta(minutes=settings.time_to_live_minutes)
     tags = _tags(workspace, settings, job_name, expires)
     version = f"{archive['ETag'].strip(chr(34))}-{settings.instance_type}-{settings.min_instances}"
@@ -106,7 +110,7 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     created = _creation_time(workspace, name)
     autoscaling = follow_load(workspace, settings, name) if settings.max_instances > settings.min_instances else "off"
     made = Endpoint(
-        name, arn, job_name, settings.instance_type, costs.hourly(settings.instance_type, workspace.aws.region),
+        name, arn, job_name, settings.instance_type, quoted.usd_per_hour,
         until_expiry, expires, autoscaling, reused, workspace.aws.charged,
     )  # fmt: skip
     result = {
@@ -133,22 +137,6 @@ def _creation_time(workspace: Workspace, name: str) -> datetime:
     """When AWS created the endpoint: what it is billed from, also when it is deployed a second time."""
     found = described(workspace, name)
     return found["CreationTime"].astimezone(UTC) if found else datetime.now(UTC)
-
-
-def _check_budget(workspace: Workspace, settings: DeploySettings, until_expiry: float | None) -> None:
-    if not workspace.aws.charged:
-        return
-    amount = costs.usd(until_expiry)
-    if not settings.budget_usd:
-        raise BudgetError(
-            f"This endpoint is charged and no budget is set; until its time to live ends it costs up to {amount}.",
-            fix=f"set budget_usd, at least {amount}, or a shorter time_to_live_minutes",
-        )
-    if until_expiry is not None and until_expiry > settings.budget_usd:
-        raise BudgetError(
-            f"Until its time to live ends the endpoint costs up to {amount}; the budget is {costs.usd(settings.budget_usd)}.",
-            fix="set a shorter time_to_live_minutes, fewer max_instances, or a larger budget_usd",
-        )
 
 
 def _tags(workspace: Workspace, settings: DeploySettings, job_name: str, expires: datetime) -> list[dict[str, str]]:

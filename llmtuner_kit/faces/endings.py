@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmtuner_kit import costs, evaluation, inference
+from llmtuner_kit import costs, endpoint_quotes, evaluation, inference
 from llmtuner_kit.cleanup import CleanUp
+from llmtuner_kit.endpoint_quotes import EndpointQuote
 from llmtuner_kit.endpoints import Endpoint, EndpointStatus
 from llmtuner_kit.errors import SettingsError
 from llmtuner_kit.evaluation import HeldOut
 from llmtuner_kit.faces import reading
 from llmtuner_kit.faces.show import Card, Table, duration
-from llmtuner_kit.settings import InvokeSettings
+from llmtuner_kit.settings import DeploySettings, InvokeSettings
 from llmtuner_kit.start import Start
-from llmtuner_kit.workspace import Workspace
+from llmtuner_kit.workspace import Workspace, open_workspace
 
 
 def status(seen: EndpointStatus) -> Card:
@@ -28,6 +29,26 @@ def status(seen: EndpointStatus) -> Card:
         ("until", f"{seen.expires_at:%Y-%m-%d %H:%M} UTC" if seen.expires_at else "somebody deletes it"),
     ]
     return Card(f"Endpoint {seen.endpoint_name}", facts)
+
+
+def live_quote(settings: DeploySettings) -> Card:
+    """What an endpoint would cost, for settings as they stand in the form."""
+    return quote(endpoint_quotes.quote(open_workspace(settings), settings))
+
+
+def quote(made: EndpointQuote) -> Card:
+    least, most = made.min_instances, made.max_instances
+    count = f"{least}" if least == most else f"{least} to {most}"
+    budget = "" if made.budget_usd or not made.charged else "; set budget_usd, without one nothing is created"
+    facts = [
+        ("model of", made.job_name),
+        ("runs on", f"{count} x {made.instance_type}"),
+        ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
+        ("price", costs.priced(made.price) + (" for each" if most > 1 else "")),
+        ("deleted after", f"{duration(made.time_to_live_minutes * 60)}, {costs.usd(made.usd_until_expiry)} at most"),
+        ("is it charged", f"yes, this is AWS{budget}" if made.charged else "no, this runs on your machine"),
+    ]
+    return Card("Quote", facts)
 
 
 def endpoint(made: Endpoint) -> Card:

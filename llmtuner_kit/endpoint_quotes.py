@@ -1,0 +1,84 @@
+"""The quote of an endpoint: does the model fit, what it costs an hour and until its time to live ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmtuner_kit import catalog, costs, fit, training
+from llmtuner_kit.errors import BudgetError, SettingsError
+from llmtuner_kit.settings import DeploySettings
+from llmtuner_kit.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class EndpointQuote:
+    """What an endpoint will take.
+
+    Attributes:
+        usd_per_hour: of one instance; None when the price is unknown.
+        usd_until_expiry: at most, with all instances until the time to live ends; None: unknown.
+    """
+
+    job_name: str
+    model: catalog.BaseModel
+    instance_type: str
+    min_instances: int
+    max_instances: int
+    fit: fit.Fit
+    price: costs.Price | None
+    usd_per_hour: float | None
+    time_to_live_minutes: int
+    usd_until_expiry: float | None
+    budget_usd: float
+    charged: bool
+
+
+def quote(workspace: Workspace, settings: DeploySettings) -> EndpointQuote:
+    """The quote of the settings; raises NotFoundError when the run has no job yet."""
+    job_name = training.job_of(workspace, settings.run_name, settings.job_name)
+    job = training.require_own_job(workspace, job_name)
+    model = catalog.base_model(job["HyperParameters"]["model_id"])
+    region = workspace.aws.region
+    rate = costs.hourly(settings.instance_type, region, settings.max_instances)
+    return EndpointQuote(
+        job_name=job_name,
+        model=model,
+        instance_type=settings.instance_type,
+        min_instances=settings.min_instances,
+        max_instances=settings.max_instances,
+        fit=fit.serving_fit(model, catalog.instance(settings.instance_type)),
+        price=costs.price(settings.instance_type, region),
+        usd_per_hour=costs.hourly(settings.instance_type, region),
+        time_to_live_minutes=settings.time_to_live_minutes,
+        usd_until_expiry=None if rate is None else rate * settings.time_to_live_minutes / 60,
+        budget_usd=settings.budget_usd,
+        charged=workspace.aws.charged,
+    )
+
+
+def require_fit(made: EndpointQuote) -> None:
+    """Raises SettingsError when the model cannot be served from the instance type."""
+    if not made.fit.fits:
+        raise SettingsError(
+            f"{made.model.model_id} cannot be served from {made.instance_type}: {made.fit.why}.",
+            fix=f"set instance_type to {made.fit.smallest!r}" if made.fit.smallest else "deploy a smaller model",
+        )
+
+
+def require_budget(made: EndpointQuote) -> None:
+    """Raises BudgetError where endpoints are charged and the budget does not cover the time to live."""
+    if not made.charged:
+        return
+    amount = costs.usd(made.usd_until_expiry)
+    if not made.budget_usd:
+        raise BudgetError(
+            f"This endpoint is charged and no budget is set; until its time to live ends it costs up to {amount}.",
+            fix=f"set budget_usd, at least {amount}, or a shorter time_to_live_minutes"
+            if made.price
+            else "set budget_usd; `llmtuner prices refresh` asks AWS for the price first",
+        )
+    if made.usd_until_expiry is not None and made.usd_until_expiry > made.budget_usd:
+        raise BudgetError(
+            f"Until its time to live ends the endpoint costs up to {amount}; the budget is {costs.usd(made.budget_usd)}.",
+            fix="set a shorter time_to_live_minutes, fewer max_instances, or a larger budget_usd",
+        )
