@@ -4,10 +4,14 @@ On x86 CPUs bf16 weights are kept as fp16 in the layout of FBGEMM, which PyTorch
 activations: one pass over the weights serves all rows of a batch, where PyTorch's own bf16 product on a CPU without
 bf16 instructions costs as much for each further row as for the first. fp16 holds every bf16 weight from 2^-14 to 65504
 exactly and the smaller ones to 2^-25. Elsewhere weights keep their type and PyTorch multiplies.
+
+A prompt's product has so many rows that arithmetic bounds it, not memory. There PyTorch's fp32 product comes nearer to
+the machine's limit, so a Linear may keep its weight a second time, plain, to be widened to fp32 for each such product.
 """
 
 import functools
-from typing import Any
+import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +19,7 @@ from torch.nn import functional
 
 LARGEST_FP16 = 65504.0
 MOST_ROWS = 64  # of a batch whose rows shall not depend on each other
+WIDE_ROWS = MOST_ROWS + 1  # from here on the plain weight multiplies, where there is one
 
 
 def has_fbgemm() -> bool:
@@ -55,20 +60,47 @@ def row_counts() -> tuple[int, ...]:
     return (0, *counts)
 
 
-class Linear(nn.Module):
-    """`x @ weight.T + bias`. Takes and gives fp32 when packed, else the weight's type."""
+def padded_rows(count: int) -> int:
+    """The rows that a packed product of `count` rows takes, so that none depends on how many the others are."""
+    return row_counts()[count] if count <= MOST_ROWS else count
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+
+class _PackedProduct(nn.Module):
+    """The product by one packed weight. As TorchScript, since Python takes 40 us to hand a packed weight to PyTorch."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+
+
+def _packed_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """fp32 (rows, in) -> (rows, out)."""
+    with warnings.catch_warnings():
+        # torch.compile, which PyTorch recommends instead, would need a C++ compiler where the model is served.
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        return torch.jit.script(_PackedProduct(weight, bias)).forward
+
+
+class Linear(nn.Module):
+    """`x @ weight.T + bias`. Takes and gives fp32 when packed, else the weight's type.
+
+    `keeps_plain` spends the weight's memory once more for faster products of WIDE_ROWS and more.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, keeps_plain: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed: Any = None
+        self._packed: Callable[[Tensor], Tensor] | None = None
+        self._plain: Tensor | None = None
         self._weight, self._bias = weight, bias
         self.weight = weight.new_empty(0)  # transformers asks a layer's weight for its type
         if is_packable(weight):
-            self._packed = torch.ops.quantized.linear_prepack_fp16(
-                weight.float(), None if bias is None else bias.float()
-            )
-            self._weight, self._bias = torch.empty(0), None
+            self._packed = _packed_product(weight, bias)
+            self._plain = weight.t().contiguous() if keeps_plain else None
+            self._weight, self._bias = torch.empty(0), None if bias is None else bias.float()
             self.weight = torch.empty(0)
 
     @property
@@ -80,13 +112,15 @@ class Linear(nn.Module):
         """(..., in) -> (..., out)."""
         if self._packed is None:
             return functional.linear(x, self._weight, self._bias)
-        flat = x.reshape(-1, self.in_features)
-        count = len(flat)
-        wanted = row_counts()[count] if count <= MOST_ROWS else count
-        if wanted != count:
-            flat = functional.pad(flat, (0, 0, 0, wanted - count))
-        product = torch.ops.quantized.linear_dynamic_fp16(flat, self._packed)[:count]
-        return product.reshape(*x.shape[:-1], self.out_features)
+        if x.dim() != 2:
+            return self.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        count = len(x)
+        if self._plain is not None and count >= WIDE_ROWS:
+            return functional.linear(x, self._plain.float().t(), self._bias)
+        wanted = padded_rows(count)
+        if wanted == count:
+            return self._packed(x)
+        return self._packed(functional.pad(x, (0, 0, 0, wanted - count)))[:count]
 
 
 def pack_linears(model: nn.Module) -> None:

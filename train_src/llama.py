@@ -15,10 +15,11 @@ from torch.nn import functional
 
 from adapters import Adapter, Lora, Share, add_shares, bind
 from decoders import Row, layer_shapes, shares_of
-from linears import Linear
+from linears import Linear, padded_rows
 
 PREFILL_TOKENS = 256  # of a prompt in one step; the rows that are answering wait for so long at most
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+LARGEST_COPY = 2_000_000_000  # bytes of layers whose plain weights are kept beside the packed ones for reading prompts
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -42,10 +43,27 @@ class _Layer:
     out: Linear
     gate_up: Linear
     down: Linear
-    attention_norm: Tensor
-    mlp_norm: Tensor
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    attention_norm: "_Norm"
+    mlp_norm: "_Norm"
+    query_norm: "_Norm | None"
+    key_norm: "_Norm | None"
+
+
+class _Norm:
+    """RMS norm: `x / sqrt(mean(x^2) + eps) * weight`."""
+
+    def __init__(self, weight: Tensor, eps: float, dtype: torch.dtype) -> None:
+        self.weight, self.eps = weight.detach().to(dtype), eps
+        self.is_split = weight.device.type == "cpu" and dtype == torch.float32
+        self.longer = self.weight * len(weight) ** 0.5
+        self.least = torch.tensor((eps * len(weight)) ** 0.5, dtype=dtype, device=weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        if not self.is_split:
+            return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # For CPUs PyTorch composes rms_norm of nine operations; these are four.
+        return (x * self.longer).div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.least))
 
 
 class LlamaDecoder:
@@ -59,10 +77,11 @@ class LlamaDecoder:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
+        self.keeps_plain = _layer_bytes(model) <= LARGEST_COPY
         self.head = Linear(model.lm_head.weight.detach())
         self.dtype = torch.float32 if self.head.is_packed else self.weight_dtype
         self.embeddings = model.model.embed_tokens.weight.detach()
-        self.norm = model.model.norm.weight.detach().to(self.dtype)
+        self.norm = self._norm(model.model.norm.weight)
         self._weave = torch.arange(self.head_size).view(2, -1).t().reshape(-1)
         self.layers = [self._layer(layer) for layer in model.model.layers]
         self.turns = _turns(model.model.rotary_emb, context)
@@ -75,17 +94,23 @@ class LlamaDecoder:
         parts = [query, key, value]
         bias = None if query[1] is None else torch.cat([part[1] for part in parts]).detach()
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        woven = [None if norm is None else norm.weight.detach()[self._weave].to(self.dtype) for norm in norms]
+        woven = [None if norm is None else self._norm(norm.weight[self._weave]) for norm in norms]
         return _Layer(
-            qkv=Linear(torch.cat([part[0] for part in parts]).detach(), bias),
-            out=_linear(attention.o_proj),
-            gate_up=Linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach()),
-            down=_linear(mlp.down_proj),
-            attention_norm=layer.input_layernorm.weight.detach().to(self.dtype),
-            mlp_norm=layer.post_attention_layernorm.weight.detach().to(self.dtype),
+            qkv=self._linear(torch.cat([part[0] for part in parts]), bias),
+            out=self._linear(attention.o_proj.weight, attention.o_proj.bias),
+            gate_up=self._linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
+            down=self._linear(mlp.down_proj.weight, mlp.down_proj.bias),
+            attention_norm=self._norm(layer.input_layernorm.weight),
+            mlp_norm=self._norm(layer.post_attention_layernorm.weight),
             query_norm=woven[0],
             key_norm=woven[1],
         )
+
+    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        return Linear(weight.detach(), None if bias is None else bias.detach(), keeps_plain=self.keeps_plain)
+
+    def _norm(self, weight: Tensor) -> _Norm:
+        return _Norm(weight, self.eps, self.dtype)
 
     def _rotated(self, attention: Any) -> tuple[tuple[Any, int], tuple[Any, int]]:
         return (attention.q_proj, self.heads), (attention.k_proj, self.kv_heads)
@@ -168,35 +193,38 @@ class LlamaDecoder:
     def step(self, rows: Sequence[Row], tokens: Sequence[int]) -> Tensor:
         """As Decoder says."""
         count, group = len(rows), self.heads // self.kv_heads
-        turns = self.turns[[row.done for row in rows]]
+        # The last row is repeated until the products need no padding of their own.
+        more = padded_rows(count) - count if self.head.is_packed else 0
+        places = [row.done for row in rows]
         slots = [row.cache[:, :, :, row.done].unbind(0) for row in rows]
-        caches = [row.cache[:, :, None, :, : row.done + 1].unbind(0) for row in rows]
+        caches = [row.cache.flatten(0, 1)[:, None, :, : row.done + 1].unbind(0) for row in rows]
 
         def attend(layer: int, query: Tensor, pairs: Tensor) -> Tensor:
             # The heads that share keys are rows of one query. A row at a time: none sees another's length.
-            queries = query.view(count, 1, self.kv_heads, group, self.head_size)
+            queries = query.view(-1, 1, self.kv_heads, group, self.head_size).unbind(0)
             found = []
-            for number in range(count):
-                slots[number][layer].copy_(pairs[number])
-                keys, values = caches[number][layer]
-                found.append(functional.scaled_dot_product_attention(queries[number], keys, values))
-            return torch.cat(found).reshape(count, -1)
+            for slot, cache, own, pair in zip(slots, caches, queries, pairs.unbind(0), strict=False):
+                slot[layer].copy_(pair)
+                keys, values = cache[2 * layer], cache[2 * layer + 1]
+                found.append(functional.scaled_dot_product_attention(own, keys, values))
+            return torch.cat(found + found[-1:] * more).view(count + more, -1)
 
-        hidden = self._layers(tokens, turns, shares_of(rows, self.device), attend)
+        turns = self.turns[places + places[-1:] * more]
+        hidden = self._layers([*tokens, *tokens[-1:] * more], turns, shares_of(rows, self.device), attend)
         for row in rows:
             row.done += 1
-        return self._logits(hidden)
+        return self._logits(hidden)[:count]
 
     def _layers(self, ids: Sequence[int], turns: Tensor, shares: list[Share], attend: Any) -> Tensor:
         """All layers for some tokens. `attend(layer, query, pairs)` keeps keys and values and gives the attention."""
         hidden = functional.embedding(torch.tensor(ids, device=self.device), self.embeddings).to(self.dtype)
         turns = turns[:, None]
         for number, layer in enumerate(self.layers):
-            x = self._norm(hidden, layer.attention_norm)
+            x = layer.attention_norm(hidden)
             query, pairs = self._rotate(layer, self._product(f"{number}.qkv", layer.qkv, x, shares), turns)
             x = attend(number, query, pairs)
             hidden = hidden.add_(self._product(f"{number}.out", layer.out, x, shares))
-            x = self._norm(hidden, layer.mlp_norm)
+            x = layer.mlp_norm(hidden)
             gate, up = self._product(f"{number}.gate_up", layer.gate_up, x, shares).chunk(2, -1)
             x = functional.silu(gate).mul_(up)
             hidden = hidden.add_(self._product(f"{number}.down", layer.down, x, shares))
@@ -205,24 +233,22 @@ class LlamaDecoder:
     def _rotate(self, layer: _Layer, qkv: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (tokens, heads, size) and keys with values (tokens, 2, kv_heads, size), turned to their places."""
         heads = qkv.view(len(qkv), -1, self.head_size)
-        turned = heads[:, : -self.kv_heads]
+        own = turned = heads[:, : -self.kv_heads]
         if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = turned.split([self.heads, self.kv_heads], 1)
-            turned = torch.cat([self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)], 1)
-        pairs = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2)))
-        turned = torch.view_as_real(pairs * turns).flatten(-2).to(qkv.dtype)
-        query, key = turned.split([self.heads, self.kv_heads], 1)
-        return query, torch.stack([key, heads[:, -self.kv_heads :]], 1)
+            query, key = own.split([self.heads, self.kv_heads], 1)
+            turned = torch.cat([layer.query_norm(query), layer.key_norm(key)], 1)
+        turned = turned.float()
+        torch.view_as_complex(turned.view(*turned.shape[:2], -1, 2)).mul_(turns)
+        if turned is not own:
+            own.copy_(turned)
+        return heads[:, : self.heads], heads[:, self.heads :].view(len(qkv), 2, self.kv_heads, self.head_size)
 
     def _product(self, name: str, linear: Linear, x: Tensor, shares: list[Share]) -> Tensor:
         output = linear(x)
         return add_shares(name, x, output, shares) if shares else output
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(x, weight.shape, weight, self.eps)
-
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self.head(self._norm(hidden, self.norm)).float()
+        return self.head(self.norm(hidden)).float()
 
 
 _FUSED = {
@@ -233,8 +259,8 @@ _FUSED = {
 }
 
 
-def _linear(module: Any) -> Linear:
-    return Linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+def _layer_bytes(model: Any) -> int:
+    return sum(parameter.nbytes for parameter in model.model.layers.parameters())
 
 
 def _turns(rotary: Any, context: int) -> Tensor:
