@@ -19,7 +19,7 @@ from linears import Linear, padded_rows
 
 PREFILL_TOKENS = 256  # of a prompt in one step; the rows that are answering wait for so long at most
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-LARGEST_COPY = 2_000_000_000  # bytes of layers whose plain weights are kept beside the packed ones for reading prompts
+LARGEST_COPY = 2_000_000_000  # bytes of layers that are kept in fp32 beside the packed ones, for reading prompts
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -210,7 +210,8 @@ class LlamaDecoder:
             return torch.cat(found + found[-1:] * more).view(count + more, -1)
 
         turns = self.turns[places + places[-1:] * more]
-        hidden = self._layers([*tokens, *tokens[-1:] * more], turns, shares_of(rows, self.device), attend)
+        ids = [*tokens] + [tokens[-1]] * more
+        hidden = self._layers(ids, turns, shares_of(rows, self.device), attend)
         for row in rows:
             row.done += 1
         return self._logits(hidden)[:count]
@@ -232,16 +233,17 @@ class LlamaDecoder:
 
     def _rotate(self, layer: _Layer, qkv: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (tokens, heads, size) and keys with values (tokens, 2, kv_heads, size), turned to their places."""
-        heads = qkv.view(len(qkv), -1, self.head_size)
+        heads = qkv.contiguous().view(count := qkv.shape[0], -1, self.head_size)
         own = turned = heads[:, : -self.kv_heads]
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = own.split([self.heads, self.kv_heads], 1)
             turned = torch.cat([layer.query_norm(query), layer.key_norm(key)], 1)
         turned = turned.float()
-        torch.view_as_complex(turned.view(*turned.shape[:2], -1, 2)).mul_(turns)
+        torch.view_as_complex(turned.view(count, -1, self.head_size // 2, 2)).mul_(turns)
         if turned is not own:
             own.copy_(turned)
-        return heads[:, : self.heads], heads[:, self.heads :].view(len(qkv), 2, self.kv_heads, self.head_size)
+        query, pairs = heads.split([self.heads, 2 * self.kv_heads], 1)
+        return query, pairs.view(count, 2, self.kv_heads, self.head_size)
 
     def _product(self, name: str, linear: Linear, x: Tensor, shares: list[Share]) -> Tensor:
         output = linear(x)
@@ -260,7 +262,8 @@ _FUSED = {
 
 
 def _layer_bytes(model: Any) -> int:
-    return sum(parameter.nbytes for parameter in model.model.layers.parameters())
+    """What the layers take in fp32."""
+    return sum(4 * parameter.numel() for parameter in model.model.layers.parameters())
 
 
 def _turns(rotary: Any, context: int) -> Tensor:

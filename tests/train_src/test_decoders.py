@@ -11,7 +11,7 @@ import transformers
 
 from adapters import AdapterError, read_adapter
 from decoders import Decoder, ModuleDecoder, Row, layer_shapes
-from linears import Linear, row_counts
+from linears import WIDE_ROWS, Linear, row_counts
 from llama import PREFILL_TOKENS, LlamaDecoder, is_llama_like
 from t5 import T5Decoder
 
@@ -113,12 +113,13 @@ def test_a_decoder_computes_what_transformers_does(name: str) -> None:
     torch.testing.assert_close(stepped, expected, atol=2e-3, rtol=0)
 
 
-def test_a_long_prompt_is_read_in_parts() -> None:
-    decoder, ids, tokens = decoder_of(make("llama")), prompt(PREFILL_TOKENS + 77), prompt(4, 1)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_a_long_prompt_is_read_in_parts(name: str) -> None:
+    decoder, ids, tokens = decoder_of(make(name)), prompt(PREFILL_TOKENS + 77), prompt(4, 1)
     row = Row(ids, 400)
     assert decoder.prefill(row) is None
     stepped = decoded(decoder, [row], [tokens])[0].log_softmax(-1)
-    torch.testing.assert_close(stepped, reference(make("llama"), ids, tokens), atol=2e-3, rtol=0)
+    torch.testing.assert_close(stepped, reference(make(name), ids, tokens), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -143,6 +144,12 @@ def test_every_number_of_rows_multiplies_alike() -> None:
         assert torch.equal(linear(x[:count]), alone[:count])
 
 
+def test_many_rows_are_multiplied_by_the_same_weight_in_fp32() -> None:
+    weight, bias, x = torch.randn(96, 64).to(torch.bfloat16), torch.randn(96), torch.randn(WIDE_ROWS, 64)
+    found = Linear(weight, bias, keeps_plain=True)(x)
+    torch.testing.assert_close(found, torch.nn.functional.linear(x, weight.float(), bias), atol=1e-5, rtol=1e-5)
+
+
 @pytest.fixture
 def save_adapter(tmp_path: Path) -> Callable[..., Path]:
     """A PEFT folder with random weights, and the merged model it belongs to."""
@@ -162,13 +169,15 @@ def save_adapter(tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_neox", "t5"])
-def test_rows_of_several_adapters_share_a_batch(name: str, save_adapter: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("name", "length"), [("llama", 12), ("llama", WIDE_ROWS), ("qwen3", 12), ("gpt_neox", 12), ("t5", 12)]
+)
+def test_rows_of_several_adapters_share_a_batch(name: str, length: int, save_adapter: Callable[..., Path]) -> None:
     folders = [save_adapter(name, "one"), save_adapter(name, "two", use_rslora=True)]
-    decoder, ids, tokens = decoder_of(make(name)), prompt(12), prompt(4, 1)
+    decoder, ids, tokens = decoder_of(make(name)), prompt(length), prompt(4, 1)
     one, two = (decoder.bind(folder.name, read_adapter(folder, decoder.shapes)) for folder in folders)
     wanted = [(), ((one, 1.0),), ((two, 1.0),), ((one, 1.0), (one, -1.0))]
-    found = decoded(decoder, [Row(ids, 40, shares) for shares in wanted], [tokens] * 4).log_softmax(-1)
+    found = decoded(decoder, [Row(ids, length + 8, shares) for shares in wanted], [tokens] * 4).log_softmax(-1)
     plain = reference(make(name), ids, tokens)
     loader = transformers.AutoModelForSeq2SeqLM if name == "t5" else transformers.AutoModelForCausalLM
     for row, folder in enumerate(folders, 1):

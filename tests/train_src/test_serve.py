@@ -97,6 +97,11 @@ def test_both_kinds_of_body_give_the_same_greedy_answer(endpoint: Endpoint) -> N
     )
 
 
+def test_the_server_asks_for_huge_pages(endpoint: Endpoint) -> None:
+    variables = Path(f"/proc/{endpoint.process.pid}/environ").read_bytes().split(b"\0")
+    assert b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in variables
+
+
 def test_the_base_answers_differently_and_on_demand(endpoint: Endpoint) -> None:
     body = {"inputs": QUESTION, "parameters": {"max_new_tokens": 12}}
     tuned = endpoint.post(body).json()
