@@ -17,6 +17,7 @@ from llmtuner_kit.settings import PrepareSettings
 
 CHUNK_BYTES = 4 << 20
 CHUNK_RECORDS = 4000
+LONGEST_RANGE = 4 * CHUNK_BYTES
 _PROBE = 200
 
 
@@ -85,7 +86,7 @@ class Plan:
         encoding = self.encoding_of(index, source)
         if source.kind in kinds.DOCUMENTS:
             templates.check(source.name, OF_DOCUMENTS, Templates.of(self.settings))
-            if source.kind == "text" and encoding == "utf-8" and source.size > CHUNK_BYTES:
+            if source.kind == "text" and source.size > CHUNK_BYTES:
                 yield from _ranges(index, source, encoding, None, at_blank=True)
             else:
                 yield Chunk(0, index, source.name, source.kind, encoding, str(source.path))
@@ -159,17 +160,21 @@ def _batches(records: Iterator[Record]) -> Iterator[tuple[Record, ...]]:
 def _ranges(
     index: int, source: Source, encoding: str, told: ColumnMapping | None, *, at_blank: bool
 ) -> Iterator[Chunk]:
-    """Byte ranges that end at a line (or a blank line), with the number of their first line."""
+    """Byte ranges that end at a line (or a blank line), with the number of their first line.
+
+    Where no blank line comes in a while, at any line: a range has to fit into memory.
+    """
     row, start = 1, 0
+    newline = readers.newline_of(encoding)
     with source.path.open("rb") as file:
         while data := file.read(CHUNK_BYTES):
-            lines, size = data.count(b"\n"), len(data)
+            lines, size = readers.count_lines(data, encoding), len(data)
             ended = False
-            while not ended and (line := file.readline(readers.LARGEST_ROW)):
+            while not ended and (line := readers.read_line(file, newline, readers.LARGEST_ROW)):
                 size += len(line)
-                whole = line.endswith(b"\n")
+                whole = line.endswith(newline)
                 lines += whole
-                ended = whole and (not at_blank or line.strip() == b"")
+                ended = whole and (not at_blank or not line.strip(b"\0 \t\r\n") or size > LONGEST_RANGE)
             end = start + size
             yield Chunk(0, index, source.name, source.kind, encoding, str(source.path), start, end, row, told=told)
             row, start = row + lines, end

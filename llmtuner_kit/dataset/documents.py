@@ -18,15 +18,30 @@ if TYPE_CHECKING:
 
 def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int = 0) -> list[Passage]:
     """The sections of a document with their headings. Raises RowError when it cannot be read."""
-    if kind in ("text", "markdown", "rst", "html"):
-        with path.open("rb") as file:
-            file.seek(start)
-            raw = file.read(end - start) if end else file.read()
-        text, problem = characters.decode(raw, encoding)
+    if kind in _LARGEST:
+        size = (end or path.stat().st_size) - start
+        if size > _LARGEST[kind]:
+            raise RowError(
+                "too_large",
+                f"{size >> 20} MiB {'without a line break' if end else 'in one document'}, more than the "
+                f"{_LARGEST[kind] >> 20} MiB that are read at once: cut the file into several",
+            )
+        text, problem = characters.decode(stretch(path, start, end), encoding)
         if problem:
             raise RowError(*problem)
         return list(_OF_TEXT[kind](text.replace("\r\n", "\n").lstrip("\ufeff")))
     return list(_pdf(path) if kind == "pdf" else _word(path))
+
+
+def stretch(path: Path, start: int = 0, end: int = 0) -> bytes:
+    """The bytes of a file from `start` to `end`; without an end all that follow."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(end - start) if end else file.read()
+
+
+# Bytes. A parsed page takes fifteen times its file in memory; a long text comes in stretches.
+_LARGEST = {"text": 64 << 20, "markdown": 64 << 20, "rst": 64 << 20, "html": 16 << 20}
 
 
 def _plain(text: str) -> Iterator[Passage]:

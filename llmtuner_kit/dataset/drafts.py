@@ -138,7 +138,9 @@ def _document(
         if not sections:
             raise RowError("no_text", "there is no text in this file")
     except RowError as problem:
-        yield Record(chunk.name, chunk.first_row, Path(chunk.path).read_bytes()), problem
+        # Of what is too large to be read the bytes are not kept either: they are in the file.
+        raw = b"" if problem.kind == "too_large" else documents.stretch(Path(chunk.path), chunk.start, chunk.end)
+        yield Record(chunk.name, chunk.first_row, raw), problem
         return
     under_headings = sum(bool(section.headings) for section in sections)
     as_documentation = settings.shape == "documentation" or (settings.shape == "auto" and under_headings >= 2)

@@ -160,6 +160,28 @@ def _lines(file: BinaryIO, encoding: str) -> Iterator[bytes]:
         yield line
 
 
+def newline_of(encoding: str) -> bytes:
+    """The bytes that end a line: one, or as many as the units of a wide encoding have."""
+    return "\n".encode(encoding) if encoding.startswith(("utf-16", "utf-32")) else b"\n"
+
+
+def count_lines(data: bytes, encoding: str) -> int:
+    """Line ends in whole characters of an encoding."""
+    wide = encoding.startswith(("utf-16", "utf-32"))
+    return data.decode(encoding, "replace").count("\n") if wide else data.count(b"\n")
+
+
+def read_line(file: BinaryIO, newline: bytes, most: int) -> bytes:
+    """The next line with its end, or its first `most` bytes; of wide units always whole ones."""
+    line, unit = b"", len(newline)
+    while piece := file.readline(max(1, most - len(line))):
+        line += piece
+        line += file.read(-len(line) % unit)
+        if line.endswith(newline) or len(line) >= most:
+            break
+    return line
+
+
 def too_large(size: int) -> str:
     """Why a row of this many bytes is not read."""
     return f"{size / 2**20:.0f} MiB in one row, more than the {LARGEST_ROW >> 20} MiB a row may have"
