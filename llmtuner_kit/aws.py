@@ -112,7 +112,7 @@ def connect(target: str = "local", region: str = "") -> Aws:
     if not chosen:
         raise SettingsError(
             "No AWS region is set.",
-            fix="set region, or AWS_DEFAULT_REGION, or run `aws configure`",
+            fix="set region, or AWS_DEFAULT_REGION, or run `aws configure`; target local needs none of them",
         )
     return _open("aws", session, chosen)
 

@@ -198,7 +198,7 @@ def unknown(kind: str, value: str, known: list[str], field: str) -> SettingsErro
     """The error for a name that is not known, with the nearest one."""
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.3)
     return SettingsError(
-        f"{value!r} is not a {kind} the kit knows.",
+        f"{value!r} is no {kind} the kit knows.",
         valid=", ".join(known),
         fix=f"set {field} to {near[0]!r}" if near else f"set {field} to one of these",
     )

@@ -6,6 +6,7 @@ their fields from here. `load("train", {...})` checks everything at once and rai
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -329,19 +330,21 @@ def load(step: str, values: Mapping[str, Any]) -> RunSettings:
         return model(**values)
     except ValidationError as error:
         raise SettingsError.of(
-            problems(error), fix="change the fields in the form, or pass them with -p NAME VALUE in a headless run"
+            problems(error, model),
+            fix="change the fields in the form, or pass them with -p NAME VALUE in a headless run",
         ) from None
 
 
-def problems(error: ValidationError) -> list[str]:
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Flatten pydantic's errors to `field: what is wrong (the value)`, one line each."""
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         cause = item.get("ctx", {}).get("error")
-        text = str(cause).replace("\n", " ") if isinstance(cause, ValueError) else item["msg"]
+        text = _told(cause) if isinstance(cause, ValueError) else item["msg"]
         if item["type"] == "extra_forbidden":
-            text = "there is no such setting"
+            near = difflib.get_close_matches(where, model.model_fields, n=1)
+            text = "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
         shown = (
             f" (it is {item['input']!r})"
             if where and item["type"] not in ("extra_forbidden", "missing", "value_error")
@@ -349,6 +352,15 @@ def problems(error: ValidationError) -> list[str]:
         )
         lines.append(f"{where}: {text}{shown}" if where else text)
     return lines
+
+
+def _told(cause: ValueError) -> str:
+    """A problem in one line: what is wrong, what to do, and last what would be valid, which may be long."""
+    if not isinstance(cause, SettingsError):
+        return str(cause).replace("\n", " ")
+    return f"{cause.problem.rstrip('.')}" + "".join(
+        text for text in (cause.fix and f"; {cause.fix}", cause.valid and f" (valid: {cause.valid})") if text
+    )
 
 
 def choices(field_choices: str) -> list[str]:

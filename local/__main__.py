@@ -96,7 +96,10 @@ def _status(options: argparse.Namespace) -> int:
         word = "running" if part["healthy"] else "not answering" if part["running"] else "stopped"
         memory = f", {part['memory_mb']} MB" if part["memory_mb"] else ""
         print(f"{name:11} {word:13} {part['url']}{memory}")
-    return 0 if all(found[name]["healthy"] for name in ("localstack", "emulator")) else 3
+    if all(found[name]["healthy"] for name in ("localstack", "emulator")):
+        return 0
+    print("Start what is not running: llmtuner local up")
+    return 3
 
 
 def _reset(options: argparse.Namespace) -> int:
@@ -149,6 +152,8 @@ def _fault(options: argparse.Namespace) -> None:
     elif options.json:
         print(json.dumps([vars(item) for item in known.all()]))
     else:
+        if not known.all():
+            print("No fault is set. The kinds there are: llmtuner local fault set --help")
         for item in known.all():
             kind = faults.KINDS[item.kind]
             number = f"{kind.number}={item.number:g}" if kind.number else ""

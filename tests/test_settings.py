@@ -28,9 +28,15 @@ def test_all_problems_are_reported_together() -> None:
     text = caught.value.problem
     assert text.startswith("4 settings")
     assert "epochs: Input should be greater than 0 (it is -1)" in text
-    assert "'llama-9' is not a base model" in text
+    assert "model_id: 'llama-9' is no base model the kit knows; set model_id to" in text
     assert "no_such: there is no such setting" in text
+    assert len(text.splitlines()) == 5
     assert "run_name" in text
+
+
+def test_a_misspelt_setting_is_answered_with_the_one_that_is_meant() -> None:
+    with pytest.raises(SettingsError, match=r"epochz: there is no such setting; did you mean epochs\?"):
+        settings.load("train", {"epochz": 2})
 
 
 def test_unknown_step_names_the_steps() -> None:

@@ -63,7 +63,7 @@ def role(target: str, region: str, user_id: str, bucket: str, *, create: bool, o
         click.echo(policies.execution_role(found.aws, user_id=found.user_id if own else ""))
 
 
-@click.command()
+@click.command(short_help="Your endpoints and their cost; delete what is over.")
 @click.option("--delete", is_flag=True, help="delete what has outlived its time")
 @_options
 def guard(target: str, region: str, user_id: str, bucket: str, *, delete: bool) -> None:
@@ -93,7 +93,7 @@ def prices() -> None:
     """The price book."""
 
 
-@prices.command()
+@prices.command(short_help="Ask the AWS Price List API for a region's prices.")
 @click.option("--region", default="", help="AWS region; default: the configured one")
 def refresh(region: str) -> None:
     """Read the prices of a region from the AWS Price List API into your own price book."""
@@ -116,7 +116,7 @@ def show_prices(region: str) -> None:
         click.echo(f"{name:18} {text}")
 
 
-@prices.command("set")
+@prices.command("set", short_help="Enter a price that you know.")
 @click.argument("instance_type")
 @click.argument("usd_per_hour", type=float)
 @click.option("--region", default="us-east-1", show_default=True)

@@ -26,19 +26,31 @@ class _Plain(click.Group):
             context.exit(1)
 
 
-@click.group(cls=_Plain)
+_FIRST_STEPS = """\b
+First steps, on this machine and for free:
+  llmtuner local up                                         start the local cloud
+  llmtuner run notebooks/00_start.ipynb -p run_name demo    one notebook, headless
+  llmtuner pipeline notebooks/samples/support-tickets.yaml  all nine, on a worked sample
+"""
+
+
+@click.group(cls=_Plain, epilog=_FIRST_STEPS)
 @click.version_option(llmtuner_kit.__version__)
 def main() -> None:
     """From your own files to a fine-tuned model at a SageMaker endpoint."""
 
 
-@main.command()
+@main.command(short_help="Run one notebook headless, strict about names and values.")
 @click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="one parameter, as YAML")
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="one parameter of the notebook")
 @click.option("-f", "file", type=click.Path(exists=True, dir_okay=False), help="parameters from a YAML file")
 @click.option("-o", "output", default="", help="where the executed notebook goes; default: out/NOTEBOOK")
 def run(notebook: Path, parameters: tuple[tuple[str, str], ...], file: str | None, output: str) -> None:
-    """Run one notebook; misspelt names and values that do not hold are refused before it starts."""
+    """Run one notebook headless; misspelt names and values that do not hold are refused before it starts.
+
+    \b
+    llmtuner run notebooks/03_train.ipynb -p run_name demo -p epochs 2
+    """
     from llmtuner_kit.faces import notebooks
 
     given: dict[str, Any] = yaml.safe_load(Path(file).read_text()) or {} if file else {}
@@ -53,7 +65,7 @@ def _value(text: str, default: Any) -> Any:
     return text if isinstance(default, str) else yaml.safe_load(text)
 
 
-@main.command()
+@main.command(short_help="Run several notebooks in order; go on where it stopped.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--fresh", is_flag=True, help="run every step again, finished or not")
 def pipeline(file: Path, *, fresh: bool) -> None:
@@ -65,7 +77,7 @@ def pipeline(file: Path, *, fresh: bool) -> None:
         click.echo(f"report: {report.write(item)}")
 
 
-@main.command()
+@main.command(short_help="What a pipeline came to: times, answers, money, HTML.")
 @click.option("--pipeline", "file", required=True, type=click.Path(path_type=Path), help="the pipeline's YAML file")
 def report(file: Path) -> None:
     """What a pipeline came to: times, loss, base against tuned, money, and the HTML report."""
@@ -76,10 +88,10 @@ def report(file: Path) -> None:
         click.echo(reports.text(item))
 
 
-@main.command()
+@main.command(short_help="Everything below an S3 address into a folder, verified.")
 @click.argument("uri")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--target", default="local", help="local, local-docker or aws")
+@click.option("--target", type=click.Choice(["local", "local-docker", "aws"]), default="local", show_default=True)
 @click.option("--region", default="", help="AWS region; empty: the one your AWS configuration names")
 def download(uri: str, folder: Path, target: str, region: str) -> None:
     """Everything below an S3 address into a folder: verified, and resumed when called again after an interruption."""

@@ -99,8 +99,7 @@ def run(
             )
         except PapermillExecutionError as error:
             raise NotebookError(
-                f"{path.name}, cell {error.exec_count}: {_reason(error)}",
-                fix=f"the executed notebook is {target}",
+                f"{path.name}, cell {error.exec_count}: {_reason(error)}\nThe notebook as far as it came: {target}"
             ) from None
     return Executed(path, target, float(done.metadata.papermill["duration"]))
 

@@ -68,7 +68,10 @@ def load(file: Path | str, notebooks_folder: Path | None = None) -> list[Pipelin
     """Read and check a pipeline file; several pipelines when it has a sweep. Raises SettingsError with all problems."""
     path = Path(file)
     if not path.is_file():
-        raise NotFoundError(f"There is no pipeline file {str(path)!r}.")
+        raise NotFoundError(
+            f"There is no pipeline file {str(path)!r}.",
+            fix="give the path of one; notebooks/samples/support-tickets.yaml is a worked example",
+        )
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:

@@ -40,7 +40,9 @@ def cards(pipeline: Pipeline) -> list[Card]:
     return made
 
 
-def _stages(rows: list[tuple[str, str, str]]) -> Table:
+def _stages(rows: list[tuple[str, str, str]]) -> Table | str:
+    if not rows:
+        return "Nothing of it has run yet: `llmtuner pipeline FILE` starts it."
     return Table("Stages", ("step", "time", "executed notebook"), rows)
 
 

@@ -1,0 +1,51 @@
+"""The command line as somebody meets it who has never seen it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmtuner_kit.faces.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments), terminal_width=80)
+
+
+@pytest.mark.parametrize("group", [[], ["access"], ["prices"]])
+def test_no_summary_of_a_command_is_cut_off(group: list[str]) -> None:
+    shown = run(*group, "--help")
+    assert shown.exit_code == 0
+    assert "..." not in shown.output.replace("[ARGS]...", "")
+
+
+def test_the_first_page_says_how_to_begin() -> None:
+    for line in ("llmtuner local up", "llmtuner pipeline notebooks/samples/support-tickets.yaml"):
+        assert line in run("--help").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "03_trian.ipynb"], "There is no notebook"),
+        (["pipeline", "nothing.yaml"], "worked example"),
+        (["prices", "set", "ml.m5.4xlarg", "1"], "ml.m5.4xlarge"),
+        (["download", "s3://x/", "y", "--target", "lokal"], "'local', 'local-docker', 'aws'"),
+        (["guard"], "target local needs none of them"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_to_do(arguments: list[str], told: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code != 0
+    assert told in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_pipeline_that_has_not_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where pipelines keep what they have done
+    shown = run("report", "--pipeline", str(ROOT / "notebooks/samples/support-tickets.yaml"))
+    assert "Nothing of it has run yet" in shown.output
