@@ -94,6 +94,8 @@ def test_what_stands_beside_the_form_follows_it() -> None:
     assert "1.0 epochs" in form._beside.value
     controls(form)["Epochs"].value = 4.0
     assert "4.0 epochs" in form._beside.value
+    controls(form)["Epochs"].value = -1.0
+    assert "as soon as all settings are valid" in form._beside.value
 
 
 def test_an_error_beside_the_form_is_text_and_does_not_raise() -> None:

@@ -145,7 +145,12 @@ class Form:
             return
         self._beside.layout.display = ""
         try:
-            self._beside.value = self._look(self.settings())._repr_html_()
+            settings = self.settings()
+        except SettingsError:
+            self._beside.value = "<p role='status'>Shown as soon as all settings are valid.</p>"
+            return
+        try:
+            self._beside.value = self._look(settings)._repr_html_()
         except KitError as error:
             self._beside.value = f"<pre role='status'>{html.escape(str(error))}</pre>"
 

@@ -43,7 +43,7 @@ def _quote(made: JobQuote) -> list[tuple[str, str]]:
     budget = "" if made.budget_usd or not made.charged else "; set budget_usd, without one no job is started"
     return [
         ("processing job on", f"{made.instance_type}, {costs.priced(made.price)}"),
-        ("work", f"{made.files} files, {size(made.bytes)}"),
+        ("work", f"{made.files:,} {'file' if made.files == 1 else 'files'}, {size(made.bytes)}"),
         ("time on AWS", f"{duration(made.seconds[0])} to {duration(made.seconds[1])}, modelled"),
         ("money on AWS", str(made.money)),
         ("stopped after", f"{duration(made.max_runtime_seconds)}, {costs.usd(made.most)} at most"),
