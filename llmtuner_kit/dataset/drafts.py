@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -126,8 +127,11 @@ def _plain_text(
         yield record, RowError("empty_answer", "the text is empty")
         return
     wording, about = Templates.of(settings), record.value if isinstance(record.value, dict) else {}
-    for piece in passages.cut(text, settings.passage_tokens, measure):
-        yield _passage_row(record, piece, wording, about)
+    pieces = passages.cut(text, settings.passage_tokens, measure)
+    for piece in pieces:
+        # A text that stays in one piece is its whole line; of a longer one each piece is told by its own text.
+        raw = record.raw if len(pieces) == 1 else piece.encode("utf-8", "surrogatepass")
+        yield _passage_row(dataclasses.replace(record, raw=raw), piece, wording, about)
 
 
 def _document(
@@ -150,7 +154,7 @@ def _document(
     for section in sections:
         for part, piece in enumerate(passages.cut(section.text, settings.passage_tokens, measure), 1):
             passage = Passage(piece, section.headings, part)
-            record = Record(chunk.name, number, piece.encode("utf-8", "surrogatepass"), piece)
+            record = Record(chunk.name, number, piece.encode("utf-8", "surrogatepass"))
             if as_documentation and section.headings:
                 yield _section_row(record, passage, wording)
             else:
@@ -165,7 +169,7 @@ _HEADINGS_RULE = "documentation: headings -> instruction, text -> output"
 def _passage_row(
     record: Record, text: str, wording: Templates, about: Mapping[str, Any]
 ) -> tuple[Record, Row | RowError]:
-    piece = Record(record.source, record.row, text.encode("utf-8", "surrogatepass"), text)
+    piece = dataclasses.replace(record, value=text)
     try:
         return piece, conversion.continuation(text, wording, about)
     except RowError as problem:

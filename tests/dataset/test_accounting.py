@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dataset.conftest import Prepare, distinct
@@ -29,6 +29,7 @@ lines = st.lists(st.one_of(st.sampled_from(GOOD), st.sampled_from(BAD), st.binar
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
+@example(one=[], two=[b'"text"'], keep="drop")
 @given(one=lines, two=lines, keep=st.sampled_from(["drop", "keep"]))
 def test_every_row_is_accounted_for(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch, one: list[bytes], two: list[bytes], keep: str
