@@ -122,15 +122,16 @@ def training_bytes(
     gathered = 0.0
     if shards > 1:
         gathered = (8 if method == "full" else bytes_per_weight) * _gathered_weights(model)
-    layer = _layer_bytes(model, method) * bytes_per_weight / 2
-    encoder, decoder = (model.decoder_layers, model.decoder_layers) if model.family == "seq2seq" else (0, 0)
-    depth = encoder + 1.5 * decoder if model.family == "seq2seq" else float(model.decoder_layers)
+    copies = 2 * linear_weights(model) if method == "full" and bytes_per_weight == 2 else 0
+    layers, largest = _activation_bytes(model, method, bytes_per_weight, rank)
+    # The last norm, and what one layer's way back holds for a moment.
+    moment = (4 + bytes_per_weight) * model.hidden + 2 * bytes_per_weight * (model.intermediate + model.hidden)
     if checkpointing:
-        activations = micro_tokens * (bytes_per_weight * model.hidden * depth + 1.5 * layer)
-    else:
-        activations = micro_tokens * layer * depth
+        depth = model.decoder_layers * (1.5 if model.family == "seq2seq" else 1)
+        layers = bytes_per_weight * model.hidden * depth + largest
+    activations = micro_tokens * (layers + moment)
     head = _HEAD_CHUNK * model.vocabulary * _LOGIT_BYTES
-    subtotal = (weights + adapter + 12 * trained) / shards + activations + head + gathered
+    subtotal = (weights + adapter + 12 * trained) / shards + copies + activations + head + gathered
     return subtotal * (1 + _ALLOCATOR_WASTE) + _CUDA_CONTEXT
 
 
@@ -141,14 +142,30 @@ def _gathered_weights(model: BaseModel) -> int:
     return 2 * linear // layers + model.parameters - linear
 
 
-def _layer_bytes(model: BaseModel, method: str) -> float:
-    """Activation bytes a token and layer keeps for the backward pass, in bf16.
+def _activation_bytes(model: BaseModel, method: str, value: int, rank: int) -> tuple[float, float]:
+    """Activation bytes a token keeps for the backward pass, `value` for each number: (all layers, the largest one).
 
-    Feed-forward blocks with plain adapters keep half (train_src/lora_mlp.py); no dropout is assumed.
+    train_src/memory.py says what they are. No dropout before the adapter is assumed; an encoder-decoder's own dropout
+    is, and that half of the tokens are the decoder's.
     """
-    feed_forward = 4 if method in ("lora", "rslora") and model.family == "causal" else 8
+    is_half = model.family == "seq2seq"
     query, kv = model.heads * model.head_size, model.kv_heads * model.head_size
-    return 12 * model.hidden + 4 * query + 4 * kv + feed_forward * model.intermediate
+    norms = 2 * (4 + value)
+    if method == "full":
+        norms = 26 if value == 2 else 4 * (2 + value)
+    feed_forward = value * (2 if method in ("lora", "rslora") and not is_half else 4)
+    layer = norms * model.hidden + 2 * value * (query + kv) + feed_forward * model.intermediate
+    if method != "full":
+        layer += 7 * value * rank
+    if method == "dora":
+        layer += (value + 4) * (query + 2 * kv + 2 * model.hidden + 2 * model.intermediate)
+    if not is_half:
+        return model.decoder_layers * layer, layer
+    layer += value * (2 * model.hidden + model.intermediate)
+    if value == 2:  # T5's last product and all it is added to are fp32
+        layer += 4 * model.intermediate + 2 * model.hidden
+    decoder = layer + (4 + 2 * value) * model.hidden + 2 * value * query
+    return model.decoder_layers * ((layer + decoder) / 2 + value * kv), max(layer, decoder) / 2
 
 
 def plan(

@@ -23,10 +23,11 @@ def shape(model: catalog.BaseModel) -> memory.Shape:
         vocabulary=model.vocabulary,
         gated=True,
         tied=model.model_id.startswith(("smollm2", "tiny")),
+        dropout=model.family == "seq2seq",
     )
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "full"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("model", catalog.BASE_MODELS, ids=lambda item: item.model_id)

@@ -4,9 +4,8 @@ Rows of different length are trained without padding: all linear layers see one 
 it at the documents' borders. It is registered with transformers as `packed`, so every causal model that uses the
 attention interface takes it.
 
-On CPU, PyTorch's flash attention is at its best on long sequences. Instruction rows are short; for them plain batched
-matrix products with all query heads of one key head in one product are up to five times faster (100 tokens: 7 against
-37 ms per layer for 1,024 tokens on two Zen 4 cores; equal at about 500), so rows up to `SHORT` tokens take that path.
+On CPU the arithmetic is cpu_attention.py's, which can also share a prefix between the documents: rows that begin alike
+(a system prompt, a fixed instruction) have it computed once in a pass and not once each.
 
 On a GPU all documents go through one launch of the flash kernel for sequences of various length, where this PyTorch and
 this GPU have it (torch.nn.attention.varlen, bf16, Ampere or newer); elsewhere one by one.
@@ -24,8 +23,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+import cpu_attention
+
 NAME = "packed"
-SHORT = 384  # tokens
 
 # What a model's attention may ask for beyond scaled, causal softmax; a model that does gets its own mask instead.
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
@@ -37,17 +37,21 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def set_documents(lengths: Sequence[int]) -> None:
+def set_documents(lengths: Sequence[int], shared: int = 0) -> None:
     """Say how long the documents of the next forward pass are, in order. Empty: each sequence is one document.
+
+    `shared` tokens at the start of the sequence come before every document (on CPU only).
 
     A module variable and not an argument: a model that drops unknown arguments on their way to its attention would
     otherwise let the documents see each other without an error. It must stay until the backward pass is over, because
     gradient checkpointing runs the forward pass again there.
     """
     _DOCUMENTS[:] = lengths
+    _SHARED[0] = shared
 
 
 _DOCUMENTS: list[int] = []
+_SHARED = [0]
 
 
 def packed_attention(
@@ -74,6 +78,10 @@ def packed_attention(
         query, key, value = query.to(low), key.to(low), value.to(low)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     lengths = _DOCUMENTS or [query.shape[2]]
+    if kind == "cpu":
+        return cpu_attention.attend(query, key, value, scale, lengths, _SHARED[0]), None
+    if _SHARED[0]:
+        raise NotImplementedError(f"documents share a prefix on CPU only, this is {kind}")
     varlen = varlen_attention() if _has_flash(query) else None
     if varlen is not None:
         return _all_at_once(varlen, query, key, value, lengths, scale), None
@@ -114,54 +122,8 @@ def _all_at_once(
 
 
 def _document_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    if query.device.type == "cpu" and query.shape[2] <= SHORT:
-        return _ShortAttention.apply(query, key, value, scale)
     is_grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=is_grouped)
-
-
-class _ShortAttention(torch.autograd.Function):
-    """softmax(q k^T) v for one short document: three batched products forward, five back."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        _, heads, length, size = query.shape
-        key_heads = key.shape[1]
-        q = query.reshape(key_heads, -1, size)
-        k, v = key[0], value[0]
-        scores = torch.bmm(q, k.transpose(1, 2)).view(heads, length, length)
-        future = _future(length, scores.device, scores.dtype)
-        # In place, one pass: scale, hide the future.
-        scores = torch.add(future, scores, alpha=scale)
-        weights = torch.softmax(scores, dim=-1).view(key_heads, -1, length)
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.scale = scale
-        return torch.bmm(weights, v).view(1, heads, length, size)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        q, k, v, weights = ctx.saved_tensors
-        _, heads, length, size = gradient.shape
-        out = gradient.reshape(k.shape[0], -1, size)
-        value = torch.bmm(weights.transpose(1, 2), out)
-        scores = torch.bmm(out, v.transpose(1, 2))
-        scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype).mul_(ctx.scale)
-        query = torch.bmm(scores, k).view(1, heads, length, size)
-        key = torch.bmm(scores.transpose(1, 2), q)
-        return query, key[None], value[None], None
-
-
-_FUTURE: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-
-def _future(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(length, length): 0 where a token may look, minus infinity after it. A view of one cached square."""
-    square = _FUTURE.get((device, dtype))
-    if square is None:
-        square = torch.full((SHORT, SHORT), float("-inf"), device=device, dtype=dtype).triu_(1)
-        _FUTURE[device, dtype] = square
-    return square[:length, :length]
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

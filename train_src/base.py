@@ -14,6 +14,7 @@ from typing import Any
 from failures import TrainingError
 from folders import Folders
 from hyperparameters import Hyperparameters
+from supported import check_config
 
 DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
 WEIGHTS = ("*.safetensors",)
@@ -76,6 +77,7 @@ def locate_base(folders: Folders, settings: Hyperparameters) -> Base:
     )
     if settings.family not in ("auto", base.family):
         raise TrainingError(f"family is {settings.family}, but {base.model_id} is a {base.family} model: set auto")
+    check_config(base.model_id, base.config)
     return base
 
 

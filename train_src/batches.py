@@ -9,13 +9,15 @@ from torch import Tensor
 
 from data import Row
 
+LEAST_SHARED = 8  # tokens; a shorter prefix costs more in bookkeeping than it saves
+
 
 @dataclass(frozen=True)
 class Batch:
     """One forward pass.
 
-    Causal: `input_ids` and `position_ids` are (1, tokens), rows end to end, positions starting at 0 in each; `lengths`
-    are the rows' lengths. Seq2seq: `input_ids` and `attention_mask` are (rows, longest source), `decoder_input_ids` is
+    Causal: `input_ids` and `position_ids` are (1, tokens): `shared` tokens that all rows begin with, then the rest of
+    each row, end to end; `lengths` are the lengths of these rests. Seq2seq: `input_ids` and `attention_mask` are (rows, longest source), `decoder_input_ids` is
     (rows, longest target). `positions` index the flattened output where something is predicted, `labels` is what, and
     `owners` is which row (0 to rows - 1) it belongs to. `tokens` counts real tokens, padding not.
     """
@@ -28,6 +30,7 @@ class Batch:
     tokens: int
     position_ids: Tensor | None = None
     lengths: tuple[int, ...] = ()
+    shared: int = 0
     attention_mask: Tensor | None = None
     decoder_input_ids: Tensor | None = None
 
@@ -41,22 +44,46 @@ class Batch:
         return inputs
 
 
-def causal_batch(rows: Sequence[Row]) -> Batch:
-    """Rows end to end. The token at p is predicted from p - 1, so a row's first token is never a label."""
-    ids = np.concatenate([row.ids for row in rows])
-    trained = np.concatenate([np.concatenate([[False], row.trained[1:]]) for row in rows])
-    lengths = [len(row.ids) for row in rows]
-    labelled = np.flatnonzero(trained)
+def causal_batch(rows: Sequence[Row], *, share: bool = False) -> Batch:
+    """Rows end to end. The token at p is predicted from p - 1, so a row's first token is never a label.
+
+    Nothing is computed that no loss depends on: a row ends before its last label. With `share`, what all rows begin
+    with is computed once for all of them; causal attention makes that the same numbers.
+    """
+    labelled = [np.flatnonzero(row.trained[1:]) for row in rows]  # where the label is predicted
+    ends = [int(places[-1]) + 1 if len(places) else 1 for places in labelled]
+    shared = _common_prefix([row.ids[:end] for row, end in zip(rows, ends, strict=True)]) if share else 0
+    lengths = [end - shared for end in ends]
+    starts = shared + np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    positions = [
+        np.where(places < shared, places, places - shared + start)
+        for places, start in zip(labelled, starts, strict=True)
+    ]
+    ids = [rows[0].ids[:shared], *(row.ids[shared:end] for row, end in zip(rows, ends, strict=True))]
+    places_in_row = [np.arange(shared), *(np.arange(shared, end) for end in ends)]
+    labels = np.concatenate([row.ids[places + 1] for row, places in zip(rows, labelled, strict=True)])
     return Batch(
-        input_ids=torch.from_numpy(ids.astype(np.int64))[None],
-        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
-        positions=torch.from_numpy(labelled - 1),
-        labels=torch.from_numpy(ids[labelled].astype(np.int64)),
-        owners=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)[labelled]),
+        input_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64))[None],
+        position_ids=torch.from_numpy(np.concatenate(places_in_row))[None],
+        positions=torch.from_numpy(np.concatenate(positions)),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        owners=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(places) for places in labelled])),
         rows=len(rows),
-        tokens=len(ids),
+        tokens=sum(map(len, rows)),
         lengths=tuple(lengths),
+        shared=shared,
     )
+
+
+def _common_prefix(rows: Sequence[np.ndarray]) -> int:
+    """How many tokens all rows begin with; each keeps one of its own. 0 where sharing them gains nothing."""
+    if len(rows) < 2:
+        return 0
+    length = min(map(len, rows)) - 1
+    first = rows[0][:length]
+    same = np.logical_and.reduce([row[:length] == first for row in rows[1:]])
+    common = length if same.all() else int(same.argmin())
+    return common if common >= LEAST_SHARED else 0
 
 
 def seq2seq_batch(rows: Sequence[Row], *, pad_id: int, start_id: int) -> Batch:

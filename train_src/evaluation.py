@@ -11,6 +11,7 @@ from encoding import Encoder
 from group import Group
 from metrics import perplexity
 from model import TunedModel
+from stopping import Stop
 
 ANSWER_TOKENS = 96
 
@@ -38,26 +39,40 @@ class Score:
         return {"loss": self.loss, "perplexity": perplexity(self.loss), "token_accuracy": self.token_accuracy}
 
 
-def score(model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int, group: Group) -> Score:
-    """Evaluate the model as it is now, each process its share. The result keeps the order of `rows`."""
+class Interrupted(Exception):  # noqa: N818 (no error)
+    """The job is to end: there is no time for the rest of the rows. All processes raise it together."""
+
+
+def score(
+    model: TunedModel, rows: Sequence[Row], micro_batch_tokens: int, group: Group, stop: Stop | None = None
+) -> Score:
+    """Evaluate the model as it is now, each process its share. The result keeps the order of `rows`.
+
+    Raises Interrupted when `stop` is asked for. Processes that gather each other's weights go on to the end.
+    """
     # Rows of like length go together, which wastes least padding where there is any.
     order = sorted(range(len(rows)), key=lambda number: (len(rows[number]), number))
     passes = passes_of(rows, order, micro_batch_tokens, group.rank, group.size, equal=model.sharded)
     merged = Score([0.0] * len(rows), [0] * len(rows), [row.labels for row in rows])
-    for share in group.gather(_sums(model, rows, passes)):
+    shares = group.gather(_sums(model, rows, passes, None if model.sharded else stop))
+    if any(share is None for share in shares):
+        raise Interrupted
+    for share in shares:
         for number, (loss, hits) in share.items():
             merged.losses[number], merged.correct[number] = loss, hits
     return merged
 
 
 def _sums(
-    model: TunedModel, rows: Sequence[Row], passes: Sequence[tuple[list[int], bool]]
-) -> dict[int, tuple[float, int]]:
-    """(sum of losses, right tokens) of each row in the passes that count."""
+    model: TunedModel, rows: Sequence[Row], passes: Sequence[tuple[list[int], bool]], stop: Stop | None
+) -> dict[int, tuple[float, int]] | None:
+    """(sum of losses, right tokens) of each row in the passes that count; None when there was no time for all."""
     found: dict[int, tuple[float, int]] = {}
     model.network.eval()
     with torch.no_grad():
         for numbers, counts in passes:
+            if stop and stop.asked:
+                break
             batch = model.batch([rows[number] for number in numbers])
             per_label, right = model.losses(batch)
             owners = batch.owners.to(per_label.device)
@@ -68,7 +83,7 @@ def _sums(
             if counts:
                 found |= dict(zip(numbers, zip(sums.tolist(), hits.tolist(), strict=True), strict=True))
     model.network.train()
-    return found
+    return None if stop and stop.asked else found
 
 
 def answers(

@@ -1,5 +1,6 @@
 """One training job from a checked data set to a finished archive."""
 
+import contextlib
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from base import Base, fetch_weights
 from conversations import prompt_messages, row_messages
 from data import Channel, read_rows
 from encoding import Encoder
-from evaluation import Score, answers, score
+from evaluation import Interrupted, Score, answers, score
 from failures import TrainingError
 from folders import Folders
 from group import Group
@@ -24,6 +25,8 @@ from memory import GB, Plan
 from metrics import perplexity, report
 from model import TunedModel, load_model, load_sharded, load_tokenizer, plan_memory
 from sharding import whole
+from stopping import Stop
+from structure import check_structure
 from trainer import Trainer
 
 COMPARED_ROWS = 16  # rows whose ids are compared with transformers' own
@@ -40,6 +43,7 @@ class Job:
     base: Base
     encoder: Encoder
     channels: dict[str, Channel]
+    stop: Stop
 
     def run(self) -> None:
         """Load, evaluate the base, train, evaluate, write the archive."""
@@ -47,6 +51,7 @@ class Job:
         transformers.logging.set_verbosity_error()
         tokenizer = load_tokenizer(self.base)
         self._check_tokenizer(tokenizer)
+        check_structure(self.base, self.settings.target_modules)
         group = Group()
         plan = plan_memory(self.base, self.settings, self.channels["train"], group.size)
         fetch_weights(self.base, self.settings.model_revision)
@@ -62,9 +67,16 @@ class Job:
             self.folders,
             micro_batch_tokens=plan.micro_batch_tokens,
             group=group,
+            stop=self.stop,
         )
-        base_result = self._base_result(model, tokenizer, test, trainer) if test else None
+        base_result = None
+        with contextlib.suppress(Interrupted):
+            base_result = self._base_result(model, tokenizer, test, trainer) if test else None
         finished = trainer.run()
+        if not trainer.progress.step:
+            print("stopped before the first step: there is nothing to save", flush=True)
+            group.close()
+            return
         metrics: dict[str, Any] = {
             "train_loss": trainer.progress.last_loss,
             "steps": trainer.progress.step,
@@ -74,7 +86,9 @@ class Job:
         }
         evaluation = None
         if test and base_result and finished:
-            evaluation = self._evaluation(model, tokenizer, test, base_result, trainer)
+            with contextlib.suppress(Interrupted):
+                evaluation = self._evaluation(model, tokenizer, test, base_result, trainer)
+        if evaluation:
             metrics |= {"base": evaluation["base"], "tuned": evaluation["tuned"], "test_rows": evaluation["rows"]}
         probes, recorded = self._probes(), None
         if model.sharded:
@@ -109,7 +123,7 @@ class Job:
             return known
         started = time.monotonic()
         with model.base():
-            result = score(model, test.rows, trainer.micro_batch_tokens, group)
+            result = score(model, test.rows, trainer.micro_batch_tokens, group, self.stop)
             texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
         found = {"losses": result.losses, "correct": result.correct, "labels": result.labels, "answers": texts}
         if not group.leads:
@@ -126,7 +140,7 @@ class Job:
         self, model: TunedModel, tokenizer: Any, test: Channel, base_result: dict[str, Any], trainer: Trainer
     ) -> dict[str, Any]:
         """Base against tuned on the test rows; written to the job's output folder."""
-        tuned = score(model, test.rows, trainer.micro_batch_tokens, trainer.group)
+        tuned = score(model, test.rows, trainer.micro_batch_tokens, trainer.group, self.stop)
         texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
         base = Score(base_result["losses"], base_result["correct"], base_result["labels"])
         rows = read_rows(self.folders.channel("test"))[0]

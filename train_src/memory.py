@@ -8,12 +8,9 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
     weights       2 per base weight in bf16, 4 in fp32 and for full fine-tuning, 0.55 in 4-bit NF4 (with its scales)
     gradients     4 per trained weight
     optimizer     8 per trained weight (AdamW's two moments)
-    activations   per token and layer what the backward pass reads again. With 2-byte values, for a Llama-like layer:
-                  12h (two norms: the fp32 input and the result of each), 4q + 4kv (attention's inputs and output),
-                  4f with an adapter (gate and up; lora_mlp.py computes the rest again), 8f otherwise (and the gate's
-                  SiLU and their product), and the attention weights where they are kept: on CPU for
-                  short rows, 2 bytes for each head and row length; 8 for T5, which drops some at random
-    recomputed    with checkpointing only 2h per token and layer, plus one whole layer at a time
+    copies        2 per linear weight where fp32 weights are multiplied in bf16 (full fine-tuning)
+    activations   per token and layer what the backward pass reads again; `Shape.layer_bytes` says what that is
+    recomputed    with checkpointing only each layer's input, and one whole layer at a time
     head          one chunk of logits, 10 per entry (bf16 and fp32 copies and the gradient)
     gathered      only where the weights are spread over the processes: two layers and the embeddings, made whole
     other         the device's own: CUDA context and libraries, and the allocator's waste
@@ -35,7 +32,7 @@ CPU_PROCESS = 0.6 * GB  # Python, PyTorch and transformers themselves
 LOGIT_BYTES = 10
 HEAD_CHUNK = {"cpu": 128, "cuda": 2048}  # labels that pass through the head at once
 CPU_MICRO_TOKENS = 1024  # more leaves the processor's cache: slower (measured 446 tokens/s at 1,024, 285 at 4,096)
-SHORT_ROW = 384  # attention.SHORT: longer rows take the kernel that keeps no attention weights
+TARGET_SHARE = 0.5  # of an encoder-decoder's tokens that are the decoder's, where the rows are not known
 GPU_MICRO_TOKENS = 16384  # a GPU is saturated by then
 
 
@@ -53,6 +50,7 @@ class Shape:
     vocabulary: int
     gated: bool
     tied: bool
+    dropout: bool = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Shape":
@@ -71,6 +69,7 @@ class Shape:
                 vocabulary=config["vocab_size"],
                 gated=str(config.get("feed_forward_proj", "")).startswith("gated"),
                 tied=config.get("tie_word_embeddings", True),
+                dropout=bool(config.get("dropout_rate", 0.1)),
             )
         heads = config["num_attention_heads"]
         size = config.get("head_dim") or config["hidden_size"] // heads
@@ -112,15 +111,67 @@ class Shape:
         feed_forward = r * (3 if self.gated else 2) * (self.hidden + self.feed_forward)
         return self.layers * (attention + feed_forward) + self.cross_layers * (2 * attention + feed_forward)
 
-    def layer_bytes(self, mean_row: int, device: str, *, fused: bool) -> float:
-        """Activation bytes per token of one layer; a cross-attending layer has half as much again.
+    def layer_bytes(self, method: str, value: float, r: int, *, lora_dropout: bool) -> float:
+        """Activation bytes per token of one layer without its attention weights, `value` bytes for each number.
 
-        `fused`: the feed-forward block is lora_mlp.py's.
+        For each norm its input, in fp32, and its result; queries, keys, values and attention's output; of the
+        feed-forward block the gate and the up layer's results where lora_mlp.py computes the rest again, else their
+        activation and product as well. Where the model drops at random, what was dropped. DoRA and dropout before the
+        adapter are PEFT's own arithmetic, which keeps more for each output or input of a linear layer. Full
+        fine-tuning keeps what the norms' own gradients need, and in bf16 a copy of each norm's result for each layer
+        that reads it.
         """
-        feed_forward = (8 if self.gated and not fused else 4) * self.feed_forward
-        is_kept = device == "cpu" and (self.cross_layers or mean_row <= SHORT_ROW)
-        kept_weights = (8 if self.cross_layers else 2) * self.heads * mean_row if is_kept else 0
-        return 12 * self.hidden + 4 * self.query + 4 * self.key_value + feed_forward + kept_weights
+        is_fused = method in ("lora", "rslora") and not lora_dropout and not self.cross_layers
+        norms = 2 * (4 + value) * self.hidden
+        if method == "full":
+            norms = (26 if value == 2 else 4 * (2 + value)) * self.hidden
+        attention = 2 * value * (self.query + self.key_value)
+        feed_forward = (2 if is_fused else 4 if self.gated else 2) * value * self.feed_forward
+        dropped = value * (2 * self.hidden + self.feed_forward) if self.dropout else 0
+        if self.cross_layers and value == 2:  # T5's last product and all it is added to are fp32
+            feed_forward += 4 * self.feed_forward + 2 * self.hidden
+        outputs = self.query + 2 * self.key_value + 2 * self.hidden + (2 if self.gated else 1) * self.feed_forward
+        inputs = 5 * self.hidden + self.query + self.feed_forward
+        adapter: float = 0 if method == "full" else 7 * value * r
+        if method == "dora":
+            adapter += (value + 4) * outputs
+        if lora_dropout and method != "full":
+            adapter += (2 * value + 1) * inputs
+        return norms + attention + feed_forward + dropped + adapter
+
+    def token_bytes(
+        self,
+        method: str,
+        value: float,
+        r: int,
+        device: str,
+        mean_row: float,
+        target_share: float,
+        *,
+        lora_dropout: bool,
+    ) -> tuple[float, float]:
+        """(activation bytes per token of all layers, of the largest one), averaged over the tokens of both halves.
+
+        A token of an encoder-decoder passes one of its two halves. The decoder's layers also keep their look at the
+        encoder: one more norm, queries, output, and the keys and values of the encoder's tokens.
+        """
+        layer = self.layer_bytes(method, value, r, lora_dropout=lora_dropout)
+        if not self.cross_layers:
+            return self.layers * layer, layer
+        source_row, target_row = mean_row * (1 - target_share), mean_row * target_share
+        # On CPU attention with a bias and dropout keeps its weights: before, after, and what was dropped.
+        kept = (12 if self.dropout else 4) * self.heads if device == "cpu" else 0
+        look = (4 + value) * self.hidden + 2 * value * self.query + (value * self.hidden if self.dropout else 0)
+        encoder = layer + kept * source_row
+        decoder = layer + look + kept * (target_row + source_row)
+        cross = 2 * value * self.key_value * (1 - target_share)
+        total = (1 - target_share) * self.layers * encoder + self.cross_layers * (target_share * decoder + cross)
+        return total, max((1 - target_share) * encoder, target_share * decoder)
+
+    def boundary_bytes(self, value: float, target_share: float) -> float:
+        """Bytes per token of all layers' inputs, which recomputation keeps."""
+        depth = self.layers * (1 - target_share) + self.cross_layers if self.cross_layers else self.layers
+        return value * self.hidden * depth
 
 
 @dataclass(frozen=True)
@@ -128,6 +179,7 @@ class Estimate:
     """Bytes by what they are for."""
 
     weights: float
+    copies: float
     gradients: float
     optimizer: float
     activations: float
@@ -163,6 +215,7 @@ def estimate(
     device: str = "cuda",
     shards: int = 1,
     lora_dropout: float = 0.0,
+    target_share: float = TARGET_SHARE,
 ) -> Estimate:
     """Memory of one process. `shards`: over how many processes weights, gradients and optimizer are spread (FSDP)."""
     trained = shape.weights if method == "full" else shape.adapter_weights(lora_r)
@@ -175,19 +228,22 @@ def estimate(
     if shards > 1:
         # Full fine-tuning has fp32 weights and whole gradients of them.
         gathered = (8 if method == "full" else bytes_per_weight) * shape.gathered_weights
-    scale = bytes_per_weight / 2
-    fused = method in ("lora", "rslora") and not lora_dropout and not shape.cross_layers
-    layer = shape.layer_bytes(mean_row, device, fused=fused) * scale
-    depth = shape.layers + 1.5 * shape.cross_layers
+    value = bytes_per_weight
+    copies = 2 * shape.linear_weights if method == "full" and value == 2 else 0
+    layers, largest = shape.token_bytes(
+        method, value, lora_r, device, mean_row, target_share, lora_dropout=lora_dropout > 0
+    )
+    # The last norm, and what one layer's way back holds for a moment.
+    moment = (4 + value) * shape.hidden + 2 * value * (shape.feed_forward + shape.hidden)
     if checkpointing:
-        activations = micro_batch_tokens * (2 * scale * shape.hidden * depth + 1.5 * layer)
-    else:
-        activations = micro_batch_tokens * layer * depth
+        layers = shape.boundary_bytes(value, target_share) + largest
+    activations = micro_batch_tokens * (layers + moment)
     head = HEAD_CHUNK[device] * shape.vocabulary * LOGIT_BYTES
-    subtotal = (weights + adapter + 12 * trained) / shards + activations + head + gathered
+    subtotal = (weights + adapter + 12 * trained) / shards + copies + activations + head + gathered
     fixed = CUDA_CONTEXT if device == "cuda" else CPU_PROCESS
     return Estimate(
         weights=(weights + adapter) / shards,
+        copies=copies,
         gradients=4 * trained / shards,
         optimizer=8 * trained / shards,
         activations=activations,
@@ -213,6 +269,7 @@ def choose(
     processes: int = 1,
     sharded: bool | None = None,
     lora_dropout: float = 0.0,
+    target_share: float = TARGET_SHARE,
 ) -> Plan | None:
     """The fastest way that fits, or None.
 
@@ -238,6 +295,7 @@ def choose(
             device=device,
             shards=processes if spread else 1,
             lora_dropout=lora_dropout,
+            target_share=target_share,
         )
         if needed.total <= SAFE_SHARE * device_bytes:
             return Plan(size, recompute, needed, spread)

@@ -22,12 +22,13 @@ from batches import Batch, causal_batch, seq2seq_batch
 from data import Channel, Row
 from failures import TrainingError
 from hyperparameters import Hyperparameters
-from kernels import apply_liger
 from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
 from lora_mlp import fuse
 from memory import GB, Plan, Shape, choose
+from replacements import apply_liger, use_native_gelu
 from sharding import is_sharded, shard, turns
+from structure import target_modules
 
 ONE_THREAD_WEIGHTS = 10_000_000  # below, waiting for each other costs threads more than they gain
 # Settings by which a model changes its logits after the head; then the loss must be taken from the model's own output.
@@ -54,6 +55,8 @@ class TunedModel:
         config = self.network.config.get_text_config()
         self._keeps_logits = not any(getattr(config, name, None) not in (None, 0, 1.0) for name in CHANGED_LOGITS)
         self._head.forward = self._head_forward
+        is_packed = self.network.config._attn_implementation == attention.NAME
+        self._shares_prefix = is_packed and self.device.type == "cpu"
 
     @property
     def sharded(self) -> bool:
@@ -72,13 +75,13 @@ class TunedModel:
     def batch(self, rows: list[Row]) -> Batch:
         """The rows as one forward pass of this model."""
         if self.family == "causal":
-            return causal_batch(rows)
+            return causal_batch(rows, share=self._shares_prefix)
         config = self.network.config
         return seq2seq_batch(rows, pad_id=config.pad_token_id or 0, start_id=config.decoder_start_token_id)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss in fp32, whether the label was the likeliest token) for each label of the batch."""
-        attention.set_documents(batch.lengths)
+        attention.set_documents(batch.lengths, batch.shared)
         self._labels = batch.positions.to(self.device), batch.labels.to(self.device)
         try:
             with self._precision():
@@ -104,7 +107,8 @@ class TunedModel:
         attention.set_documents(())
         trained_with = self.network.config._attn_implementation
         self.network.eval()
-        self.network.set_attn_implementation("sdpa")
+        if trained_with == attention.NAME:
+            self.network.set_attn_implementation("sdpa")
         try:
             with torch.inference_mode(), self._precision():
                 yield self.network
@@ -165,6 +169,7 @@ def plan_memory(base: Base, settings: Hyperparameters, train: Channel, processes
         "lora_r": settings.lora_r,
         "lora_dropout": settings.lora_dropout,
         "bytes_per_weight": 2 if choose_dtype(settings.precision, device) == torch.bfloat16 else 4,
+        "target_share": sum(len(row.ids) for row in train.rows) / sum(lengths),
         "mean_row": sum(length * length for length in lengths) // sum(lengths),
         "micro_batch_tokens": settings.micro_batch_tokens,
         "processes": processes,
@@ -228,6 +233,7 @@ def load_model(
     dtype = choose_dtype(settings.precision, computed_on)
     network = _load_network(base, settings, dtype)
     apply_liger(network, computed_on)
+    use_native_gelu(network)
     torch.manual_seed(settings.seed)
     if settings.method == "full":
         module, plain = network.requires_grad_(True), 0
@@ -266,19 +272,21 @@ def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype) -> 
         )
     if base.family == "causal":
         attention.register()
-        options["attn_implementation"] = attention.NAME if _can_pack(base.config) else "sdpa"
+        options["attn_implementation"] = _attention_of(base.config)
     try:
         return loader.from_pretrained(base.folder, **options)
     except (OSError, ValueError) as error:
         raise TrainingError(f"the base model {base.model_id} does not load: {error}") from error
 
 
-def _can_pack(config: dict[str, Any]) -> bool:
-    """Whether each layer's attention is plain causal attention; other models get transformers' own block masks."""
+def _attention_of(config: dict[str, Any]) -> str:
+    """Ours where each layer's attention is plain causal attention; other models get transformers' own block masks."""
     text = config.get("text_config") or config
+    if text.get("attn_logit_softcapping"):
+        return "eager"  # the only one of transformers' own that caps
     has_window = text.get("sliding_window") is not None and text.get("use_sliding_window", True)
     plain_layers = set(text.get("layer_types") or ["full_attention"]) == {"full_attention"}
-    return plain_layers and not has_window and not text.get("attn_logit_softcapping")
+    return attention.NAME if plain_layers and not has_window else "sdpa"
 
 
 def _lora_config(network: Any, family: str, settings: Hyperparameters) -> peft.LoraConfig:
@@ -288,23 +296,6 @@ def _lora_config(network: Any, family: str, settings: Hyperparameters) -> peft.L
         lora_dropout=settings.lora_dropout,
         use_rslora=settings.method == "rslora",
         use_dora=settings.method == "dora",
-        target_modules=_target_modules(network, settings.target_modules),
+        target_modules=target_modules(network, settings.target_modules),
         task_type="SEQ_2_SEQ_LM" if family == "seq2seq" else "CAUSAL_LM",
     )
-
-
-def _target_modules(network: Any, asked: str) -> list[str]:
-    """The names of the layers that get an adapter: all linear ones but the head and the routers of expert models."""
-    head = network.get_output_embeddings()
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    if asked == "auto":
-        return sorted(linear - {"router", "gate", "lm_head"})
-    names = [name.strip() for name in asked.split(",") if name.strip()]
-    unknown = [name for name in names if name not in linear]
-    if unknown:
-        raise TrainingError(f"target_modules has {', '.join(unknown)}; the model has {', '.join(sorted(linear))}")
-    return names

@@ -20,11 +20,13 @@ import launch  # noqa: E402
 import requirements  # noqa: E402
 from failures import TrainingError, write_failure  # noqa: E402
 from folders import Folders  # noqa: E402
+from stopping import Stop  # noqa: E402
 
 
 def main() -> int:
     """Run the job; the exit code says whether it succeeded."""
     folders = Folders.from_environment()
+    stop = Stop(folders)
     try:
         requirements.install_missing(Path(__file__).with_name("requirements.txt"))
         workers = launch.worker_environments(folders)
@@ -32,7 +34,7 @@ def main() -> int:
             return launch.run_workers(Path(__file__), workers)
         if os.environ.get("RANK", "0") != "0":
             sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for the whole process)
-        _run(folders)
+        _run(folders, stop)
     except TrainingError as error:
         write_failure(folders.failure, str(error))
         print(f"failed: {error}", file=sys.stderr, flush=True)
@@ -43,7 +45,7 @@ def main() -> int:
     return 0
 
 
-def _run(folders: Folders) -> None:
+def _run(folders: Folders, stop: Stop) -> None:
     from base import locate_base
     from data import load_channel
     from encoding import Encoder
@@ -71,7 +73,7 @@ def _run(folders: Folders) -> None:
 
     from job import Job
 
-    Job(folders, settings, base, encoder, channels).run()
+    Job(folders, settings, base, encoder, channels, stop).run()
 
 
 if __name__ == "__main__":

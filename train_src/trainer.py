@@ -9,7 +9,6 @@ step is the same whether the job came to it directly or through a checkpoint.
 """
 
 import math
-import signal
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -27,6 +26,7 @@ from hyperparameters import Hyperparameters
 from metrics import Window, peak_memory_gb, report
 from model import TunedModel
 from sharding import like, whole
+from stopping import Stop
 
 SAVE_SECONDS = 300
 LOG_LINES = 200
@@ -67,6 +67,7 @@ class Trainer:
         *,
         micro_batch_tokens: int,
         group: Group | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.model, self.train_rows, self.settings, self.folders = model, train.rows, settings, folders
         self.validation_rows = validation.rows if validation else []
@@ -75,7 +76,7 @@ class Trainer:
         self.total_steps = count_steps(train.rows, settings)
         self.warmup_steps = math.ceil(self.total_steps * settings.warmup_ratio)
         self.progress = Progress()
-        self.stopped = False
+        self.stop = stop or Stop(folders)
         self.grad_norm = 0.0
         self.best_weights: dict[str, Tensor] = {}
         self.optimizer = torch.optim.AdamW(
@@ -85,7 +86,7 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end. False when a stop signal ended it first; the last complete step is saved then."""
         self._resume()
-        signal.signal(signal.SIGTERM, self._on_stop)
+        self.stop.is_training = True
         settings, progress = self.settings, self.progress
         steps = iterate_steps(
             self.train_rows, batch_tokens=settings.batch_tokens, seed=settings.seed, skip=progress.step
@@ -93,7 +94,8 @@ class Trainer:
         saved_at = progress.window.started = time.monotonic()
         while progress.step < self.total_steps and not self._has_run_out_of_patience():
             if not self._step(next(steps)):
-                self._save()
+                if progress.step:
+                    self._save()
                 return False
             is_last = progress.step == self.total_steps
             if progress.step == 1 or is_last or progress.step % self._log_steps() == 0:
@@ -119,7 +121,7 @@ class Trainer:
         )
         loss_sum, correct, last_sum = 0.0, 0, 0.0
         for part, counts in passes:
-            if self.stopped and self.group.size == 1:
+            if self.stop.asked and self.group.size == 1:
                 self.optimizer.zero_grad()
                 return False
             losses, right = self.model.losses(self.model.batch([rows[number] for number in part]))
@@ -129,7 +131,7 @@ class Trainer:
             loss_sum += last_sum * counts
             correct += int(right.sum()) * counts
         # Processes must agree to stop, or one would wait for the others for ever.
-        loss_sum, hits, stopping = self.group.sum(loss_sum, correct, self.stopped)
+        loss_sum, hits, stopping = self.group.sum(loss_sum, correct, self.stop.asked)
         if stopping:
             self.optimizer.zero_grad()
             return False
@@ -223,7 +225,10 @@ class Trainer:
 
     def _evaluate(self) -> None:
         progress = self.progress
-        result = evaluation.score(self.model, self.validation_rows, self.micro_batch_tokens, self.group)
+        try:
+            result = evaluation.score(self.model, self.validation_rows, self.micro_batch_tokens, self.group, self.stop)
+        except evaluation.Interrupted:
+            return
         if self.group.leads:
             report(step=progress.step, eval_loss=result.loss, eval_token_accuracy=result.token_accuracy)
         if result.loss < progress.best_loss:
@@ -293,10 +298,6 @@ class Trainer:
                 f"the checkpoints in {self.folders.checkpoints} belong to another job ({differences}): use a new "
                 "checkpoint location, or the same settings"
             )
-
-    def _on_stop(self, _number: int, _frame: Any) -> None:
-        print("stop signal received: saving the last complete step", flush=True)
-        self.stopped = True
 
 
 def count_steps(rows: list[Row], settings: Hyperparameters) -> int:

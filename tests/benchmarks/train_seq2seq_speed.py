@@ -1,6 +1,6 @@
 """LoRA training speed of a FLAN-T5-like model: train.py against transformers' Seq2SeqTrainer with padding.
 
-    python tests/benchmarks/train_seq2seq_speed.py [--steps 8] [--tokens 1024]
+    python tests/benchmarks/train_seq2seq_speed.py [--steps 4] [--tokens 1024]
 
 The model has random weights, FLAN-T5's architecture, about 135 million weights, and no dropout, so that the losses of
 both sides can be compared. Rows, steps, adapter and learning rate are the same; Seq2SeqTrainer gets each step's rows as
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train_rows import labels_of, planned_steps, step_tokens, write_channel
-from train_sides import Side, clocked, print_side, run_side, table, train_py, training_arguments
+from train_sides import Side, clocked, precisions, print_side, run_side, table, train_py, training_arguments
 
 TARGETS = ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]
 
@@ -82,7 +82,7 @@ def main() -> None:
     """Run both sides one after the other and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, default=Path.home() / ".cache/llmtuner/models/smollm2-135m-instruct")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=("train.py", "bf16", "fp32"), help=argparse.SUPPRESS)
@@ -99,13 +99,10 @@ def main() -> None:
         elif arguments.side:
             print_side(seq2seq_trainer(model, plan, arguments.side))
         else:
-            from model import choose_device, choose_dtype
-
             common = ["--model", str(model), "--steps", str(arguments.steps), "--tokens", str(arguments.tokens)]
-            python, fast = Path(sys.executable), str(choose_dtype("auto", choose_device()))
+            python = Path(sys.executable)
             sides = {"train.py": run_side(python, __file__, "train.py", *common)}
-            # Both types, the machine's own first: where bf16 is not native, fp32 is the stronger rival.
-            for precision in ["bf16"] if fast == "torch.bfloat16" else ["fp32", "bf16"]:
+            for precision in precisions():
                 sides[f"Seq2SeqTrainer, {precision}"] = run_side(python, __file__, precision, *common)
             print(table(sides))
 

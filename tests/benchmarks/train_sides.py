@@ -14,6 +14,7 @@ from train_rows import LONGEST, SEED, write_channel
 LEARNING_RATE = 3e-4
 WARM_UP = 1  # steps that are not timed
 CURVE_TOLERANCE = 0.01
+HOPELESS = 1.5  # times slower in matrix products: a rival cannot be at its best in that type
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,29 @@ class Clock:
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 1e9
         return Side(counted / wall, 1000 * processor / counted, peak, losses)
+
+
+def precisions() -> list[str]:
+    """The types a rival may be at its best in, the faster one in matrix products first; prints what was measured."""
+    import torch
+
+    speeds = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        x, w = torch.randn(512, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
+        times = []
+        for _ in range(4):
+            started = time.perf_counter()
+            x @ w.t()
+            times.append(time.perf_counter() - started)
+        speeds[name] = 2 * 512 * 576 * 1536 / min(times) / 1e9
+    chosen = [
+        name
+        for name in sorted(speeds, key=lambda name: -speeds[name])
+        if speeds[name] * HOPELESS >= max(speeds.values())
+    ]
+    measured = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in speeds.items())
+    print(f"matrix products: {measured}; the rival runs in {' and in '.join(chosen)}", flush=True)
+    return chosen
 
 
 def train_py(model: Path, tokens: list[int], batch_tokens: int, **settings: Any) -> Side:

@@ -1,11 +1,11 @@
 """LoRA training speed and memory: train.py against TRL's SFTTrainer on the same rows, model, adapter and steps.
 
-    python tests/benchmarks/train_speed.py [--steps 8] [--tokens 1024]
+    python tests/benchmarks/train_speed.py [--steps 4] [--tokens 1024]
 
 TRL runs packed (its collator gets each step's rows end to end, with their lengths), without recomputing activations, in
-bf16 and, where the processor multiplies bf16 no faster than fp32, in fp32 as well. Each side is a process of its own;
-the first step is not timed. The matrix limit is what the processor could train if it did nothing but the
-model's own matrix products at the speed it reaches on them alone, in the faster of the two types.
+the type in which the processor multiplies matrices faster (both types where they are close). Each side is a process of
+its own; the first step is not timed. The matrix limit is what the processor could train if it did nothing but the
+model's own matrix products at the speed it reaches on them alone, in that type.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 from rival_env import rival_python
 from train_rows import labels_of, planned_steps, step_tokens, write_channel
-from train_sides import Side, clocked, print_side, run_side, table, train_py, training_arguments
+from train_sides import Side, clocked, precisions, print_side, run_side, table, train_py, training_arguments
 
 MODEL = Path.home() / ".cache" / "llmtuner" / "models" / "smollm2-135m-instruct"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -61,28 +61,25 @@ def trl(model: Path, steps: int, tokens: int, precision: str) -> Side:
         return clocked(trainer, step_tokens(plan))
 
 
-def matrix_limit(model: Path, label_share: float, tokens: int) -> dict[str, float]:
-    """Tokens per second of the model's matrix products alone (forward, and the gradient of activations), by type."""
+def matrix_limit(model: Path, label_share: float, tokens: int, precision: str) -> float:
+    """Tokens per second of the model's matrix products alone: forward, and the gradient of activations."""
     import torch
 
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     hidden, feed = config["hidden_size"], config["intermediate_size"]
     kv = config["num_key_value_heads"] * (hidden // config["num_attention_heads"])
     block = [(hidden, hidden)] * 2 + [(kv, hidden)] * 2 + [(feed, hidden)] * 2 + [(hidden, feed)]
-    labels = int(tokens * label_share)
     products = [(tokens, *shape, config["num_hidden_layers"]) for shape in block]
-    products.append((labels, config["vocab_size"], hidden, 1))
-    found = {}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        seconds = 0.0
-        for shape in set(products):
-            rows, outputs, inputs, times = shape
-            x, w = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
-            y = x @ w.t()
-            best = min(_seconds(lambda x=x, w=w, y=y: (x @ w.t(), y @ w)) for _ in range(3))
-            seconds += best * times * products.count(shape)
-        found[name] = tokens / seconds
-    return found
+    products.append((int(tokens * label_share), config["vocab_size"], hidden, 1))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    seconds = 0.0
+    for shape in set(products):
+        rows, outputs, inputs, times = shape
+        x, w = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
+        y = x @ w.t()
+        best = min(_seconds(lambda x=x, w=w, y=y: (x @ w.t(), y @ w)) for _ in range(3))
+        seconds += best * times * products.count(shape)
+    return tokens / seconds
 
 
 def _seconds(work: Any) -> float:
@@ -95,7 +92,7 @@ def main() -> None:
     """Run every side one after the other and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
     parser.add_argument("--side", choices=("train.py", "bf16", "fp32"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -110,15 +107,14 @@ def main() -> None:
         print_side(train_py(model, step_tokens(plan), tokens))
         return
     share = sum(row.labels for rows in plan for row in rows) / sum(step_tokens(plan))
-    limits = matrix_limit(model, share, tokens)
-    print("  ".join(f"matrix limit in {name}: {value:.1f} tokens/s" for name, value in limits.items()), flush=True)
+    types = precisions()
+    limit = matrix_limit(model, share, tokens, types[0])
     common = ["--model", str(model), "--steps", str(steps), "--tokens", str(tokens)]
     sides = {"train.py": run_side(Path(sys.executable), __file__, "train.py", *common)}
     python = rival_python("trl")
-    for precision in ("bf16", "fp32"):
-        if precision == "bf16" or limits["fp32"] > limits["bf16"]:
-            sides[f"TRL SFTTrainer, {precision}"] = run_side(python, __file__, precision, *common)
-    print(table(sides, max(limits.values())))
+    for precision in types:
+        sides[f"TRL SFTTrainer, {precision}"] = run_side(python, __file__, precision, *common)
+    print(table(sides, limit))
 
 
 if __name__ == "__main__":

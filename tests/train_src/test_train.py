@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from conftest import ROWS, JobMaker, run_job
 from safetensors import safe_open
 
+import evaluation
 import train
 import trainer
 
@@ -32,7 +33,7 @@ def start(base: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _same_handler() -> Iterator[None]:
     """The trainer's stop handler does not outlive the test."""
     before = signal.getsignal(signal.SIGTERM)
@@ -151,7 +152,50 @@ def test_a_job_killed_and_stopped_ends_with_the_weights_of_one_that_was_not(make
     assert weights(broken) == weights(whole)
 
 
-@pytest.mark.usefixtures("_same_handler")
+def test_a_job_stopped_before_its_first_step_ends_at_once_and_saves_nothing(make_job: JobMaker) -> None:
+    base = make_job(max_steps=10_000)
+    with start(base) as job:
+        text = read_until(job.stdout, "data checked after")
+        job.send_signal(signal.SIGTERM)
+        text += job.communicate()[0]
+    assert job.returncode == 0, text
+    assert text.endswith("stop signal received before the first step: there is nothing to save\n")
+    assert not (base / "model").exists()
+    assert not (base / "output" / "failure").exists()
+
+
+def test_a_job_stopped_while_it_is_loading_a_checkpoint_leaves_that_checkpoints_model(make_job: JobMaker) -> None:
+    base, models = make_job(max_steps=10_000, log_steps=1, evaluation_samples=0), []
+    for moment in ("metric step=2 ", "data checked after"):
+        with start(base) as job:
+            text = read_until(job.stdout, moment)
+            job.send_signal(signal.SIGTERM)
+            text += job.communicate()[0]
+        assert job.returncode == 0, text
+        manifest = json.loads((base / "model" / "manifest.json").read_text())
+        models.append((manifest["metrics"]["steps"], weights(base)))
+    assert "resumed from checkpoint" in text
+    assert models[0] == models[1]
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(make_job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, passes = evaluation._sums, []
+
+    def stopping(model: Any, rows: Any, planned: Any, stop: Any) -> Any:
+        if len(passes) == 1:  # the base is evaluated first
+            os.kill(os.getpid(), signal.SIGTERM)
+        passes.append(planned)
+        return sums(model, rows, planned, stop)
+
+    monkeypatch.setattr(evaluation, "_sums", stopping)
+    base = make_job(max_steps=10, eval_steps=3, save_steps=100)
+    assert run_job(base) == 0
+    manifest = json.loads((base / "model" / "manifest.json").read_text())
+    assert (manifest["metrics"]["steps"], manifest["metrics"]["finished"]) == (3, False)
+    assert len(passes) == 2
+    assert [path.name for path in (base / "checkpoints").glob("step-*")] == ["step-00000003"]
+
+
 @pytest.mark.parametrize(
     ("method", "family"),
     [("lora", "seq2seq"), ("rslora", "causal"), ("dora", "causal"), ("full", "causal"), ("full", "seq2seq")],
@@ -179,10 +223,16 @@ def test_a_stopped_job_of_any_method_goes_on_to_the_same_model(
     assert models[0] == models[1]
 
 
-@pytest.mark.parametrize(("method", "sharding"), [("lora", "off"), ("lora", "on"), ("full", "on")])
-def test_two_processes_compute_what_one_computes(make_job: JobMaker, method: str, sharding: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "sharding", "recompute"),
+    [("lora", "off", "off"), ("lora", "on", "on"), ("full", "on", "off"), ("full", "on", "on")],
+)
+def test_two_processes_compute_what_one_computes(
+    make_job: JobMaker, method: str, sharding: str, recompute: str
+) -> None:
     settings = {"max_steps": 4, "save_steps": 2, "precision": "fp32", "method": method, "learning_rate": 0.005}
-    one, two = make_job("one", **settings), make_job("two", sharding=sharding, **settings)
+    one = make_job("one", gradient_checkpointing="off", **settings)
+    two = make_job("two", gradient_checkpointing=recompute, sharding=sharding, **settings)
     with start(one) as job:
         expected = losses(job.communicate()[0])
     assert len(expected) == 4
@@ -196,6 +246,7 @@ def test_two_processes_compute_what_one_computes(make_job: JobMaker, method: str
     assert job.returncode == 0, text
     assert "resumed from checkpoint step-0000000" in text
     assert ("weights spread over the processes" in text) == (sharding == "on")
+    assert ("activations recomputed" in text) == (recompute == "on")
     found = {step: float(loss) for step, loss in losses(seen + text).items()}
     assert found == {step: pytest.approx(float(loss), rel=1e-4) for step, loss in expected.items()}
     # The archive was checked against the answers of the processes; its evaluation is theirs as well.

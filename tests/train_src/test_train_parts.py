@@ -1,5 +1,6 @@
 """The fast arithmetic gives what the plain one gives, and batches hold what they should."""
 
+import dataclasses
 import sys
 import warnings
 from pathlib import Path
@@ -12,14 +13,17 @@ import torch
 import transformers
 from conftest import ROWS
 from torch.nn import functional
+from transformers.activations import NewGELUActivation
 
 import attention
-import kernels
+import cpu_attention
 import label_loss
 import launch
 import lora_mlp
+import replacements
 import requirements
 from base import Base
+from batches import causal_batch
 from data import Row, load_channel, plan_epoch, share_of, split_micro
 from encoding import Encoder
 from failures import TrainingError, write_failure
@@ -72,6 +76,36 @@ def test_packed_attention_equals_attention_over_each_document_alone(lengths: lis
     attention.set_documents(())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [9, 150])
+def test_a_shared_prefix_gives_what_each_document_gives_with_a_prefix_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, shared: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(cpu_attention, "BLOCK", 64)
+    torch.manual_seed(0)
+    lengths = [5, 130, 1]
+    total = shared + sum(lengths)
+    shapes = [(1, 4, total, 8), (1, 2, total, 8), (1, 2, total, 8)]
+    packed = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    exact = [tensor.detach().double().requires_grad_() for tensor in packed]
+    attention.set_documents(lengths, shared)
+    ours, _ = attention.packed_attention(torch.nn.Identity(), *packed, None)
+    attention.set_documents(())
+    outputs = []
+    for number, documents in enumerate(zip(*(each[:, :, shared:].split(lengths, 2) for each in exact), strict=True)):
+        whole = [torch.cat([each[:, :, :shared], own], 2) for each, own in zip(exact, documents, strict=True)]
+        output = functional.scaled_dot_product_attention(*whole, is_causal=True, enable_gqa=True)
+        outputs.append(output if number == 0 else output[:, :, shared:])
+    theirs = torch.cat(outputs, 2).transpose(1, 2)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(ours.double(), theirs, **tolerance)
+    weights = torch.randn_like(ours)
+    (ours * weights).sum().backward()
+    (theirs * weights.double()).sum().backward()
+    for one, other in zip(packed, exact, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, **tolerance)
+
+
 def test_packed_attention_refuses_what_it_does_not_do() -> None:
     tensor = torch.randn(1, 2, 3, 4)
     with pytest.raises(NotImplementedError, match="sliding_window"):
@@ -118,16 +152,25 @@ def test_ligers_kernels_are_used_on_a_gpu_that_has_them_and_nowhere_else(monkeyp
 
     network = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: None)
-    assert not kernels.apply_liger(network, gpu)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(replacements.importlib.util, "find_spec", lambda _: None)
+    assert not replacements.apply_liger(network, gpu)
+    monkeypatch.setattr(replacements.importlib.util, "find_spec", lambda _: object())
     liger = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": patch})
     monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", SimpleNamespace(monkey_patch=liger))
-    assert not kernels.apply_liger(network, cpu)
-    assert kernels.apply_liger(network, gpu)
+    assert not replacements.apply_liger(network, cpu)
+    assert replacements.apply_liger(network, gpu)
     assert asked == [{"rope": True, "rms_norm": True, "head": False}]
-    assert not kernels.apply_liger(SimpleNamespace(config=SimpleNamespace(model_type="unheard-of")), gpu)
+    assert not replacements.apply_liger(SimpleNamespace(config=SimpleNamespace(model_type="unheard-of")), gpu)
+
+
+def test_pytorchs_own_gelu_takes_the_place_of_the_one_in_eight_operations(models: dict[str, Path]) -> None:
+    model = load(models["seq2seq"])
+    act = model.network.encoder.block[0].layer[1].DenseReluDense.act
+    assert type(act) is torch.nn.GELU
+    assert not any(isinstance(each, NewGELUActivation) for each in model.network.modules())
+    x = torch.linspace(-6, 6, 1001)
+    torch.testing.assert_close(act(x), NewGELUActivation()(x), rtol=1e-5, atol=1e-6)
 
 
 def test_label_losses_and_their_gradient_equal_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +272,39 @@ def test_a_step_has_the_same_gradient_however_it_is_cut_into_passes(models: dict
         gradients.append([parameter.grad for parameter in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("common", [8, 20, 33])
+def test_what_all_rows_begin_with_is_computed_once_and_changes_neither_losses_nor_gradients(
+    models: dict[str, Path], common: int
+) -> None:
+    rows = rows_of([60, 35, 90])  # the second one is trained from token 17 on
+    rows = [dataclasses.replace(row, ids=np.concatenate([rows[2].ids[:common], row.ids[common:]])) for row in rows]
+    model = load(models["causal"])
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters().items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    found = []
+    for share in (True, False):
+        batch = causal_batch(rows, share=share)
+        assert batch.shared == (common if share else 0)
+        assert batch.input_ids.shape[1] == sum(map(len, rows)) - 3 - 2 * batch.shared, "nothing is computed twice"
+        losses, _ = model.losses(batch)
+        gradients = torch.autograd.grad(losses.sum(), model.parameters())
+        found.append((losses.detach(), batch.labels, batch.owners, *gradients))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert model.batch(rows).shared == common
+
+
+def test_tokens_that_no_loss_depends_on_are_not_computed() -> None:
+    (row,) = rows_of([30])
+    row.trained[20:] = False
+    batch = causal_batch([row])
+    assert batch.input_ids.tolist() == [row.ids[:19].tolist()]
+    assert batch.labels.tolist() == row.ids[15:20].tolist()
+    assert batch.positions.tolist() == list(range(14, 19))
 
 
 def test_an_epoch_has_every_row_once_in_an_order_the_seed_decides() -> None:

@@ -1,12 +1,16 @@
-"""Liger's Triton kernels on an NVIDIA GPU: norms and rotary positions in one launch each, where they are installed.
+"""Faster arithmetic of others in place of transformers' own.
 
-The head and the feed-forward blocks have arithmetic of their own (label_loss.py, lora_mlp.py), so Liger's are not used.
+Liger's Triton kernels on an NVIDIA GPU: norms and rotary positions in one launch each, where they are installed. The
+head and the feed-forward blocks have arithmetic of their own (label_loss.py, lora_mlp.py), so Liger's are not used.
+PyTorch's GELU everywhere.
 """
 
 import importlib.util
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.activations import NewGELUActivation
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": False, "geglu": False}
 OURS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -24,3 +28,11 @@ def apply_liger(network: Any, device: torch.device) -> bool:
     known = patch.__code__.co_varnames[: patch.__code__.co_argcount]
     patch(model=network, **{name: value for name, value in {**KERNELS, **OURS}.items() if name in known})
     return True
+
+
+def use_native_gelu(network: nn.Module) -> None:
+    """PyTorch's own GELU in place of the same formula written in eight operations (T5's), which keeps four tensors."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))

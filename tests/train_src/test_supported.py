@@ -1,0 +1,152 @@
+"""Models this code cannot train are refused from their config.json, and those it can train are let through."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import JobMaker, run_job
+
+import base as base_module
+from base import Base
+from failures import TrainingError
+from structure import check_structure
+from supported import check_config
+
+SMALL = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+SMALL_T5 = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+
+
+def config_of(kind: str, **values: Any) -> dict[str, Any]:
+    """What a model of transformers' own class has in its config.json."""
+    config = transformers.AutoConfig.for_model(kind, **values).to_dict()
+    known = transformers.models.auto.modeling_auto
+    mapping = {**known.MODEL_MAPPING_NAMES, **known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    return {**config, "architectures": [mapping[kind]]}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite", "olmo2", "smollm3"],
+)
+def test_decoders_built_like_llama_are_let_through(kind: str, tmp_path: Path) -> None:
+    config = config_of(kind, **SMALL)
+    check_config("acme/model", config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_encoder_decoders_of_t5s_family_are_let_through(kind: str, tmp_path: Path) -> None:
+    config = config_of(kind, **SMALL_T5)
+    check_config("acme/model", config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("umt5", "it is an encoder-decoder of type 'umt5'"),
+        ("bart", "it is an encoder-decoder of type 'bart'"),
+        ("longt5", "it is an encoder-decoder of type 'longt5'"),
+        ("switch_transformers", "it is an encoder-decoder of type 'switch_transformers'"),
+        ("gpt2", r"its config.json \(type 'gpt2'\) has no hidden_size"),
+        ("opt", r"its config.json \(type 'opt'\) has no intermediate_size"),
+        ("bert", "it is a BertLMHeadModel, which is no decoder"),
+        ("mixtral", r"with 8 experts in each layer \(num_local_experts\)"),
+        ("qwen3_moe", "experts in each layer"),
+        ("deepseek_v3", "experts in each layer"),
+        ("mamba", r"layers that are no attention \(state_size\)"),
+        ("falcon_h1", r"layers that are no attention \(mamba_"),
+        ("jamba", r"layers that are no attention \(mamba_"),
+        ("recurrent_gemma", r"layers that are no attention \(lru_width\)"),
+        ("qwen3_next", "layers that are no attention"),
+        ("lfm2", r"layers that are no attention \(conv_"),
+        ("gemma3", r"reads more than text"),
+    ],
+)
+def test_models_built_otherwise_are_refused_with_what_stands_in_the_way(kind: str, reason: str) -> None:
+    with pytest.raises(
+        TrainingError, match=f"^acme/model cannot be trained: .*(?:{reason}).*supported are text decoders"
+    ):
+        check_config("acme/model", config_of(kind))
+
+
+def test_weights_that_are_quantised_already_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"quantised already \(gptq\), take the original"):
+        check_config("acme/model", {**config_of("llama", **SMALL), "quantization_config": {"quant_method": "gptq"}})
+
+
+def test_a_model_with_more_weights_than_its_sizes_say_is_refused(tmp_path: Path) -> None:
+    config = config_of("llama", **SMALL)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 512}))
+    with pytest.raises(TrainingError, match=r"it has 1\d\d,\d\d\d weights, a model of its sizes"):
+        check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "umt5"}, "tiny cannot be trained: it is an encoder-decoder of type 'umt5'"),
+        ({"model_type": "unheard-of"}, "knows no tiny"),
+    ],
+)
+def test_a_job_with_such_a_model_ends_before_its_weights_are_touched(
+    make_job: JobMaker, tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    job = make_job(model_id="tiny", kind="seq2seq" if changes["model_type"] == "umt5" else "causal")
+    channel = job / "input" / "data" / "model"
+    model = shutil.copytree(channel.resolve(), tmp_path / "model")
+    channel.unlink()
+    channel.symlink_to(model)
+    (model / "model.safetensors").write_bytes(b"never read")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **changes}))
+    assert run_job(job) == 1
+    assert reason in (job / "output" / "failure").read_text()
+
+
+def test_a_model_of_the_hub_is_refused_before_its_weights_are_fetched(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = make_job(model_id="acme/bart")
+    (job / "input" / "data" / "model").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config_of("bart")))
+    fetched: list[tuple[str, ...]] = []
+
+    def download(_model: str, _revision: str, patterns: tuple[str, ...]) -> Path:
+        fetched.append(patterns)
+        return tmp_path
+
+    monkeypatch.setattr(base_module, "_download", download)
+    assert run_job(job) == 1
+    assert fetched == [base_module.DESCRIPTION]
+    assert (job / "output" / "failure").read_text().startswith("acme/bart cannot be trained")
+
+
+def test_checking_the_structure_allocates_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("llama", **{**SMALL, "vocab_size": 2_000_000, "hidden_size": 8192, "num_hidden_layers": 80})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made: list[torch.device] = []
+    init = torch.nn.Linear.__init__
+
+    def remembering(self: torch.nn.Linear, *arguments: Any, **named: Any) -> None:
+        init(self, *arguments, **named)
+        made.append(self.weight.device)
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", remembering)
+    check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
+    assert set(made) == {torch.device("meta")}

@@ -1,0 +1,32 @@
+"""SIGTERM: SageMaker is about to end the job (stop, budget used up, spot capacity gone) and kills it 120 s later.
+
+Before the first step there is nothing to save, so the job ends at once, unless a checkpoint is there that the job was
+about to go on from: then it is loaded and written as a model like any other. Later the trainer ends after the last
+complete step.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from folders import Folders
+
+
+class Stop:
+    """Whether the job is to end. Made before anything slow is done."""
+
+    def __init__(self, folders: Folders) -> None:
+        self.asked = False
+        self.is_training = False
+        self._folders = folders
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        # Several processes must agree before one of them may leave.
+        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if is_alone and not self.is_training and not any(self._folders.checkpoints.glob("step-*")):
+            print("stop signal received before the first step: there is nothing to save", flush=True)
+            sys.exit(0)
+        print("stop signal received: saving the last complete step", flush=True)
+        self.asked = True

@@ -1,0 +1,54 @@
+"""Which base models this code can train, decided from config.json alone, before torch or any weight is loaded.
+
+Decoders of text with attention in every layer and one feed-forward block each (Llama and what is built like it), and
+T5's family of encoder-decoders. Everything else would fail late, or worse: train on something else than was asked for
+(recurrent layers carry state from one packed row into the next, expert layers would get no adapter).
+"""
+
+from typing import Any
+
+from failures import TrainingError
+
+SUPPORTED = (
+    "supported are text decoders built like Llama (Llama, Mistral, Qwen2 and 3, Gemma, Phi-3, SmolLM and others) and "
+    "encoder-decoders of T5's family (T5, FLAN-T5, mT5)"
+)
+T5_FAMILY = ("t5", "mt5")
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+RECURRENT = ("conv_", "mamba_", "ssm_", "lru_", "rwkv", "linear_attn", "linear_num_", "linear_conv", "state_size")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+OTHER_SENSES = ("vision_config", "audio_config", "image_token_id")
+
+
+def check_config(model_id: str, config: dict[str, Any]) -> None:
+    """Raises TrainingError with what stands in the way of training this model."""
+    reason = _obstacle(config)
+    if reason:
+        raise TrainingError(f"{model_id} cannot be trained: {reason}; {SUPPORTED}")
+
+
+def _obstacle(config: dict[str, Any]) -> str:
+    kind = config.get("model_type", "")
+    if config.get("quantization_config"):
+        scheme = config["quantization_config"].get("quant_method", "some way")
+        return f"its weights are quantised already ({scheme}), take the original (method qlora quantises by itself)"
+    if config.get("is_encoder_decoder"):
+        return "" if kind in T5_FAMILY else f"it is an encoder-decoder of type {kind!r}"
+    senses = [name for name in OTHER_SENSES if config.get(name)]
+    if senses:
+        return f"it is of type {kind!r}, which reads more than text ({senses[0]})"
+    state = next((name for name in config if name.startswith(RECURRENT)), None)
+    other = sorted(set(config.get("layer_types") or ()) - ATTENTION_LAYERS)
+    if state or other:
+        return f"it is of type {kind!r} with layers that are no attention ({state or ', '.join(other)})"
+    experts = next((name for name in EXPERTS if (config.get(name) or 0) > 1), None)
+    if experts:
+        return f"it is of type {kind!r} with {config[experts]} experts in each layer ({experts})"
+    missing = [name for name in SIZES if not config.get(name)]
+    if missing:
+        return f"its config.json (type {kind!r}) has no {', '.join(missing)}"
+    architecture = (config.get("architectures") or [""])[0]
+    if architecture and not architecture.endswith("ForCausalLM"):
+        return f"it is a {architecture}, which is no decoder"
+    return ""
