@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -124,6 +125,11 @@ class Job:
         started = time.monotonic()
         with model.base():
             result = score(model, test.rows, trainer.micro_batch_tokens, group, self.stop)
+            if not math.isfinite(result.loss):
+                raise TrainingError(
+                    f"the loss of {self.base.model_id} is {result.loss} before any training: its weights are damaged, or "
+                    "too large for this precision; fetch the model again, or set precision fp32"
+                )
             texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
         found = {"losses": result.losses, "correct": result.correct, "labels": result.labels, "answers": texts}
         if not group.leads:

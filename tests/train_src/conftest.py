@@ -1,6 +1,7 @@
 """A finished training job of each family, made once for all tests of the container's code."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,12 +32,16 @@ def write_job(base: Path, model: Path, rows: list[dict[str, str]], **hyperparame
 
 
 def run_job(base: Path) -> int:
-    """Run train.py's main in this process."""
+    """Run train.py's main in this process; its stop handler does not outlive it."""
     import train
 
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAGEMAKER_BASE_DIR", str(base))
-        return train.main()
+        try:
+            return train.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")

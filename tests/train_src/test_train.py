@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,14 +30,6 @@ def start(base: Path, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-@pytest.fixture(autouse=True)
-def _same_handler() -> Iterator[None]:
-    """The trainer's stop handler does not outlive the test."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def start_two(base: Path) -> subprocess.Popen[str]:
@@ -311,58 +302,3 @@ def test_early_stopping_ends_with_the_best_weights(make_job: JobMaker, capfd: py
     best = evaluations.index(min(evaluations)) + 1
     assert len(evaluations) == best + 3
     assert f"took the weights of step {best}, with the lowest validation loss" in text
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"max_length": 12}, "max_length 12 cuts the answer of 32 of 32 rows of channel train: raise max_length"),
-        ({"long_rows": "stop", "max_length": 20}, "set long_rows to cut or drop"),
-        ({"max_length": 4096}, "max_length is 4096, tiny reads at most 512 tokens"),
-        ({"learning_rate": "1e-8"}, "learning_rate 1e-08 changes nothing"),
-        ({"learning_rate": "fast", "epoch": 3}, "epoch is not a hyperparameter"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast', it must be a number"),
-        ({"epochs": 0}, "epochs is 0, it must be from 0.001 to 1000"),
-        ({"method": "qlora"}, "method qlora needs an NVIDIA GPU, this machine has none"),
-        ({"target_modules": "q_proj,nonsense"}, "target_modules has nonsense; the model has down_proj"),
-        ({"family": "seq2seq"}, "is a causal model: set auto"),
-    ],
-)
-def test_a_job_that_would_waste_money_is_stopped_with_the_reason(
-    make_job: JobMaker, settings: dict[str, object], reason: str
-) -> None:
-    base = make_job(**{"model_id": "tiny", **settings})
-    assert run_job(base) == 1
-    assert reason in (base / "output" / "failure").read_text()
-
-
-def test_a_loss_that_is_no_number_stops_the_job(make_job: JobMaker) -> None:
-    base = make_job(learning_rate=1.0, max_grad_norm=0, epochs=20, warmup_ratio=0, method="full")
-    assert run_job(base) == 1
-    assert re.search(r"the loss (became|exploded)", (base / "output" / "failure").read_text())
-
-
-def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
-    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import model
-
-    monkeypatch.setattr(model, "_device_bytes", lambda _: 0.3e9)
-    base = make_job()
-    assert run_job(base) == 1
-    assert "does not fit: lora with rows of" in (base / "output" / "failure").read_text()
-
-
-def test_an_unforeseen_error_leaves_its_reason_first_and_the_traceback_after_it(
-    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("disk on fire")
-
-    monkeypatch.setattr(trainer.Trainer, "run", fail)
-    base = make_job()
-    with pytest.raises(RuntimeError):
-        run_job(base)
-    text = (base / "output" / "failure").read_text()
-    assert text.startswith("RuntimeError: disk on fire")
-    assert "Traceback" in text
