@@ -37,7 +37,7 @@ class Reading:
 
     def _folded(self) -> Folded:
         found = letters(self._made.samples, self.votes)
-        return Folded(found.title, [*found.parts, *filter(None, [measured(self._made)])])
+        return Folded(found.title, [*found.parts, *measured(self._made)])
 
     def _vote(self, place: int, said: str) -> None:
         self.votes[place] = blind.LETTERS[VOTES.index(said)] if said != blind.NEITHER else said
@@ -52,7 +52,7 @@ class Reading:
         parts: list[Any] = [forms.text(Card(TITLE, parts=self._notes())._repr_html_())]
         for place, table in enumerate(questions(self._made.samples)):
             parts.append(forms.text(Card("", parts=[table])._repr_html_()))
-            parts.append(forms.choice(f"Question {place + 1}", VOTES, partial(self._vote, place)))
+            parts.append(forms.choice(f"Your vote on {place + 1}", VOTES, partial(self._vote, place)))
         return forms.stacked([*parts, self._key, self._problem], self.card(), options)
 
 
@@ -99,12 +99,12 @@ def letters(samples: Sequence[Sample], votes: Sequence[str] = ()) -> Folded:
     return Folded(KEY, [Table("", ("question", "A was", "B was", "your vote"), rows), said])
 
 
-def measured(made: Comparison) -> str:
-    """The measured verdict, which knows nothing of a reader's votes; empty when nothing was asked."""
+def measured(made: Comparison) -> list[str]:
+    """The measured verdict, which knows nothing of a reader's votes; nothing when nothing was asked."""
     if math.isnan(made.tuned):
-        return ""
-    low, high = made.interval
-    return (
-        f"Measured, words in common with the answers in the data (0 to 1): base {made.base:.2f}, tuned {made.tuned:.2f}.\n"
-        f"Verdict: {made.verdict} (95 % interval of the difference {low:+.2f} to {high:+.2f})."
-    )
+        return []
+    low, high = (round(value, 2) + 0.0 for value in made.interval)  # never -0.00
+    return [
+        f"Measured, words in common with the answers in the data (0 to 1): base {made.base:.2f}, tuned {made.tuned:.2f}.",
+        f"Verdict: {made.verdict} (95 % interval of the difference {low:+.2f} to {high:+.2f}).",
+    ]

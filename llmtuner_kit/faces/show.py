@@ -218,7 +218,7 @@ def _as_text(part: Part) -> list[str]:
     if isinstance(part, Chart | Bars):
         return [f"{part.title}: {part.alt}"]
     rows = [[_words(cell) for cell in row] for row in (part.head, *part.rows)]
-    widths = [min(60, max(len(row[column]) for row in rows)) for column in range(len(part.head))]
+    widths = [min(90, max(len(row[column]) for row in rows)) for column in range(len(part.head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [part.caption, *lines]
 
