@@ -11,7 +11,7 @@ the machine's limit, so a Linear may keep its weight a second time, in fp32.
 
 import functools
 import warnings
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,23 +65,24 @@ def padded_rows(count: int) -> int:
     return row_counts()[count] if count <= MOST_ROWS else count
 
 
-class _PackedProduct(nn.Module):
-    """The product by one packed weight. As TorchScript, since Python takes 40 us to hand a packed weight to PyTorch."""
+class PackedProduct(nn.Module):
+    """The product by one packed weight, fp32 (rows, in) -> (rows, out), for TorchScript."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, packed: Any) -> None:
         super().__init__()
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
+        self.packed = packed
 
     def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
-def _packed_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """fp32 (rows, in) -> (rows, out)."""
+def _scripted(product: PackedProduct) -> Any:
+    """What Python calls. Handing PyTorch a packed weight from Python itself takes 40 microseconds."""
     with warnings.catch_warnings():
         # torch.compile, which PyTorch recommends instead, would need a C++ compiler where the model is served.
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        return torch.jit.script(_PackedProduct(weight, bias)).forward
+        return torch.jit.script(product).forward
 
 
 class Linear(nn.Module):
@@ -94,14 +95,17 @@ class Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, keeps_plain: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed: Callable[[Tensor], Tensor] | None = None
+        self.product: PackedProduct | None = None
+        self._packed: Any = None
         self._plain: Tensor | None = None
         self._weight, self._bias = weight, bias
         self.weight = weight.new_empty(0)  # transformers asks a layer's weight for its type
         if is_packable(weight):
-            self._packed = _packed_product(weight, bias)
+            own_bias = None if bias is None else bias.float()
+            self.product = PackedProduct(torch.ops.quantized.linear_prepack_fp16(weight.float(), own_bias))
+            self._packed = _scripted(self.product)
             self._plain = weight.float() if keeps_plain else None
-            self._weight, self._bias = torch.empty(0), None if bias is None else bias.float()
+            self._weight, self._bias = torch.empty(0), own_bias
             self.weight = torch.empty(0)
 
     @property

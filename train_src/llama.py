@@ -6,7 +6,6 @@ keys and values are written into a cache of their own that is reserved once.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional
 from adapters import Adapter, Lora, Share, add_shares, bind
 from decoders import Row, layer_shapes, shares_of
 from linears import Linear, padded_rows
+from llama_layer import Layer, Norm, Turn, scripted
 
 PREFILL_TOKENS = 256  # of a prompt in one step; the rows that are answering wait for so long at most
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -37,35 +37,6 @@ def is_llama_like(config: Any) -> bool:
     )
 
 
-@dataclass
-class _Layer:
-    qkv: Linear
-    out: Linear
-    gate_up: Linear
-    down: Linear
-    attention_norm: "_Norm"
-    mlp_norm: "_Norm"
-    query_norm: "_Norm | None"
-    key_norm: "_Norm | None"
-
-
-class _Norm:
-    """RMS norm: `x / sqrt(mean(x^2) + eps) * weight`."""
-
-    def __init__(self, weight: Tensor, eps: float, dtype: torch.dtype) -> None:
-        self.weight, self.eps = weight.detach().to(dtype), eps
-        self.is_split = weight.device.type == "cpu" and dtype == torch.float32
-        self.longer = self.weight * len(weight) ** 0.5
-        self.least = torch.tensor((eps * len(weight)) ** 0.5, dtype=dtype, device=weight.device)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., size) -> (..., size)."""
-        if not self.is_split:
-            return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        # For CPUs PyTorch composes rms_norm of nine operations; these are four.
-        return (x * self.longer).div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.least))
-
-
 class LlamaDecoder:
     """As decoders.Decoder says."""
 
@@ -84,33 +55,33 @@ class LlamaDecoder:
         self.norm = self._norm(model.model.norm.weight)
         self._weave = torch.arange(self.head_size).view(2, -1).t().reshape(-1)
         self.layers = [self._layer(layer) for layer in model.model.layers]
+        self.scripted = [scripted(layer) for layer in self.layers]
         self.turns = _turns(model.model.rotary_emb, context)
         self.bytes_per_token = 2 * len(self.layers) * self.kv_heads * self.head_size * self.dtype.itemsize
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         query, key = (self._woven(part, count) for part, count in self._rotated(attention))
         value = (attention.v_proj.weight, attention.v_proj.bias)
         parts = [query, key, value]
         bias = None if query[1] is None else torch.cat([part[1] for part in parts]).detach()
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        woven = [None if norm is None else self._norm(norm.weight[self._weave]) for norm in norms]
-        return _Layer(
+        query_norm, key_norm = [None if norm is None else self._norm(norm.weight[self._weave]) for norm in norms]
+        return Layer(
+            attention_norm=self._norm(layer.input_layernorm.weight),
             qkv=self._linear(torch.cat([part[0] for part in parts]), bias),
+            turn=Turn(self.heads, self.kv_heads, self.head_size, self.dtype, query_norm, key_norm),
             out=self._linear(attention.o_proj.weight, attention.o_proj.bias),
+            mlp_norm=self._norm(layer.post_attention_layernorm.weight),
             gate_up=self._linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
             down=self._linear(mlp.down_proj.weight, mlp.down_proj.bias),
-            attention_norm=self._norm(layer.input_layernorm.weight),
-            mlp_norm=self._norm(layer.post_attention_layernorm.weight),
-            query_norm=woven[0],
-            key_norm=woven[1],
         )
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         return Linear(weight.detach(), None if bias is None else bias.detach(), keeps_plain=self.keeps_plain)
 
-    def _norm(self, weight: Tensor) -> _Norm:
-        return _Norm(weight, self.eps, self.dtype)
+    def _norm(self, weight: Tensor) -> Norm:
+        return Norm(weight, self.eps, self.dtype)
 
     def _rotated(self, attention: Any) -> tuple[tuple[Any, int], tuple[Any, int]]:
         return (attention.q_proj, self.heads), (attention.k_proj, self.kv_heads)
@@ -185,7 +156,7 @@ class LlamaDecoder:
             )
             return found[0].transpose(0, 1).flatten(1)
 
-        hidden = self._layers(ids, self.turns[start:end], shares, attend)
+        hidden = self._layers(self._embed(ids), self.turns[start:end, None], shares, attend)
         row.done = end
         return hidden
 
@@ -209,20 +180,27 @@ class LlamaDecoder:
                 found.append(functional.scaled_dot_product_attention(own, keys, values))
             return torch.cat(found + found[-1:] * more).view(count + more, -1)
 
-        turns = self.turns[places + places[-1:] * more]
-        ids = [*tokens] + [tokens[-1]] * more
-        hidden = self._layers(ids, turns, shares_of(rows, self.device), attend)
+        hidden = self._embed([*tokens] + [tokens[-1]] * more)
+        turns = self.turns[places + places[-1:] * more][:, None]
+        shares = shares_of(rows, self.device)
+        if shares or None in self.scripted:
+            hidden = self._layers(hidden, turns, shares, attend)
+        else:
+            for number, layer in enumerate(self.scripted):
+                query, pairs = layer.before(hidden, turns)
+                hidden = layer.after(hidden, attend(number, query, pairs))
         for row in rows:
             row.done += 1
         return self._logits(hidden)[:count]
 
-    def _layers(self, ids: Sequence[int], turns: Tensor, shares: list[Share], attend: Any) -> Tensor:
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        return functional.embedding(torch.tensor(ids, device=self.device), self.embeddings).to(self.dtype)
+
+    def _layers(self, hidden: Tensor, turns: Tensor, shares: list[Share], attend: Any) -> Tensor:
         """All layers for some tokens. `attend(layer, query, pairs)` keeps keys and values and gives the attention."""
-        hidden = functional.embedding(torch.tensor(ids, device=self.device), self.embeddings).to(self.dtype)
-        turns = turns[:, None]
         for number, layer in enumerate(self.layers):
             x = layer.attention_norm(hidden)
-            query, pairs = self._rotate(layer, self._product(f"{number}.qkv", layer.qkv, x, shares), turns)
+            query, pairs = layer.turn(self._product(f"{number}.qkv", layer.qkv, x, shares), turns)
             x = attend(number, query, pairs)
             hidden = hidden.add_(self._product(f"{number}.out", layer.out, x, shares))
             x = layer.mlp_norm(hidden)
@@ -230,20 +208,6 @@ class LlamaDecoder:
             x = functional.silu(gate).mul_(up)
             hidden = hidden.add_(self._product(f"{number}.down", layer.down, x, shares))
         return hidden
-
-    def _rotate(self, layer: _Layer, qkv: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (tokens, heads, size) and keys with values (tokens, 2, kv_heads, size), turned to their places."""
-        heads = qkv.contiguous().view(count := qkv.shape[0], -1, self.head_size)
-        own = turned = heads[:, : -self.kv_heads]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = own.split([self.heads, self.kv_heads], 1)
-            turned = torch.cat([layer.query_norm(query), layer.key_norm(key)], 1)
-        turned = turned.float()
-        torch.view_as_complex(turned.view(count, -1, self.head_size // 2, 2)).mul_(turns)
-        if turned is not own:
-            own.copy_(turned)
-        query, pairs = heads.split([self.heads, 2 * self.kv_heads], 1)
-        return query, pairs.view(count, 2, self.kv_heads, self.head_size)
 
     def _product(self, name: str, linear: Linear, x: Tensor, shares: list[Share]) -> Tensor:
         output = linear(x)

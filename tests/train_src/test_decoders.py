@@ -189,6 +189,16 @@ def test_rows_of_several_adapters_share_a_batch(name: str, length: int, save_ada
     torch.testing.assert_close(found[3], plain, atol=5e-3, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_a_row_has_the_same_bits_beside_an_adapter(name: str, save_adapter: Callable[..., Path]) -> None:
+    decoder, tokens = decoder_of(make(name)), [prompt(5, number) for number in range(3)]
+    adapter = decoder.bind("one", read_adapter(save_adapter(name, "one"), decoder.shapes))
+    alone = decoded(decoder, [Row(prompt(9), 20)], tokens[:1])[0]
+    beside = decoded(decoder, [Row(prompt(9), 20), *(Row(prompt(9), 20, ((adapter, 1.0),)) for _ in "ab")], tokens)
+    assert torch.equal(beside[0], alone)
+    assert not torch.equal(decoded(decoder, [Row(prompt(9), 20, ((adapter, 1.0),))], tokens[:1])[0], alone)
+
+
 def test_an_adapter_of_another_kind_or_base_is_refused(save_adapter: Callable[..., Path], tmp_path: Path) -> None:
     shapes = layer_shapes(make("llama"))
     with pytest.raises(AdapterError, match=r"needs adapter_config\.json and adapter_model\.safetensors"):
