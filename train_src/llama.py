@@ -15,7 +15,7 @@ from torch.nn import functional
 from adapters import Adapter, Lora, Share, add_shares, bind
 from decoders import Row, layer_shapes, shares_of
 from linears import Linear, padded_rows
-from llama_layer import Layer, Norm, Turn, scripted
+from llama_layer import Layer, Norm, Turn, attend_rows, scripted
 
 PREFILL_TOKENS = 256  # of a prompt in one step; the rows that are answering wait for so long at most
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -163,22 +163,14 @@ class LlamaDecoder:
     @torch.inference_mode()
     def step(self, rows: Sequence[Row], tokens: Sequence[int]) -> Tensor:
         """As Decoder says."""
-        count, group = len(rows), self.heads // self.kv_heads
         # The last row is repeated until the products need no padding of their own.
-        more = padded_rows(count) - count if self.head.is_packed else 0
+        more = padded_rows(len(rows)) - len(rows) if self.head.is_packed else 0
         places = [row.done for row in rows]
-        slots = [row.cache[:, :, :, row.done].unbind(0) for row in rows]
-        caches = [row.cache.flatten(0, 1)[:, None, :, : row.done + 1].unbind(0) for row in rows]
+        slots = _by_layer([row.cache[:, :, :, row.done] for row in rows])
+        keys, values = (_by_layer([row.cache[:, part, None, :, : row.done + 1] for row in rows]) for part in (0, 1))
 
         def attend(layer: int, query: Tensor, pairs: Tensor) -> Tensor:
-            # The heads that share keys are rows of one query. A row at a time: none sees another's length.
-            queries = query.view(-1, 1, self.kv_heads, group, self.head_size).unbind(0)
-            found = []
-            for slot, cache, own, pair in zip(slots, caches, queries, pairs.unbind(0), strict=False):
-                slot[layer].copy_(pair)
-                keys, values = cache[2 * layer], cache[2 * layer + 1]
-                found.append(functional.scaled_dot_product_attention(own, keys, values))
-            return torch.cat(found + found[-1:] * more).view(count + more, -1)
+            return attend_rows(query, pairs, slots[layer], keys[layer], values[layer])
 
         hidden = self._embed([*tokens] + [tokens[-1]] * more)
         turns = self.turns[places + places[-1:] * more][:, None]
@@ -187,11 +179,10 @@ class LlamaDecoder:
             hidden = self._layers(hidden, turns, shares, attend)
         else:
             for number, layer in enumerate(self.scripted):
-                query, pairs = layer.before(hidden, turns)
-                hidden = layer.after(hidden, attend(number, query, pairs))
+                hidden = layer(hidden, turns, slots[number], keys[number], values[number])
         for row in rows:
             row.done += 1
-        return self._logits(hidden)[:count]
+        return self._logits(hidden)[: len(rows)]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         return functional.embedding(torch.tensor(ids, device=self.device), self.embeddings).to(self.dtype)
@@ -223,6 +214,11 @@ _FUSED = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+
+
+def _by_layer(views: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Of each layer what each row has, from each row's for all layers."""
+    return [list(each) for each in zip(*(view.unbind(0) for view in views), strict=True)]
 
 
 def _layer_bytes(model: Any) -> int:

@@ -1,4 +1,4 @@
-"""What a Llama-like layer does beside its attention and its matrix products, and whole layers in TorchScript.
+"""What a Llama-like layer does beside its matrix products, and whole layers in TorchScript.
 
 A step of one row is some forty small operations a layer, and on a CPU Python takes longer to start them than they run;
 TorchScript starts them from C++. The operations and their order stay the same, and so do the bits of the result.
@@ -62,6 +62,23 @@ class Turn(nn.Module):
         return heads[:, : self.heads], heads[:, self.heads :].view(qkv.size(0), 2, self.kv_heads, self.size)
 
 
+def attend_rows(query: Tensor, pairs: Tensor, slots: list[Tensor], keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """What the newest token of each row attends to, (tokens, heads x size), once its keys and values are kept.
+
+    `query` and `pairs` are what Turn gives. Of each row: the slot (2, kv_heads, size) for the newest keys and values, and
+    all keys and all values (1, kv_heads, length, size). Tokens beyond the rows are padding.
+    """
+    # The heads that share keys are rows of one query. A row at a time: none sees another's length.
+    queries = query.view(query.size(0), 1, pairs.size(2), -1, query.size(2))
+    found: list[Tensor] = []
+    for row in range(len(slots)):
+        slots[row].copy_(pairs[row])
+        found.append(functional.scaled_dot_product_attention(queries[row], keys[row], values[row]))
+    for _ in range(query.size(0) - len(slots)):
+        found.append(found[-1])
+    return torch.cat(found).view(query.size(0), -1)
+
+
 @dataclass
 class Layer:
     """The parts of a layer; query, key and value are one product, gate and up another."""
@@ -76,7 +93,7 @@ class Layer:
 
 
 class _ScriptedLayer(nn.Module):
-    """A layer of packed products, cut at its attention."""
+    """A layer of packed products, for the newest token of some rows."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -86,23 +103,20 @@ class _ScriptedLayer(nn.Module):
         self.gate_up: Any = layer.gate_up.product
         self.down: Any = layer.down.product
 
-    @torch.jit.export
-    def before(self, hidden: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, hidden) -> what Turn gives."""
-        return self.turn(self.qkv(self.attention_norm(hidden)), turns)
-
-    @torch.jit.export
-    def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """(rows, hidden), with the attention and the MLP added."""
-        hidden.add_(self.out(attended))
+    def forward(
+        self, hidden: Tensor, turns: Tensor, slots: list[Tensor], keys: list[Tensor], values: list[Tensor]
+    ) -> Tensor:
+        """The layer added to (rows, hidden), in place; the others as Turn and attend_rows say."""
+        query, pairs = self.turn(self.qkv(self.attention_norm(hidden)), turns)
+        hidden.add_(self.out(attend_rows(query, pairs, slots, keys, values)))
         gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
         return hidden.add_(self.down(functional.silu(gate).mul_(up)))
 
 
 def scripted(layer: Layer) -> Any:
-    """The layer with `before` and `after`; None when not all its products are packed."""
+    """What moves rows through the layer, as _ScriptedLayer says; None when not all its products are packed."""
     if not all(linear.is_packed for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)):
         return None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # as linears.py says
-        return torch.jit.script(_ScriptedLayer(layer))
+        return torch.jit.script(_ScriptedLayer(layer)).forward
