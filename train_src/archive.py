@@ -29,6 +29,7 @@ CODE = (
     "generation.py",
     "decoders.py",
     "llama.py",
+    "llama_layer.py",
     "t5.py",
     "linears.py",
     "adapters.py",
