@@ -11,7 +11,9 @@ import pytest
 from llmtuner_kit import blind, evaluation, runs
 from llmtuner_kit.errors import NotReadyError
 from llmtuner_kit.evaluation import Sample
+from llmtuner_kit.faces import reading as readings
 from llmtuner_kit.faces.reading import Reading
+from llmtuner_kit.faces.show import Card
 from llmtuner_kit.workspace import Workspace
 
 SAMPLES = tuple(
@@ -113,3 +115,12 @@ def test_votes_go_into_the_runs_record_beside_the_answers(workspace: Workspace) 
     run.save("invoke", result={"samples": [1, 2], "votes": []})
     evaluation.keep_votes(workspace, "demo", ["A", ""])
     assert runs.open_run(workspace, "demo").result("invoke") == {"samples": [1, 2], "votes": ["A", ""]}
+
+
+def test_the_report_names_who_answered_and_counts_the_votes() -> None:
+    text = repr(Card("", parts=readings.named(SAMPLES, ["A", *[""] * (len(SAMPLES) - 1)])))
+    assert re.findall(r"^base +from the (\w+)", text, re.MULTILINE) == ["base"] * len(SAMPLES)
+    assert re.findall(r"^tuned +from the (\w+)", text, re.MULTILINE) == ["tuned"] * len(SAMPLES)
+    whom = blind.order(1, SAMPLES[0].prompt)[0]
+    assert f"1 for {whom}" in text
+    assert "Votes" not in repr(Card("", parts=readings.named(SAMPLES)))

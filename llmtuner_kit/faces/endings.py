@@ -61,7 +61,7 @@ def endpoint(made: Endpoint) -> Card:
     return Card("Reused the endpoint of this run" if made.reused else "Deployed", facts, following="07_invoke")
 
 
-def held_out(made: HeldOut) -> Card:
+def held_out(made: HeldOut, *, named: bool = False) -> Card:
     facts = [
         ("held-out rows", f"{made.rows}, {made.tokens} answer tokens"),
         ("perplexity", f"base {made.base.perplexity:.2f}, tuned {made.tuned.perplexity:.2f} ({made.change:+.0%})"),
@@ -71,7 +71,8 @@ def held_out(made: HeldOut) -> Card:
             f"{made.verdict} (95 % interval of the loss difference {made.interval[0]:.3f} to {made.interval[1]:.3f})",
         ),
     ]
-    return Card("Base against tuned on held-out rows", facts, reading.blinded(made.samples))
+    answers = reading.named(made.samples) if named else reading.blinded(made.samples)
+    return Card("Base against tuned on held-out rows", facts, answers)
 
 
 def question(workspace: Workspace, settings: InvokeSettings) -> str:

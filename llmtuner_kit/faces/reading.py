@@ -61,16 +61,22 @@ def of(workspace: Workspace, run_name: str, made: Comparison) -> Reading:
     return Reading(made, lambda votes: evaluation.keep_votes(workspace, run_name, votes))
 
 
-def questions(samples: Sequence[Sample]) -> list[Table]:
-    """The answers under each question, one below the other, which reads better than columns."""
+def questions(samples: Sequence[Sample], *, named: bool = False) -> list[Table]:
+    """The answers under each question, one below the other, which reads better than columns.
+
+    Args:
+        named: say who gave which answer, base first; else they are A and B.
+    """
     return [
         Table(
             f"Question {place}: {item.prompt.strip()}",
             ("who", "answer"),
             [
                 *(
-                    (letter, visible(getattr(item, who)))
-                    for letter, who in zip(blind.LETTERS, _order(place, item), strict=True)
+                    (who if named else letter, visible(getattr(item, who)))
+                    for letter, who in zip(
+                        blind.LETTERS, ("base", "tuned") if named else _order(place, item), strict=True
+                    )
                 ),
                 ("in the data", visible(item.reference)),
             ],
@@ -83,9 +89,18 @@ def _order(place: int, item: Sample) -> blind.Order:
     return blind.order(place, item.prompt)
 
 
-def blinded(samples: Sequence[Sample], votes: Sequence[str] = ()) -> list[Part]:
+def blinded(samples: Sequence[Sample]) -> list[Part]:
     """Questions with their answers, and the key at the end; nothing where there are none."""
-    return [*questions(samples), letters(samples, votes)] if samples else []
+    return [*questions(samples), letters(samples)] if samples else []
+
+
+def named(samples: Sequence[Sample], votes: Sequence[str] = ()) -> list[Part]:
+    """Questions with who answered what, for those who have read them or never will; and the votes where there are any."""
+    parts: list[Part] = [*questions(samples, named=True)]
+    if any(votes):
+        orders = [_order(place, item) for place, item in enumerate(samples, 1)]
+        parts.append(f"Votes, given without knowing: {blind.in_words(blind.tally(orders, votes))}.")
+    return parts
 
 
 def letters(samples: Sequence[Sample], votes: Sequence[str] = ()) -> Folded:

@@ -35,7 +35,7 @@ def cards(pipeline: Pipeline) -> list[Card]:
     if answers := (run.section("invoke") or {}).get("result", {}).get("samples"):
         samples = tuple(evaluation.Sample(**item) for item in answers)
         votes = run.result("invoke").get("votes", [])
-        made.append(Card("Base against tuned at the endpoint", parts=reading.blinded(samples, votes)))
+        made.append(Card("Base against tuned at the endpoint", parts=reading.named(samples, votes)))
     made.append(endings.receipt(receipts.receipt(workspace, pipeline.run_name)))
     return made
 
@@ -57,7 +57,7 @@ def _training(workspace: Workspace, trained: dict[str, Any]) -> Card:
 
 def _held_out(workspace: Workspace, job_name: str) -> list[Card]:
     try:
-        return [endings.held_out(evaluation.held_out(workspace, job_name))]
+        return [endings.held_out(evaluation.held_out(workspace, job_name), named=True)]
     except KitError as error:
         return [Card("No held-out evaluation", parts=[str(error)])]
 
