@@ -17,9 +17,10 @@ class Batch:
     """One forward pass.
 
     Causal: `input_ids` and `position_ids` are (1, tokens): `shared` tokens that all rows begin with, then the rest of
-    each row, end to end; `lengths` are the lengths of these rests. Seq2seq: `input_ids` and `attention_mask` are (rows, longest source), `decoder_input_ids` is
-    (rows, longest target). `positions` index the flattened output where something is predicted, `labels` is what, and
-    `owners` is which row (0 to rows - 1) it belongs to. `tokens` counts real tokens, padding not.
+    each row, end to end; `lengths` are the lengths of these rests. Seq2seq: `input_ids` and `attention_mask` are (rows,
+    longest source), `decoder_input_ids` is (rows, longest target). `positions` index the flattened output where
+    something is predicted, `labels` is what, and `owners` is which row (0 to rows - 1) it belongs to. `tokens` counts
+    real tokens, padding not.
     """
 
     input_ids: Tensor
