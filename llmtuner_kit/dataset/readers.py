@@ -29,9 +29,7 @@ def read_jsonl(file: BinaryIO, source: str, encoding: str = "utf-8", *, first_ro
 
 def encoding_problem(raw: bytes, encoding: str) -> tuple[str, str] | None:
     """Where bytes break the rule of their encoding, or None."""
-    return (
-        None if raw.isascii() and not encoding.startswith(("utf-16", "utf-32")) else characters.decode(raw, encoding)[1]
-    )
+    return None if raw.isascii() and not _is_wide(encoding) else characters.decode(raw, encoding)[1]
 
 
 def line_encoding(encoding: str) -> str:
@@ -119,7 +117,7 @@ def open_table(path: Path, source: str, kind: str, encoding: str) -> Iterator[Re
 
 def keeping(encoding: str) -> str:
     """The way of decoding that keeps the bytes of broken characters; encodings of wide units cannot."""
-    return "replace" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    return "replace" if _is_wide(encoding) else "surrogateescape"
 
 
 class _Kept:
@@ -145,7 +143,7 @@ class _Kept:
 
 def _lines(file: BinaryIO, encoding: str) -> Iterator[bytes]:
     """Lines with their ends. Of a line over LARGEST_ROW only the start is kept, made one byte too long to be used."""
-    if encoding.startswith(("utf-16", "utf-32")):
+    if _is_wide(encoding):
         decoded = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
         try:
             for text in decoded:
@@ -160,15 +158,19 @@ def _lines(file: BinaryIO, encoding: str) -> Iterator[bytes]:
         yield line
 
 
+def _is_wide(encoding: str) -> bool:
+    """Whether a line end has more than one byte."""
+    return encoding.startswith(("utf-16", "utf-32"))
+
+
 def newline_of(encoding: str) -> bytes:
     """The bytes that end a line: one, or as many as the units of a wide encoding have."""
-    return "\n".encode(encoding) if encoding.startswith(("utf-16", "utf-32")) else b"\n"
+    return "\n".encode(encoding) if _is_wide(encoding) else b"\n"
 
 
 def count_lines(data: bytes, encoding: str) -> int:
     """Line ends in whole characters of an encoding."""
-    wide = encoding.startswith(("utf-16", "utf-32"))
-    return data.decode(encoding, "replace").count("\n") if wide else data.count(b"\n")
+    return data.decode(encoding, "replace").count("\n") if _is_wide(encoding) else data.count(b"\n")
 
 
 def read_line(file: BinaryIO, newline: bytes, most: int) -> bytes:
