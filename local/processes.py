@@ -48,6 +48,14 @@ class Process:
     def alive(self) -> bool:
         return self.find() is not None
 
+    def listens_on(self, port: int) -> bool:
+        """Whether it is this process that serves a TCP port."""
+        try:
+            connections = psutil.Process(self.pid).net_connections("tcp")
+        except psutil.NoSuchProcess:
+            return False
+        return any(item.status == psutil.CONN_LISTEN and item.laddr.port == port for item in connections)
+
     def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL for it and its children after the grace time (0: at once). Waits until all are gone."""
         stop_together([self], grace_seconds)

@@ -116,7 +116,7 @@ def start_localstack(home: Path, state: dict[str, Any]) -> None:
     command = [str(python), str(Path(__file__).parent / "localstack" / "launcher.py")]
     state |= {"localstack_port": port, "localstack_url": f"http://127.0.0.1:{port}"}
     _start(home, state, "localstack", file, command, environment)
-    _wait(home, file, state["localstack_url"] + "/_localstack/health", "LocalStack", "localstack")
+    _wait(home, file, port, "/_localstack/health", "LocalStack", "localstack")
     _keep_catalog(python.parents[1], catalog)
 
 
@@ -134,7 +134,7 @@ def start_emulator(home: Path, state: dict[str, Any]) -> None:
     url = f"http://127.0.0.1:{port}"
     state |= {"emulator_on": state["localstack_url"], "sagemaker_port": port, "sagemaker_url": url}
     _start(home, state, "emulator", file, command, _environment())
-    _wait(home, file, url + "/_health", "the SageMaker emulator", "emulator")
+    _wait(home, file, port, "/_health", "the SageMaker emulator", "emulator")
 
 
 def _start(
@@ -220,10 +220,11 @@ def _is_free(port: int, patience: float = 0) -> bool:
         time.sleep(0.01)  # the kernel closes its sockets one after the other and tells nobody
 
 
-def _wait(home: Path, file: PidFile, url: str, who: str, name: str) -> None:
+def _wait(home: Path, file: PidFile, port: int, path: str, who: str, name: str) -> None:
+    """Until the process itself answers: another server may have taken the port between the look at it and the start."""
     deadline = time.monotonic() + _START_SECONDS
     log = _log(home, name)
-    while not answers(url):
+    while not (answers(f"http://127.0.0.1:{port}{path}") and (process := file.process()) and process.listens_on(port)):
         running = file.held
         if running and time.monotonic() < deadline:
             time.sleep(0.03)  # a process gives no event for "ready"; its health address is the only sign

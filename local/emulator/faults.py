@@ -15,7 +15,7 @@ supervisors, LocalStack) and survives restarts. Each is visible to clients as on
 | s3-outage         | S3 answers 503 SlowDown                                                                              |
 | split-stream      | response streams are cut every `bytes` bytes, whatever they hold                                     |
 
-The seam. Looking costs one `stat` of a file that is not there; nothing else happens without faults.
+The seam. Looking costs one `open` of a file that is not there; nothing else happens without faults.
 
     context.faults.check_quota("training job usage", "ml.g5.xlarge", 1, job_name)   # raises ResourceLimitExceeded
     spec |= context.faults.for_job(job_name, spot=True)         # into job.json
@@ -91,23 +91,14 @@ class Fault:
 
 @dataclass
 class Faults:
-    """The faults of one home folder, read again when the file changes."""
+    """The faults of one home folder. Its file is read at every look: no mark of a file (time, inode) is sure to change."""
 
     home: Path
-    _mark: tuple[int, int] = (0, 0)
-    _known: list[Fault] = field(default_factory=list)
     _passed: dict[str, list[float]] = field(default_factory=dict)
 
     def all(self) -> list[Fault]:
         """Every fault that is set, oldest first."""
-        try:
-            found = (self.home / FILE).stat()
-        except FileNotFoundError:
-            return []
-        mark = (found.st_mtime_ns, found.st_ino)
-        if mark != self._mark:
-            self._mark, self._known = mark, _read(self.home)
-        return self._known
+        return _read(self.home)
 
     def find(self, kind: str, name: str = "") -> Fault | None:
         """The fault of a kind that hits a name, without using it up."""

@@ -1,7 +1,8 @@
 """Starts LocalStack with what the kit needs changed. Run by the Python of LocalStack's own environment.
 
 Changed at its seams, before LocalStack imports them:
-- the server listens on 127.0.0.1 only (its Twisted server takes every interface whatever it is told);
+- the server listens on 127.0.0.1 only (its Twisted server takes every interface whatever it is told), and ends when it
+  cannot (it would live on without a port, and whoever has the port would be taken for it);
 - objects are kept in files below the state folder and survive kill -9 (`persistence.py` beside this file);
 - nothing is written outside of the state folder;
 - SimulatePrincipalPolicy evaluates policies (`simulation.py`); the fault `s3-outage` acts (`outage.py`);
@@ -19,15 +20,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def listen_on_loopback_only() -> None:
-    """Make every IPv4 server endpoint of Twisted bind 127.0.0.1."""
+    """Make every IPv4 server endpoint of Twisted bind 127.0.0.1, or end the process."""
     from twisted.internet import endpoints
 
-    plain = endpoints.TCP4ServerEndpoint.__init__
+    class LoopbackEndpoint(endpoints.TCP4ServerEndpoint):
+        def __init__(self, reactor, port, backlog=50, interface="127.0.0.1"):
+            super().__init__(reactor, port, backlog, interface or "127.0.0.1")
 
-    def bound(self, reactor, port, backlog=50, interface="127.0.0.1"):
-        plain(self, reactor, port, backlog, interface or "127.0.0.1")
+        def listen(self, factory):
+            return super().listen(factory).addErrback(end)
 
-    endpoints.TCP4ServerEndpoint.__init__ = bound
+    def end(failure):
+        print(f"LocalStack cannot listen: {failure.getErrorMessage()}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    endpoints.TCP4ServerEndpoint = LoopbackEndpoint
 
 
 def keep_lock() -> None:

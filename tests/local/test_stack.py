@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from llmtuner_local import servers
+from llmtuner_local.home import LocalError
 
 
 class Local:
@@ -106,6 +107,20 @@ def test_port_of_a_process_that_still_ends_is_waited_for() -> None:
         assert not servers._is_free(port)
         threading.Timer(0.2, ending.close).start()
         assert servers._is_free(port, patience=10)
+
+
+def test_another_servers_answer_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud_home: Path
+) -> None:
+    """Somebody took the port after it was seen free: they answer the health address, and ours cannot start."""
+    taken = json.loads((cloud_home / "local.json").read_text())
+    monkeypatch.setattr(servers, "_port", lambda *_: taken["sagemaker_port"])
+    (tmp_path / "home").mkdir()
+    with pytest.raises(LocalError, match="the SageMaker emulator ended while starting"):
+        servers.start_emulator(tmp_path / "home", {"localstack_url": taken["localstack_url"]})
+    monkeypatch.setattr(servers, "_port", lambda *_: taken["localstack_port"])
+    with pytest.raises(LocalError, match="LocalStack ended while starting"):
+        servers.start_localstack(tmp_path / "home", {})
 
 
 def test_port_that_is_no_port_is_refused(local: Local) -> None:
