@@ -37,21 +37,29 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def set_documents(lengths: Sequence[int], shared: int = 0) -> None:
+def set_documents(lengths: Sequence[int], shared: int = 0, sources: Sequence[int] = ()) -> None:
     """Say how long the documents of the next forward pass are, in order. Empty: each sequence is one document.
 
-    `shared` tokens at the start of the sequence come before every document (on CPU only).
+    `shared` tokens at the start of the sequence come before every document (on CPU only). For an encoder-decoder
+    `lengths` are those of the targets, `sources` those of what the encoder reads.
 
     A module variable and not an argument: a model that drops unknown arguments on their way to its attention would
     otherwise let the documents see each other without an error. It must stay until the backward pass is over, because
     gradient checkpointing runs the forward pass again there.
     """
     _DOCUMENTS[:] = lengths
+    _SOURCES[:] = sources
     _SHARED[0] = shared
 
 
 _DOCUMENTS: list[int] = []
+_SOURCES: list[int] = []
 _SHARED = [0]
+
+
+def documents_of_halves() -> tuple[list[int], list[int]]:
+    """(lengths of the sources, of the targets) of an encoder-decoder's current pass."""
+    return _SOURCES, _DOCUMENTS
 
 
 def packed_attention(

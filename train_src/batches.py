@@ -18,7 +18,8 @@ class Batch:
 
     Causal: `input_ids` and `position_ids` are (1, tokens): `shared` tokens that all rows begin with, then the rest of
     each row, end to end; `lengths` are the lengths of these rests. Seq2seq: `input_ids` and `attention_mask` are (rows,
-    longest source), `decoder_input_ids` is (rows, longest target). `positions` index the flattened output where
+    longest source), `decoder_input_ids` is (rows, longest target); packed, sources and targets are end to end as well,
+    (1, tokens) each, `source_lengths` and `lengths` long. `positions` index the flattened output where
     something is predicted, `labels` is what, and `owners` is which row (0 to rows - 1) it belongs to. `tokens` counts
     real tokens, padding not.
     """
@@ -31,6 +32,7 @@ class Batch:
     tokens: int
     position_ids: Tensor | None = None
     lengths: tuple[int, ...] = ()
+    source_lengths: tuple[int, ...] = ()
     shared: int = 0
     attention_mask: Tensor | None = None
     decoder_input_ids: Tensor | None = None
@@ -64,7 +66,7 @@ def causal_batch(rows: Sequence[Row], *, share: bool = False) -> Batch:
     places_in_row = [np.arange(shared), *(np.arange(shared, end) for end in ends)]
     labels = np.concatenate([row.ids[places + 1] for row, places in zip(rows, labelled, strict=True)])
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64))[None],
+        input_ids=_sequence(ids),
         position_ids=torch.from_numpy(np.concatenate(places_in_row))[None],
         positions=torch.from_numpy(np.concatenate(positions)),
         labels=torch.from_numpy(labels.astype(np.int64)),
@@ -111,3 +113,30 @@ def seq2seq_batch(rows: Sequence[Row], *, pad_id: int, start_id: int) -> Batch:
         rows=len(rows),
         tokens=sum(map(len, rows)),
     )
+
+
+def packed_seq2seq_batch(rows: Sequence[Row], *, start_id: int) -> Batch:
+    """Sources end to end and targets end to end; a target ends at its last label, after which no loss depends on it."""
+    sources = [row.source_ids for row in rows if row.source_ids is not None]
+    labelled = [np.flatnonzero(row.trained) for row in rows]
+    lengths = [int(places[-1]) + 1 if len(places) else 1 for places in labelled]
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    targets = [part for row, length in zip(rows, lengths, strict=True) for part in ([start_id], row.ids[: length - 1])]
+    labels = [row.ids[places] for row, places in zip(rows, labelled, strict=True)]
+    positions = [places + start for places, start in zip(labelled, starts, strict=True)]
+    return Batch(
+        input_ids=_sequence(sources),
+        decoder_input_ids=_sequence(targets),
+        positions=torch.from_numpy(np.concatenate(positions)),
+        labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
+        owners=torch.from_numpy(np.repeat(np.arange(len(rows)), list(map(len, labelled)))),
+        rows=len(rows),
+        tokens=sum(map(len, rows)),
+        lengths=tuple(lengths),
+        source_lengths=tuple(map(len, sources)),
+    )
+
+
+def _sequence(parts: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
+    """(1, tokens) of the parts end to end."""
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]

@@ -17,8 +17,9 @@ import transformers
 from torch import Tensor, nn
 
 import attention
+import t5_attention
 from base import Base
-from batches import Batch, causal_batch, seq2seq_batch
+from batches import Batch, causal_batch, packed_seq2seq_batch, seq2seq_batch
 from data import Channel, Row
 from failures import TrainingError
 from hyperparameters import Hyperparameters
@@ -55,8 +56,7 @@ class TunedModel:
         config = self.network.config.get_text_config()
         self._keeps_logits = not any(getattr(config, name, None) not in (None, 0, 1.0) for name in CHANGED_LOGITS)
         self._head.forward = self._head_forward
-        is_packed = self.network.config._attn_implementation == attention.NAME
-        self._shares_prefix = is_packed and self.device.type == "cpu"
+        self._packs = self.network.config._attn_implementation == attention.NAME
 
     @property
     def sharded(self) -> bool:
@@ -75,13 +75,15 @@ class TunedModel:
     def batch(self, rows: list[Row]) -> Batch:
         """The rows as one forward pass of this model."""
         if self.family == "causal":
-            return causal_batch(rows, share=self._shares_prefix)
+            return causal_batch(rows, share=self._packs and self.device.type == "cpu")
         config = self.network.config
+        if self._packs:
+            return packed_seq2seq_batch(rows, start_id=config.decoder_start_token_id)
         return seq2seq_batch(rows, pad_id=config.pad_token_id or 0, start_id=config.decoder_start_token_id)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss in fp32, whether the label was the likeliest token) for each label of the batch."""
-        attention.set_documents(batch.lengths, batch.shared)
+        attention.set_documents(batch.lengths, batch.shared, batch.source_lengths)
         self._labels = batch.positions.to(self.device), batch.labels.to(self.device)
         try:
             with self._precision():
@@ -231,7 +233,7 @@ def load_model(
     if device.type == "cpu" and Shape.from_config(base.config).weights < ONE_THREAD_WEIGHTS:
         torch.set_num_threads(1)
     dtype = choose_dtype(settings.precision, computed_on)
-    network = _load_network(base, settings, dtype)
+    network = _load_network(base, settings, dtype, computed_on)
     apply_liger(network, computed_on)
     use_native_gelu(network)
     torch.manual_seed(settings.seed)
@@ -260,7 +262,7 @@ def _adapted(module: nn.Module) -> int:
     return sum(isinstance(layer, peft.tuners.lora.LoraLayer) for layer in module.modules())
 
 
-def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype) -> Any:
+def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype, computed_on: torch.device) -> Any:
     loader = transformers.AutoModelForSeq2SeqLM if base.family == "seq2seq" else transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"dtype": torch.float32 if settings.method == "full" else dtype}
     if settings.method == "qlora":
@@ -270,13 +272,18 @@ def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype) -> 
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+    attention.register()
     if base.family == "causal":
-        attention.register()
         options["attn_implementation"] = _attention_of(base.config)
+    elif computed_on.type == "cpu":
+        options["attn_implementation"] = attention.NAME
     try:
-        return loader.from_pretrained(base.folder, **options)
+        network = loader.from_pretrained(base.folder, **options)
     except (OSError, ValueError) as error:
         raise TrainingError(f"the base model {base.model_id} does not load: {error}") from error
+    if base.family == "seq2seq":
+        t5_attention.pack(network)
+    return network
 
 
 def _attention_of(config: dict[str, Any]) -> str:
