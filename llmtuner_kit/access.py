@@ -80,6 +80,7 @@ def user_policy(bucket: str, user_id: str, account_id: str, region: str) -> Poli
             f"application-autoscaling:{name}" for name in (
                 "RegisterScalableTarget", "DeregisterScalableTarget", "DescribeScalableTargets", "PutScalingPolicy",
                 "DescribeScalingPolicies",
+                "DescribeScalingActivities",
             )
         ], "*", {"StringEqualsIfExists": {"application-autoscaling:service-namespace": "sagemaker"}}),
         _allow("NumbersOnly", ["cloudwatch:GetMetricStatistics", "servicequotas:ListServiceQuotas", "pricing:GetProducts"], "*"),

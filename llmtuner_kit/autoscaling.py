@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
 from llmtuner_kit.aws import ClientError, error_code, error_message
 from llmtuner_kit.errors import KitError
 from llmtuner_kit.hosting import VARIANT
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
 
+_DESIRED = re.compile(r"desired instance count to (\d+)")
 _COOLDOWN_SECONDS = {"ScaleInCooldown": 300, "ScaleOutCooldown": 60}
 
 
@@ -35,6 +40,42 @@ def follow_load(workspace: Workspace, settings: DeploySettings, name: str) -> st
         f"{settings.min_instances} to {settings.max_instances} instances at "
         f"{settings.invocations_per_instance} invocations a minute each"
     )
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """How many instances an endpoint has had since a moment."""
+
+    since: datetime
+    instances: int
+
+
+def history(workspace: Workspace, name: str, begun: datetime, end: datetime, instances: int) -> list[Scaled]:
+    """The instances of an endpoint over its life, from Application Auto Scaling's own record of the last six weeks.
+
+    An added instance counts from the moment it was asked for, a removed one up to the moment it had gone.
+    Raises ClientError or KitError where the record cannot be read.
+    """
+    pages = (
+        workspace.aws.client("application-autoscaling")
+        .get_paginator("describe_scaling_activities")
+        .paginate(**scaling_target(name))
+    )
+    found = [item for page in pages for item in page["ScalingActivities"] if item["StatusCode"] == "Successful"]
+    made = [Scaled(begun, instances)]
+    for item in sorted(found, key=lambda item: item["StartTime"]):
+        wanted = _DESIRED.search(item["Description"])
+        if wanted and begun <= item["StartTime"] <= end:
+            more = int(wanted[1]) > made[-1].instances
+            since = item["StartTime"] if more else item.get("EndTime", item["StartTime"])
+            made.append(Scaled(max(made[-1].since, min(since, end)), int(wanted[1])))
+    return made
+
+
+def instance_seconds(steps: list[Scaled], end: datetime) -> float:
+    """What is billed: the seconds of each number of instances times that number."""
+    ends = [*(item.since for item in steps[1:]), end]
+    return sum(item.instances * (until - item.since).total_seconds() for item, until in zip(steps, ends, strict=True))
 
 
 def scaling_target(name: str) -> dict[str, str]:

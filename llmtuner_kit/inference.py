@@ -190,28 +190,29 @@ def _inner(text: str) -> str:
 
 def client_examples(workspace: Workspace, target: Deployed, prompt: str = "Hello") -> dict[str, str]:
     """How to call the endpoint from an application: boto3, the OpenAI client, the AWS CLI."""
-    request = json.dumps(body(prompt, target.family, max_new_tokens=100), indent=4)
+    request = body(prompt, target.family, max_new_tokens=100)
     region, name = workspace.aws.region, target.endpoint_name
     local = workspace.aws.endpoint_url("sagemaker-runtime")
     examples = {
         "boto3": (
             "import json, boto3\n\n"
             f'client = boto3.client("sagemaker-runtime", region_name="{region}")\n'
+            f"request = {json.dumps(request, indent=4)}\n"
             "answer = client.invoke_endpoint(\n"
-            f'    EndpointName="{name}",\n    ContentType="application/json",\n    Body=json.dumps({request}),\n)\n'
+            f'    EndpointName="{name}", ContentType="application/json", Body=json.dumps(request)\n)\n'
             'print(json.loads(answer["Body"].read()))\n'
         ),
         "AWS CLI": (
             f"aws sagemaker-runtime invoke-endpoint --region {region} --endpoint-name {name} \\\n"
             "    --content-type application/json --cli-binary-format raw-in-base64-out \\\n"
-            f"    --body '{json.dumps(body(prompt, target.family, max_new_tokens=100))}' answer.json\n"
+            f"    --body '{json.dumps(request)}' answer.json\n"
         ),
     }
     if target.family == "causal":
         examples["OpenAI client"] = (
             "from openai import OpenAI\nfrom sagemaker.core.token_generator import generate_token\n\n"
             f'client = OpenAI(base_url="{local}/endpoints/{name}/openai/v1", api_key=generate_token(region="{region}"))\n'
-            f'print(client.chat.completions.create(model="", messages=[{{"role": "user", "content": {prompt!r}}}]))\n'
+            f'print(client.chat.completions.create(model="", messages=[{{"role": "user", "content": {json.dumps(prompt)}}}]))\n'
         )
     return examples
 

@@ -94,6 +94,20 @@ class Snapshot:
             return 1.0
         return min(1.0, step / total) if step is not None and total else None
 
+    @property
+    def doing(self) -> str:
+        """What the job does at this moment, as the service says it, or the job itself once its own code runs."""
+        if self.done:
+            return self.failure_reason or self.status
+        if self.secondary_status != "Training":
+            return self.message or self.secondary_status
+        step, total = self.last("step"), self.last("total_steps")
+        if step is not None and total and step < total:
+            return f"step {step:.0f} of {total:.0f}"
+        # Before the first step and after the last one the newest line of the first host's log tells it.
+        told = (line for line in reversed(self.log) if line.strip() and not line.startswith(("metric ", "[")))
+        return next(told, "") or self.message
+
 
 def snapshot(
     workspace: Workspace, job_name: str, previous: Snapshot | None = None, *, now: Callable[[], float] = time.time
@@ -106,7 +120,7 @@ def snapshot(
     eta, eta_at = (found["eta_seconds"], now()) if "eta_seconds" in found else (None, 0.0)
     if eta is None and previous:
         eta, eta_at = (previous.metrics.get("eta_seconds", [(0, None)])[-1][1], previous.eta_at)
-    done = job["TrainingJobStatus"] in TERMINAL
+    ending = job["TrainingJobStatus"] != "InProgress"
     started, billable, elapsed = _times(job, now())
     resources = job["ResourceConfig"]
     count = resources.get("InstanceCount", 1)
@@ -123,7 +137,7 @@ def snapshot(
         log=log,
         elapsed_seconds=elapsed,
         billable_seconds=billable,
-        eta_seconds=None if done or eta is None or not started else max(0.0, eta - (now() - eta_at)),
+        eta_seconds=None if ending or eta is None or not started else max(0.0, eta - (now() - eta_at)),
         cost_usd=costs.running_cost(resources["InstanceType"], workspace.aws.region, billable, count),
         charged=workspace.aws.charged,
         instance_type=resources["InstanceType"],

@@ -8,6 +8,7 @@ from typing import Literal
 from llmtuner_kit import access, catalog, costs
 from llmtuner_kit.aws import ClientError, error_message
 from llmtuner_kit.errors import KitError
+from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
 
 Level = Literal["ok", "warning", "problem"]
@@ -24,14 +25,14 @@ class Finding:
 
 
 def check(workspace: Workspace, model_id: str, instance_type: str = "") -> list[Finding]:
-    """Identity, bucket, role, quota, price and base model, in the order a run needs them."""
+    """Identity, bucket, role, quotas, price and base model, in the order a run needs them."""
     model = catalog.base_model(model_id)
     instance_type = instance_type or model.instance
     return [
         _identity(workspace),
         _bucket(workspace),
         _role(workspace),
-        _quota(workspace, instance_type),
+        *_quotas(workspace, instance_type),
         _price(workspace, instance_type),
         _model(model),
     ]
@@ -65,23 +66,39 @@ def _role(workspace: Workspace) -> Finding:
         return Finding("role", "problem", error.problem, error.fix)
 
 
-def _quota(workspace: Workspace, instance_type: str) -> Finding:
-    """Asked of Service Quotas where it answers; an account that may not ask gets a warning, not a stop."""
+def _quotas(workspace: Workspace, instance_type: str) -> list[Finding]:
+    """Asked of Service Quotas where it answers; an account that may not ask gets a warning, not a stop.
+
+    Without training jobs there is no run at all; endpoints and processing jobs are steps a run can do without.
+    """
     if not workspace.aws.charged:
         how = "in containers on this machine" if workspace.aws.target == "local-docker" else "on this machine"
-        return Finding("quota", "ok", f"{instance_type}: rehearsed {how}")
-    client = workspace.aws.client("service-quotas")
-    wanted = f"{instance_type} for training job usage"
+        return [Finding("quota", "ok", f"{instance_type}: rehearsed {how}")]
+    processing = str(PrepareSettings.model_fields["instance_type"].default)
+    wanted: dict[str, tuple[Level, str]] = {
+        f"{instance_type} for training job usage": ("problem", "03_train"),
+        f"{instance_type} for endpoint usage": ("warning", "06_deploy"),
+        f"{processing} for processing job usage": ("warning", "02_prepare with compute processing-job"),
+    }
     try:
-        for page in client.get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker"):
-            for item in page["Quotas"]:
-                if item["QuotaName"] == wanted:
-                    value = int(item["Value"])
-                    fix = f"ask for one '{wanted}' in Service Quotas" if value < 1 else ""
-                    return Finding("quota", "ok" if value else "problem", f"{wanted}: {value}", fix)
+        pages = workspace.aws.client("service-quotas").get_paginator("list_service_quotas")
+        values = {
+            item["QuotaName"]: item["Value"]
+            for page in pages.paginate(ServiceCode="sagemaker")
+            for item in page["Quotas"]
+        }
     except (ClientError, KitError) as error:
-        return Finding("quota", "warning", f"{wanted} cannot be read: {error_message(error)}", "look in Service Quotas")
-    return Finding("quota", "warning", f"Service Quotas does not list '{wanted}'", "look in Service Quotas")
+        text = f"cannot be read: {error_message(error)}"
+        return [Finding("quota", "warning", text, "look in Service Quotas for " + "; ".join(wanted))]
+    return [_quota(name, values.get(name), *how) for name, how in wanted.items()]
+
+
+def _quota(name: str, value: float | None, without: Level, step: str) -> Finding:
+    if value is None:
+        return Finding("quota", "warning", f"Service Quotas does not list '{name}'", f"look there before {step}")
+    if value < 1:
+        return Finding("quota", without, f"{name}: 0", f"ask for one '{name}' in Service Quotas before {step}")
+    return Finding("quota", "ok", f"{name}: {value:.0f}")
 
 
 def _price(workspace: Workspace, instance_type: str) -> Finding:

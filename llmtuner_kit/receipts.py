@@ -6,9 +6,10 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from llmtuner_kit import costs, endpoints, runs, training
+from llmtuner_kit import autoscaling, costs, endpoints, runs, training
+from llmtuner_kit.aws import ClientError
 from llmtuner_kit.dataset import processing
-from llmtuner_kit.errors import NotFoundError
+from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.workspace import Workspace
 
 
@@ -81,8 +82,24 @@ def _endpoint_line(workspace: Workspace, deployed: dict[str, Any]) -> costs.Line
     if not living and not ended:
         end = min(end, datetime.fromisoformat(deployed["expires_at"]))
     seconds = max(0.0, (end - begun).total_seconds())
-    count = int(deployed.get("instances") or 1)
-    amount = costs.running_cost(deployed["instance_type"], workspace.aws.region, seconds, count)
-    what = f"endpoint {name}" + (" (still running)" if living else "")
+    billed, counted = _instance_seconds(workspace, deployed, begun, max(begun, end))
+    amount = costs.running_cost(deployed["instance_type"], workspace.aws.region, billed)
+    what = f"endpoint {name}" + counted + (" (still running)" if living else "")
     quoted = costs.Money(0.0, deployed["quote"]["usd_until_expiry"])
     return _line(what, deployed["instance_type"], seconds, amount, quoted)
+
+
+def _instance_seconds(
+    workspace: Workspace, deployed: dict[str, Any], begun: datetime, end: datetime
+) -> tuple[float, str]:
+    """(seconds times instances, how they were counted): by what autoscaling did, where the endpoint had it."""
+    least = int(deployed.get("instances") or 1)
+    steps, counted = [autoscaling.Scaled(begun, least)], f", {least} instances" if least > 1 else ""
+    if deployed.get("autoscaling", "off") != "off":
+        try:
+            steps = autoscaling.history(workspace, deployed["endpoint_name"], begun, end, least)
+            counts = sorted({item.instances for item in steps})
+            counted = f", {counts[0]} to {counts[-1]} instances" if len(counts) > 1 else counted
+        except (ClientError, KitError):
+            counted = f", at least (autoscaling's record cannot be read; counted with {least})"
+    return autoscaling.instance_seconds(steps, end), counted

@@ -17,6 +17,7 @@ import llmtuner_kit
 from llmtuner_kit import paths
 from llmtuner_kit.aws import is_error
 from llmtuner_kit.errors import ConflictError, NotFoundError
+from llmtuner_kit.settings import notebook_of
 from llmtuner_kit.workspace import Workspace
 
 _ATTEMPTS = 20
@@ -48,9 +49,10 @@ class Run:
         """The result of a step; raises NotFoundError naming the notebook to run first."""
         section = self.section(step)
         if not section or not section.get("result"):
+            notebook = notebook_of(step)
             raise NotFoundError(
-                f"Run {self.name!r} has no result of the step {step!r} yet.",
-                fix=f"run the notebook of the step {step!r} with run_name {self.name!r} first, or choose another run",
+                f"Run {self.name!r} has no result of {notebook} yet.",
+                fix=f"run {notebook} with run_name {self.name!r} first, or choose another run",
             )
         return dict(section["result"])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -321,6 +321,11 @@ STEPS: dict[str, type[RunSettings]] = {
 }
 
 
+def notebook_of(step: str) -> str:
+    """The notebook that is the face of a step: `train` -> `03_train`."""
+    return f"{list(STEPS).index(step):02d}_{step}"
+
+
 def load(step: str, values: Mapping[str, Any]) -> RunSettings:
     """Check values against the settings of a step; raises one SettingsError that lists every problem."""
     model = STEPS.get(step)
@@ -335,16 +340,30 @@ def load(step: str, values: Mapping[str, Any]) -> RunSettings:
         ) from None
 
 
+def unknown_names(step: str, names: Sequence[str]) -> SettingsError:
+    """The error for names that are no settings of a step, each with the one that may have been meant."""
+    fields = STEPS[step].model_fields
+    return SettingsError.of(
+        [f"{name}: {_no_setting(name, fields)}" for name in names],
+        fix=f"the settings of {notebook_of(step)} are {', '.join(fields)}",
+    )
+
+
+def _no_setting(name: str, fields: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(fields), n=1)
+    return "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Flatten pydantic's errors to `field: what is wrong (the value)`, one line each."""
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         cause = item.get("ctx", {}).get("error")
-        text = _told(cause) if isinstance(cause, ValueError) else item["msg"]
+        text = _told(cause) if isinstance(cause, ValueError) else item["msg"].replace("Input should", "must", 1)
+        text = text.removeprefix(f"{where} ") if where else text
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(where, model.model_fields, n=1)
-            text = "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+            text = _no_setting(where, model.model_fields)
         shown = (
             f" (it is {item['input']!r})"
             if where and item["type"] not in ("extra_forbidden", "missing", "value_error")

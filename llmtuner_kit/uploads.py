@@ -92,7 +92,10 @@ def dataset_name(source: Path) -> str:
 def find_files(source: str) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]:
     """The readable files of a path as (name below the path, path), and what was left out with the reason."""
     if not source:
-        raise SettingsError("source is empty: there is nothing to upload.", fix="set source to a file or a folder")
+        raise SettingsError(
+            "source is empty: there is nothing to upload.",
+            fix="set source to a file or a folder; samples/support-tickets/tickets.csv is one to try",
+        )
     top = Path(source).expanduser()
     if not top.exists():
         near = ", ".join(sorted(item.name for item in top.parent.glob("*"))[:8]) if top.parent.is_dir() else ""

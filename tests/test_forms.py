@@ -73,6 +73,31 @@ def test_a_misspelt_parameter_is_refused() -> None:
         Form("train", epoch=3)
 
 
+def test_a_parameter_that_papermill_put_in_under_a_wrong_name_is_refused_with_the_right_one() -> None:
+    namespace = {name: field.default for name, field in kit_settings.TrainSettings.model_fields.items()}
+    cells = ["", "lora_r = 16", "# Parameters\nlora_rank = 8\nepochs = 2.0\n"]
+    with pytest.raises(SettingsError, match=r"lora_rank: there is no such setting") as caught:
+        Form("train", namespace | {"In": cells, "lora_rank": 8, "epochs": 2.0})
+    assert "lora_r" in str(caught.value)
+    assert "epochs: " not in str(caught.value)
+    assert Form("train", namespace | {"In": [*cells[:2], "x = 1"], "x": 1}).settings().lora_r == 16
+
+
+def test_what_is_wrong_is_named_by_its_label_and_its_group_opens() -> None:
+    form = Form("train", lora_r=16)
+    assert opened(form) == []
+    controls(form)["LoRA rank"].value = 0
+    assert "<b>LoRA rank</b> (lora_r): must be greater than or equal to 1 (it is 0)" in form._verdict.value
+    assert opened(form) == ["Adapter and batches"]
+
+
+def test_an_empty_field_says_what_is_taken_instead() -> None:
+    found = controls(Form("train"))
+    assert found["Run name"].placeholder == "the newest run"
+    assert found["Base model"].label == "(the one chosen in 00_start)"
+    assert Form("train").settings().model_id == ""
+
+
 def test_no_control_corrects_a_value_in_silence() -> None:
     form = Form("upload")
     assert not any(
@@ -104,11 +129,12 @@ def test_an_error_beside_the_form_is_text_and_does_not_raise() -> None:
 
     form = Form("train").beside(look)
     assert "There is no dataset &lt;yet&gt;." in form._beside.value
+    assert "All settings are valid" not in form._verdict.value
 
 
 def test_headless_the_form_shows_its_values_as_text() -> None:
     bundle = Form("upload", source="rows.csv")._repr_mimebundle_()
-    assert "source = 'rows.csv'" in bundle["text/plain"]
+    assert bundle["text/plain"] == "source = 'rows.csv'\n(6 parameters at their defaults)"
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 

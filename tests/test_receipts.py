@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from llmtuner_kit import access, cleanup, costs, receipts, runs
+from llmtuner_kit import access, autoscaling, cleanup, costs, receipts, runs
 from llmtuner_kit.dataset import processing
-from llmtuner_kit.errors import JobFailedError
+from llmtuner_kit.errors import AccessError, JobFailedError
 from llmtuner_kit.settings import CleanupSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -113,3 +116,77 @@ def test_two_notebooks_that_note_at_the_same_time_keep_both(run: runs.Run) -> No
     run.note("jobs", "one", {"kind": "training"})
     other.note("jobs", "two", {"kind": "processing"})
     assert list(runs.open_run(run.workspace, "demo").noted("jobs")) == ["one", "two"]
+
+
+HOUR = 3600.0
+BEGUN = datetime(2026, 11, 1, 10, tzinfo=UTC)
+
+
+def scaling(*changes: tuple[int, int]) -> dict[str, Any]:
+    """Application Auto Scaling's record, newest first: (minute, instances)."""
+    items = [
+        {
+            "Description": f"Setting desired instance count to {count}.",
+            "StartTime": BEGUN + timedelta(minutes=minute),
+            "EndTime": BEGUN + timedelta(minutes=minute + 5),
+            "StatusCode": "Successful",
+        }
+        for minute, count in changes
+    ]
+    return {"ScalingActivities": items[::-1]}
+
+
+@pytest.fixture
+def scaled() -> Callable[[Any], Workspace]:
+    """A workspace whose Application Auto Scaling answers with this, or fails with it."""
+
+    def make(answer: Any) -> Workspace:
+        def pages(**_: Any) -> list[Any]:
+            if isinstance(answer, Exception):
+                raise answer
+            return [answer]
+
+        client = SimpleNamespace(get_paginator=lambda _: SimpleNamespace(paginate=pages))
+        return cast(Workspace, SimpleNamespace(aws=SimpleNamespace(client=lambda _: client)))
+
+    return make
+
+
+DEPLOYED = {"endpoint_name": "lamp", "instances": 1, "autoscaling": "1 to 3 instances at 60 invocations a minute each"}
+
+
+def test_an_autoscaled_endpoint_is_billed_by_what_autoscaling_did(scaled: Callable[[Any], Workspace]) -> None:
+    workspace = scaled(scaling((60, 3), (120, 1)))
+    seconds, counted = receipts._instance_seconds(workspace, DEPLOYED, BEGUN, BEGUN + timedelta(hours=3))
+    # One hour of one; then three, until the two that were removed had gone five minutes later; then one.
+    assert seconds == HOUR + 3 * (HOUR + 300) + (HOUR - 300)
+    assert counted == ", 1 to 3 instances"
+
+
+def test_scaling_of_an_earlier_endpoint_of_the_same_name_is_not_counted(scaled: Callable[[Any], Workspace]) -> None:
+    seconds, counted = receipts._instance_seconds(
+        scaled(scaling((-90, 3))), DEPLOYED, BEGUN, BEGUN + timedelta(hours=1)
+    )
+    assert (seconds, counted) == (HOUR, "")
+
+
+def test_where_autoscaling_cannot_be_asked_the_amount_is_said_to_be_the_least(
+    scaled: Callable[[Any], Workspace],
+) -> None:
+    seconds, counted = receipts._instance_seconds(
+        scaled(AccessError("no")), DEPLOYED, BEGUN, BEGUN + timedelta(hours=1)
+    )
+    assert seconds == HOUR
+    assert counted.startswith(", at least")
+
+
+def test_a_fixed_number_of_instances_is_counted_without_asking(scaled: Callable[[Any], Workspace]) -> None:
+    facts = DEPLOYED | {"instances": 2, "autoscaling": "off"}
+    seconds, counted = receipts._instance_seconds(scaled(AccessError("no")), facts, BEGUN, BEGUN + timedelta(hours=1))
+    assert (seconds, counted) == (2 * HOUR, ", 2 instances")
+
+
+def test_the_service_itself_answers_for_an_endpoint_that_is_gone(workspace: Workspace) -> None:
+    assert autoscaling.history(workspace, "gone", BEGUN, BEGUN + timedelta(hours=1), 2) == [
+        autoscaling.Scaled(BEGUN, 2)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -50,18 +51,71 @@ def test_chart_has_words_beside_its_picture() -> None:
     assert "training from 3.000 to 2.000" in repr(Card("Job", parts=[chart]))
 
 
-def test_passing_states_are_one_line_in_a_log_and_the_last_one_is_whole() -> None:
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Draws cards at given seconds in one place; what a log hears. Every drawing must be whole in the notebook."""
     InteractiveShell.instance()
-    live = Live(0)
-    seen = []
-    for loss, now in ((2.5, False), (2.0, True)):
-        with capture_output() as captured:
-            live(Card("Job", [("loss", loss)], ["log line"], done=0.5), now=now)
-        seen.append(captured.outputs[-1].data)
-    assert seen[0]["text/plain"] == "Job [50%] · loss: 2.5"
-    assert "log line" in seen[1]["text/plain"]
-    assert all("<progress" in data["text/html"] for data in seen)
+
+    def draw(cards: Iterable[tuple[float, Card]], seconds: float = 0) -> list[str]:
+        clock = [0.0]
+        monkeypatch.setattr(show.time, "monotonic", lambda: clock[0])
+        live, heard = Live(seconds), []
+        for moment, card in cards:
+            clock[0] = moment
+            with capture_output() as captured:
+                live(card, now=card.done == 1)
+            for output in captured.outputs:
+                assert card.title in output.data["text/html"]
+                heard += [output.data["text/plain"]] if "text/plain" in output.data else []
+        return heard
+
+    yield draw
     InteractiveShell.clear_instance()
+
+
+def test_a_log_hears_of_each_phase_at_once_and_of_the_end(said: Callable[..., list[str]]) -> None:
+    states = [(0, "fetching"), (1, "fetching"), (2, "loading"), (3, "loading"), (4, "training")]
+    cards = [
+        (moment, Card("Job", [("seconds", moment)], phase=phase, said=f"{phase} {moment}")) for moment, phase in states
+    ]
+    end = Card("Job", phase="training", said="done", done=1)
+    assert said([*cards, (5, end)]) == ["fetching 0", "loading 2", "training 4", "done"]
+
+
+def test_a_long_job_says_little_more_than_a_short_one(said: Callable[..., list[str]]) -> None:
+    def lines(seconds: int) -> int:
+        return len(said((moment, Card("Job", [("second", moment)])) for moment in range(0, seconds, max(2, seconds // 1000))))
+
+    assert lines(60) <= 8
+    assert lines(600) <= 20
+    assert lines(36_000) <= 90
+
+
+def test_a_card_is_drawn_no_more_often_than_asked_for_but_a_new_phase_at_once(said: Callable[..., list[str]]) -> None:
+    cards = [(0, Card("a", phase="1")), (1, Card("b", phase="1")), (2, Card("c", phase="2"))]
+    assert said(cards, seconds=5) == ["a", "c"]
+
+
+def test_a_column_in_which_nothing_stands_is_not_shown() -> None:
+    card = Card("x", parts=[Table("", ("found", "how to mend it", "count"), [("a", "", 0), ("b", "", 1)])])
+    assert "how to mend it" not in repr(card)
+    assert "how to mend it" not in card._repr_html_()
+    assert "count" in card._repr_html_()
+
+
+def test_a_long_list_folds_and_loses_no_row() -> None:
+    first, more = show.listed("Files", ("file",), [(f"{n}.md",) for n in range(25)])
+    assert [len(first.rows), more.title, len(more.parts[0].rows)] == [20, "and 5 more", 5]
+    assert len(show.listed("Files", ("file",), [("a",)])) == 1
+
+
+def test_a_notebook_that_comes_next_opens_with_a_click() -> None:
+    assert "<a href='04_monitor.ipynb'>04_monitor</a>" in Card("x", following="04_monitor")._repr_html_()
+
+
+def test_a_sentence_in_the_first_column_is_wrapped_and_a_name_is_not() -> None:
+    assert "<table class='n'>" in Card("x", parts=[Table("", ("file",), [("a.csv",)])])._repr_html_()
+    assert "<table class='n'>" not in Card("x", parts=[Table("", ("question",), [("why " * 20,)])])._repr_html_()
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ class Job:
         if known := group.from_leader(known):
             return known
         started = time.monotonic()
+        if group.leads and test.rows:
+            print(f"evaluating the base model on {len(test.rows)} test rows", flush=True)
         with model.base():
             result = score(model, test.rows, trainer.micro_batch_tokens, group, self.stop)
             if not math.isfinite(result.loss):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from llmtuner_kit import costs, endpoint_quotes, evaluation, inference
@@ -11,8 +12,8 @@ from llmtuner_kit.endpoint_quotes import EndpointQuote
 from llmtuner_kit.endpoints import Endpoint, EndpointStatus
 from llmtuner_kit.errors import SettingsError
 from llmtuner_kit.evaluation import HeldOut
-from llmtuner_kit.faces import reading
-from llmtuner_kit.faces.show import Card, Table, duration
+from llmtuner_kit.faces import reading, standing
+from llmtuner_kit.faces.show import Card, Folded, Part, Table, duration
 from llmtuner_kit.settings import DeploySettings, InvokeSettings
 from llmtuner_kit.start import Start
 from llmtuner_kit.workspace import Workspace, open_workspace
@@ -21,19 +22,21 @@ from llmtuner_kit.workspace import Workspace, open_workspace
 def status(seen: EndpointStatus) -> Card:
     facts = [
         ("status", seen.status + (f": {seen.failure_reason}" if seen.failure_reason else "")),
-        ("instances", f"{seen.instances} of {seen.desired_instances} x {seen.instance_type}"),
+        ("instances", f"{seen.instances} of {seen.desired_instances or 'those asked for'} x {seen.instance_type}"),
         (
             "cost",
             f"{costs.usd(seen.usd_per_hour)} an hour" + ("" if seen.charged else " on AWS; here it costs nothing"),
         ),
         ("until", f"{seen.expires_at:%Y-%m-%d %H:%M} UTC" if seen.expires_at else "somebody deletes it"),
     ]
-    return Card(f"Endpoint {seen.endpoint_name}", facts)
+    return Card(f"Endpoint {seen.endpoint_name}", facts, phase=seen.status)
 
 
 def live_quote(settings: DeploySettings) -> Card:
     """What an endpoint would cost, for settings as they stand in the form."""
-    return quote(endpoint_quotes.quote(open_workspace(settings), settings))
+    workspace = open_workspace(settings)
+    card = quote(endpoint_quotes.quote(workspace, settings))
+    return replace(card, facts=[*standing.run_of(workspace, settings), *card.facts])
 
 
 def quote(made: EndpointQuote) -> Card:
@@ -100,7 +103,9 @@ def clients(workspace: Workspace, settings: InvokeSettings) -> Card:
     """How to call the endpoint from an application."""
     target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
     examples = inference.client_examples(workspace, target)
-    parts = [f"# {name}\n{code}" for name, code in examples.items()]
+    parts: list[Part] = [Folded(name, [code]) for name, code in examples.items()]
+    if not workspace.aws.charged:
+        parts.insert(0, 'In a terminal run first: eval "$(llmtuner local env)". On AWS the same code needs nothing.')
     return Card("Calling it from an application", parts=parts, following="08_cleanup")
 
 
@@ -133,7 +138,7 @@ def started(made: Start) -> Card:
     ]
     marks = {"ok": "ready", "warning": "look", "problem": "PROBLEM"}
     rows = [(item.name, marks.get(item.level, item.level), item.text, item.fix) for item in made.findings]
-    parts = [Table("Checked", ("what", "is it", "found", "how to mend it"), rows)]
+    parts = [Table("Checked", ("what", "state", "found", "how to mend it"), rows)]
     others = [(item.name, f"{item.updated_at:%Y-%m-%d %H:%M}") for item in made.runs if item.name != made.run.name][:8]
     if others:
         parts.append(Table("Your other runs", ("run", "last used (UTC)"), others))

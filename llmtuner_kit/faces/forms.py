@@ -11,6 +11,7 @@ label, so that a screen reader and a test find it by name; the help is visible t
 
 from __future__ import annotations
 
+import ast
 import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -29,9 +30,12 @@ _LABELS = {
     "kms_key_id": "KMS key", "top_p": "Top p", "max_length": "Longest row in tokens",
 }  # fmt: skip
 _LABEL_STYLE = {"description_width": "13em"}
-# Numbers and choices are short; names, paths and texts need room.
+# Numbers are short; choices, names, paths and texts need room.
 _SHORT, _LONG = {"width": "26em", "flex": "0 0 auto"}, {"width": "36em", "flex": "0 0 auto"}
-_HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;padding:.45em 0 0 .6em'>{}</div>"
+_HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;white-space:normal'>{}</div>"
+# A hint stands to the right of its control, or below it where something stands beside the form.
+_RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 6px 13.6em", "flex": "1 0 60%"}
+_WHEN_EMPTY = "; empty: "
 
 
 class Form:
@@ -54,9 +58,9 @@ class Form:
                     fix="run the cell with the parameters first, or fetch the notebook again",
                 )
             parameters = {name: namespace[name] for name in model.model_fields} | parameters
-        unknown = sorted(set(parameters) - set(model.model_fields))
-        if unknown:
-            raise SettingsError(f"Not settings of {step}: {', '.join(unknown)}.", valid=", ".join(model.model_fields))
+        given = set(parameters) | _injected(namespace or {})
+        if unknown := given - set(model.model_fields):
+            raise kit_settings.unknown_names(step, sorted(unknown))
         self.step = step
         self._model = model
         # What a control cannot hold (a misspelt choice of a list) stays here until the control is used.
@@ -66,8 +70,10 @@ class Form:
             for name, field in model.model_fields.items()
         }
         self._shown = {name: control.value for name, control in self._controls.items()}
+        self._hints: dict[str, ipywidgets.Widget] = {}
+        self._groups: list[tuple[ipywidgets.Widget, Sequence[str]]] = []
         self._verdict = ipywidgets.HTML()
-        self._beside = ipywidgets.HTML(layout={"flex": "1 1 0", "margin": "0 0 0 2em"})
+        self._beside = ipywidgets.HTML(layout={"flex": "1 1 24em", "margin": "0 0 0 2em"})
         self._look: Callable[[RunSettings], Any] | None = None
         for control in self._controls.values():
             control.observe(self._changed, names="value")
@@ -92,6 +98,9 @@ class Form:
         `look` returns something with `_repr_html_`; what the user can put right is shown as text.
         """
         self._look = look
+        self._box.children[0].layout.flex = "0 1 40em"
+        for hint in self._hints.values():
+            hint.layout = _BELOW
         self._refresh()
         return self
 
@@ -99,8 +108,15 @@ class Form:
         bundle = self._box._repr_mimebundle_(**options)
         data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
         # What a saved notebook and a headless run show in place of the controls.
-        data["text/plain"] = "\n".join(f"{name} = {value!r}" for name, value in self.values().items())
+        data["text/plain"] = self._in_words()
         return data
+
+    def _in_words(self) -> str:
+        """What was set, and how much was not: a log has no use for two dozen defaults."""
+        fields, values = self._model.model_fields, self.values()
+        told = [f"{name} = {value!r}" for name, value in values.items() if value != fields[name].default]
+        left = len(values) - len(told)
+        return "\n".join([*told, *([f"({left} parameters at their defaults)"] if left else [])])
 
     def _layout(self) -> ipywidgets.Widget:
         folded = groups.of(self.step)
@@ -111,7 +127,7 @@ class Form:
             [*map(self._row, top), *(self._group(title, names) for title, names in folded.items()), self._verdict]
         )
         column.layout.flex = "1 1 0"
-        return ipywidgets.HBox([column, self._beside])
+        return ipywidgets.HBox([column, self._beside], layout={"flex_flow": "row wrap"})
 
     def _group(self, title: str, names: Sequence[str]) -> ipywidgets.Widget:
         """Fields that open with a click on their title; open already where one of them was given another value."""
@@ -120,12 +136,13 @@ class Form:
         fields = self._model.model_fields
         if any(self._given.get(name, fields[name].default) != fields[name].default for name in names):
             group.selected_index = 0
+        self._groups.append((group, names))
         return group
 
     def _row(self, name: str) -> ipywidgets.Widget:
-        hint = ipywidgets.HTML(_HINT.format(html.escape(self._model.model_fields[name].description or "")))
-        hint.layout.flex = "1 1 0"
-        return ipywidgets.HBox([self._controls[name], hint])
+        told = (self._model.model_fields[name].description or "").partition(_WHEN_EMPTY)[0]
+        self._hints[name] = ipywidgets.HTML(_HINT.format(html.escape(told)), layout=_RIGHT)
+        return ipywidgets.HBox([self._controls[name], self._hints[name]], layout={"flex_flow": "row wrap"})
 
     def _changed(self, _: Mapping[str, Any]) -> None:
         self._judge()
@@ -136,8 +153,15 @@ class Form:
             self.settings()
             self._verdict.value = "<p role='status'>All settings are valid. Run the next cell.</p>"
         except SettingsError as error:
-            lines = "".join(f"<li>{html.escape(line.lstrip('- '))}</li>" for line in error.problem.split("\n")[1:])
-            self._verdict.value = f"<div role='alert'><b>Needs a change:</b><ul>{lines}</ul></div>"
+            found = [line.lstrip("- ") for line in error.problem.split("\n")[1:]]
+            lines = "".join(f"<li>{_with_label(line)}</li>" for line in found)
+            self._verdict.value = (
+                f"<div role='alert'><b>Needs a change:</b><ul style='line-height:1.4;margin:.3em 0'>{lines}</ul></div>"
+            )
+            wrong = {line.partition(":")[0] for line in found}
+            for group, names in self._groups:
+                if wrong & set(names):
+                    group.selected_index = 0  # what is wrong is in sight
 
     def _refresh(self) -> None:
         if self._look is None:
@@ -149,10 +173,13 @@ class Form:
         except SettingsError:
             self._beside.value = "<p role='status'>Shown as soon as all settings are valid.</p>"
             return
+        if "<table" not in self._beside.value:
+            self._beside.value = "<p role='status'>Looking …</p>"  # the first look may have to start the local cloud
         try:
             self._beside.value = self._look(settings)._repr_html_()
         except KitError as error:
-            self._beside.value = f"<pre role='status'>{html.escape(str(error))}</pre>"
+            self._verdict.value = "<p role='status'>Not ready yet: see what is said beside the form.</p>"
+            self._beside.value = f"<pre role='status' style='white-space:pre-wrap'>{html.escape(str(error))}</pre>"
 
 
 def text(markup: str) -> Any:
@@ -174,6 +201,25 @@ def stacked(parts: Sequence[Any], still: Any, options: Mapping[str, Any]) -> dic
     return data | {"text/plain": repr(still), "text/html": still._repr_html_()}
 
 
+def _injected(namespace: Mapping[str, Any]) -> set[str]:
+    """The names in the cell that papermill puts in behind the parameters; papermill takes any name, we do not."""
+    cells = [str(source) for source in namespace.get("In", ()) if str(source).startswith("# Parameters\n")]
+    return {
+        target.id
+        for source in cells
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _with_label(problem: str) -> str:
+    """`lora_r: ...` -> `LoRA rank (lora_r): ...`, as HTML."""
+    name, colon, text = problem.partition(":")
+    return f"<b>{html.escape(label(name))}</b> ({name}):{html.escape(text)}" if colon else html.escape(problem)
+
+
 def label(name: str) -> str:
     """The visible name of a field: `learning_rate` -> `Learning rate`."""
     return _LABELS.get(name) or name.replace("_", " ").capitalize()
@@ -183,20 +229,22 @@ def _control(name: str, field: FieldInfo, value: Any) -> Any:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     short: dict[str, Any] = {"description": label(name), "style": _LABEL_STYLE, "layout": _SHORT}
     long = short | {"layout": _LONG}
-    options = _options(field, extra)
+    empty = (field.description or "").partition(_WHEN_EMPTY)[2]
+    options = [(str(item), item) for item in _options(field, extra)]
     if options:
         if extra.get("choices") and field.default == "":
-            options = ["", *options]
-        return ipywidgets.Dropdown(options=options, value=value if value in options else options[0], **short)
+            options = [(f"({empty})", ""), *options]
+        held = [item for _, item in options]
+        return ipywidgets.Dropdown(options=options, value=value if value in held else held[0], **long)
     if field.annotation is bool:
-        return ipywidgets.Checkbox(value=value is True, **(long | {"indent": True}))
+        return ipywidgets.Checkbox(value=value is True, **(short | {"indent": True}))
     if field.annotation is int:
         return ipywidgets.IntText(value=value if type(value) is int else 0, **short)
     if field.annotation is float:
         return ipywidgets.FloatText(value=value if type(value) in (int, float) else 0.0, **short)
     if extra.get("multiline"):
-        return ipywidgets.Textarea(value=str(value), rows=4, **long)
-    return ipywidgets.Text(value=str(value), continuous_update=False, **long)
+        return ipywidgets.Textarea(value=str(value), rows=4, placeholder=empty, **long)
+    return ipywidgets.Text(value=str(value), continuous_update=False, placeholder=empty, **long)
 
 
 def _options(field: FieldInfo, extra: Mapping[str, Any]) -> list[Any]:

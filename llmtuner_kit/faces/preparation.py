@@ -10,6 +10,7 @@ from llmtuner_kit.dataset import Prepared, Report, preview
 from llmtuner_kit.dataset.preview import PreviewedFile
 from llmtuner_kit.dataset.quotes import JobQuote
 from llmtuner_kit.dataset.report import FindingCount
+from llmtuner_kit.faces import standing
 from llmtuner_kit.faces.show import Bars, Card, Chart, Masked, Table, duration, shortened, size
 from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import open_workspace
@@ -26,15 +27,16 @@ class Preview:
 
     def __call__(self, settings: PrepareSettings) -> Card:
         where = (settings.target, settings.region, settings.user_id, settings.bucket)
+        workspace = open_workspace(settings)
         if where not in self._known:
-            self._known[where] = preview.Preview(open_workspace(settings))
+            self._known[where] = preview.Preview(workspace)
         seen = self._known[where].look(settings)
         parts: list[Any] = [part for file in seen.files for part in _previewed(file)]
         if seen.more:
             parts.append(f"and {seen.more} more files")
         if seen.left_out:
             parts.append(_left_out(seen.left_out))
-        facts = _quote(seen.quote) if seen.quote else []
+        facts = [*standing.run_of(workspace, settings), *(_quote(seen.quote) if seen.quote else [])]
         return Card(f"First rows of {seen.dataset} as they would be written", facts, parts)
 
 
@@ -97,7 +99,7 @@ def prepared(made: Prepared) -> Card:
         _findings(report),
         *([_picture(report)] if report.findings else []),
         *([_repeats(report)] if report.duplicates else []),
-        _lengths(report),
+        *_lengths(report),
         *([_histogram(report)] if report.lengths.histogram else []),
         Table("Rows as written", ("question", "answer"), [_row(row) for row in report.samples[:3]]),
         *_masks(made),
@@ -167,18 +169,18 @@ def _repeats(report: Report) -> Table:
     return Table("Duplicates", ("kind", "within a file", "across files", "across given splits"), rows)
 
 
-def _lengths(report: Report) -> str:
+def _lengths(report: Report) -> list[str]:
     lengths = report.lengths
-    text = (
-        f"Row lengths in tokens: half of the rows have at most {lengths.median}, nine in ten at most {lengths.p90}, "
-        f"the longest {lengths.longest}; the limit is {lengths.max_length}."
-    )
+    sentences = [
+        f"Row lengths in tokens: half of the rows have at most {lengths.median:,}, nine in ten at most {lengths.p90:,}, "
+        f"the longest {lengths.longest:,}; the limit is {lengths.max_length:,}."
+    ]
     if lengths.over_rows:
-        text += (
-            f"\n{lengths.over_rows} rows are longer; behind the limit stand {lengths.over_answer_tokens} answer tokens. "
-            "Choose with long_rows: split, drop, cut or stop."
+        sentences.append(
+            f"{lengths.over_rows:,} rows are longer; behind the limit stand {lengths.over_answer_tokens:,} answer "
+            "tokens. Choose with long_rows: split, drop, cut or stop."
         )
-    return text
+    return sentences
 
 
 def _histogram(report: Report) -> Chart:

@@ -14,17 +14,19 @@ import itertools
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from IPython.display import clear_output, display
 
+_NOTEBOOK = re.compile(r"0\d_[a-z]+")
 _ADDRESS = re.compile(r"https?://[^\s$]+")
+_NARROW, _LISTED = 32, 500
 _STYLE = (
     "<style>.lt{font-family:system-ui,sans-serif;line-height:1.4;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
     ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
-    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt h4{margin:.2em 0 .4em;white-space:pre-line}.lt h4:empty{display:none}.lt summary{cursor:pointer;font-weight:600;margin:.5em 0}.lt td:first-child,.lt tr>th{white-space:nowrap}.lt p{margin:.3em 0}.lt .t{background:#2a78;border-radius:2px}"
-    ".lt img{max-width:100%}.lt pre{white-space:pre-wrap;margin:.3em 0}.lt .m{line-height:1.9}</style>"
+    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt h4{margin:.2em 0 .4em;white-space:pre-line}.lt h4:empty{display:none}.lt summary{cursor:pointer;font-weight:600;margin:.5em 0}.lt tr>th,.lt .n td:first-child{white-space:nowrap}.lt p{margin:.3em 0}.lt .t{background:#2a78;border-radius:2px}"
+    ".lt img{max-width:100%}.lt pre{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:.3em 0}.lt .m{line-height:1.9}</style>"
 )
 
 
@@ -76,18 +78,34 @@ class Folded:
     parts: Sequence[Table | str]
 
 
-Part = Table | Chart | Bars | Masked | Folded | str
+@dataclass(frozen=True)
+class Link:
+    """An address to click on; in plain text it stands after its words."""
+
+    words: str
+    address: str
+
+
+Part = Table | Chart | Bars | Masked | Folded | Link | str
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a result cell shows: facts, then parts, then what comes next."""
+    """What a result cell shows: facts, then parts, then what comes next.
+
+    Attributes:
+        following: the notebook to open next, or what to do.
+        said: what a log says of a card that will be replaced; empty: the title and the facts.
+        phase: when it changes, a log hears of it at once.
+    """
 
     title: str
     facts: Sequence[tuple[str, Any]] = ()
     parts: Sequence[Part] = ()
     following: str = ""
-    done: float | None = field(default=None)
+    done: float | None = None
+    said: str = ""
+    phase: str = ""
 
     def __repr__(self) -> str:
         lines = [self.title + (f" [{self.done:.0%}]" if self.done is not None else "")]
@@ -102,40 +120,45 @@ class Card:
             f"<tr><th scope='row'>{_e(name)}</th><td>{_text(value)}</td></tr>" for name, value in self.facts
         )
         parts = "".join(_as_html(part) for part in self.parts)
-        following = f"<p><b>Next:</b> {_e(self.following)}</p>" if self.following else ""
+        following = f"<p><b>Next:</b> {_linked(self.following)}</p>" if self.following else ""
         return (
             f"<div class='lt'>{_STYLE}<h4>{_text(self.title)}</h4>{bar}<table>{facts}</table>{parts}{following}</div>"
         )
 
     def line(self) -> str:
-        """One line for a log: the title and the facts."""
-        return repr(Card(self.title, self.facts, done=self.done)).replace("\n  ", " · ")
+        """One line for a log."""
+        return self.said or repr(Card(self.title, self.facts, done=self.done)).replace("\n  ", " · ")
 
 
 class Live:
-    """One place in the notebook that is drawn again whenever there is something new to see, not more often."""
+    """One place in the notebook that is drawn again whenever there is something new to see, not more often.
+
+    A log gets a line at the first state, at each new phase and at the last state; between them the silence grows with
+    the time that has passed, so that a long job says no more than a short one needs.
+    """
+
+    _SILENCE, _LONGEST_SILENCE, _SHARE = 10.0, 600.0, 0.25
 
     def __init__(self, seconds: float = 1.0) -> None:
-        self._seconds, self._last, self._drawn = seconds, "", 0.0
+        self._seconds, self._last, self._drawn, self._began = seconds, "", 0.0, time.monotonic()
+        self._phase: str | None = None
+        self._said, self._spoke = "", 0.0
 
     def __call__(self, card: Card, *, now: bool = False) -> None:
         """Draw the card if it differs from the last one and the last one has stood long enough."""
-        text = repr(card)
-        if text == self._last or (not now and time.monotonic() - self._drawn < self._seconds):
+        moment, text = time.monotonic(), repr(card)
+        at_once = now or card.phase != self._phase
+        if text == self._last or (not at_once and moment - self._drawn < self._seconds):
             return
-        self._last, self._drawn = text, time.monotonic()
+        self._last, self._drawn = text, moment
         clear_output(wait=True)
-        display(card if now else _Passing(card))
-
-
-@dataclass(frozen=True)
-class _Passing:
-    """A state that will be replaced: whole in the notebook, one line in a log."""
-
-    card: Card
-
-    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        return {"text/plain": self.card.line(), "text/html": self.card._repr_html_()}
+        silence = min(max(self._SILENCE, self._SHARE * (moment - self._began)), self._LONGEST_SILENCE)
+        news = card.line() != self._said and (at_once or moment - self._spoke >= silence)
+        if news:
+            self._said, self._spoke = card.line(), moment
+        self._phase = card.phase
+        # Raw, as IPython adds a text of its own to objects that have none.
+        display({"text/html": card._repr_html_()} | ({"text/plain": card.line()} if news or now else {}), raw=True)
 
 
 class Progress:
@@ -168,12 +191,12 @@ def show_stream(pieces: Iterable[str], title: str) -> str:
     for piece in pieces:
         text += piece
         live(_written(title, text))
-    live(_written(title, text), now=True)
+    show(_written(title, text))
     return text
 
 
 def _written(title: str, text: str) -> Card:
-    return Card(title, parts=[visible(text)])
+    return Card(title, parts=[visible(text)], said="answering")
 
 
 def visible(text: str) -> str:
@@ -217,8 +240,10 @@ def _as_text(part: Part) -> list[str]:
         return [part.title, *"".join(f"[[{text}]]" if trained else text for text, trained in texts).splitlines()]
     if isinstance(part, Chart | Bars):
         return [f"{part.title}: {part.alt}"]
-    rows = [[_words(cell) for cell in row] for row in (part.head, *part.rows)]
-    widths = [min(90, max(len(row[column]) for row in rows)) for column in range(len(part.head))]
+    if isinstance(part, Link):
+        return [f"{part.words}: {part.address}"]
+    rows = [[_words(cell) for cell in row] for row in _filled(part)]
+    widths = [min(90, max(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [part.caption, *lines]
 
@@ -240,9 +265,34 @@ def _as_html(part: Part) -> str:
     if isinstance(part, Chart | Bars):
         image = base64.b64encode(_drawn(part) if isinstance(part, Chart) else _drawn_bars(part)).decode()
         return f"<img alt='{_e(part.title)}: {_e(part.alt)}' src='data:image/png;base64,{image}'>"
-    head = "".join(f"<th scope='col'>{_e(name)}</th>" for name in part.head)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
-    return f"<table><caption>{_text(part.caption)}</caption><tr>{head}</tr>{body}</table>"
+    if isinstance(part, Link):
+        return f"<p><a href='{_e(part.address)}'>{_text(part.words)}</a></p>"
+    names, *rows = _filled(part)
+    head = "".join(f"<th scope='col'>{_e(name)}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    narrow = all(len(_words(row[0])) <= _NARROW for row in rows)  # a name stays on its line, a sentence is wrapped
+    kind = " class='n'" if narrow else ""
+    return f"<table{kind}><caption>{_text(part.caption)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _filled(table: Table) -> list[Sequence[Any]]:
+    """Head and rows without the columns in which no row has anything."""
+    kept = [
+        column for column in range(len(table.head)) if not table.rows or any(row[column] != "" for row in table.rows)
+    ]
+    return [[row[column] for column in kept] for row in (table.head, *table.rows)]
+
+
+def listed(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], first: int = 20) -> list[Part]:
+    """A long table: its first rows, and the others behind a click."""
+    if len(rows) <= first:
+        return [Table(caption, head, rows)]
+    more = rows[first:_LISTED]
+    left = f"; {len(rows) - _LISTED:,} are not listed" if len(rows) > _LISTED else ""
+    return [
+        Table(caption, head, rows[:first]),
+        Folded(f"and {len(rows) - first:,} more{left}", [Table("", head, more)]),
+    ]
 
 
 def _drawn(chart: Chart) -> bytes:
@@ -290,6 +340,11 @@ def _as_png(figure: Any) -> bytes:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
     return image.getvalue()
+
+
+def _linked(text: str) -> str:
+    """Text in which the names of notebooks open them."""
+    return _NOTEBOOK.sub(lambda name: f"<a href='{name[0]}.ipynb'>{name[0]}</a>", _text(text))
 
 
 def _text(value: Any) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from llmtuner_kit import artifacts, costs, training
 from llmtuner_kit.artifacts import Downloaded
 from llmtuner_kit.dataset import Prepared
-from llmtuner_kit.faces import endings, preparation
-from llmtuner_kit.faces.show import Card, Chart, Table, duration, shortened, size
+from llmtuner_kit.faces import endings, preparation, standing
+from llmtuner_kit.faces.show import Card, Chart, Folded, Link, Table, duration, listed, shortened, size
 from llmtuner_kit.monitoring import Snapshot
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.training import Quote, TrainingJob
@@ -26,65 +26,74 @@ def of(result: Any) -> Card:
 
 def live_quote(settings: TrainSettings) -> Card:
     """The quote for settings as they stand in the form."""
-    return quote(training.quote(open_workspace(settings), settings))
+    workspace = open_workspace(settings)
+    card = quote(training.quote(workspace, settings))
+    return dataclasses.replace(card, facts=[*standing.run_of(workspace, settings), *card.facts])
 
 
 def upload(made: Upload) -> Card:
-    rows = [(file.name, size(file.bytes), "sent" if file.sent else "was there") for file in made.files[:20]]
-    parts: list[Any] = [Table("Files", ("file", "size", "what happened"), rows)]
+    rows = [(file.name, size(file.bytes), "sent" if file.sent else "was there") for file in made.files]
+    parts = listed("Files", ("file", "size", "what happened"), rows)
     if made.ignored:
-        parts.append(Table("Left out", ("file", "why"), made.ignored[:20]))
+        parts += listed("Left out", ("file", "why"), made.ignored)
     facts = [
         ("dataset", made.dataset),
         ("where", made.uri),
         ("files", len(made.files)),
-        ("sent", f"{size(made.bytes_sent)} of {size(made.bytes)} in {duration(made.seconds)}"),
+        ("sent", f"{size(made.bytes_sent)} of {size(made.bytes)}{_again(made)}"),
     ]
     return Card("Uploaded, every file verified by its SHA-256", facts, parts, "02_prepare")
 
 
+def _again(made: Upload) -> str:
+    if not made.bytes_sent:
+        return ", as it is there already"
+    return f" in {duration(made.seconds)}" if made.seconds >= 1 else ""
+
+
 def quote(made: Quote) -> Card:
+    budget = "" if made.budget_usd or not made.charged else "; set budget_usd, without one no job is started"
     facts = [
         ("model", f"{made.model_id} with {made.method}"),
         ("runs on", f"{made.instance_count} x {made.instance_type}"),
-        ("does it fit", made.fit.why),
+        ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
         ("work", f"{made.tokens:,} tokens of {made.rows:,} rows"),
-        ("time on AWS", f"{duration(made.seconds[0])} to {duration(made.seconds[1])}"),
+        ("time on AWS", _range(made.seconds)),
         ("money on AWS", str(made.money)),
         ("price", costs.priced(made.price)),
         ("stopped after", duration(made.max_runtime_seconds)),
         ("an endpoint of this type", f"{costs.usd(made.endpoint_per_hour)} an hour"),
-        ("is it charged", "yes, this is AWS" if made.charged else "no, this runs on your machine"),
+        (
+            "is it charged",
+            f"yes, this is AWS{budget}"
+            if made.charged
+            else "no, this runs on your machine; 04_monitor says how long it takes there",
+        ),
+        ("how it is known", f"the speed is {made.basis}"),
     ]
-    return Card("Quote", facts, [made.basis])
+    others = [(item.instance_type, _range(item.seconds), str(item.money)) for item in made.options]
+    parts: list[Any] = [f"Mind: {note}." for note in made.notes]
+    if others:
+        parts.append(Folded("The same job on other machines", [Table("", ("instance type", "time", "money"), others)]))
+    return Card("Quote", facts, parts)
+
+
+def _range(seconds: tuple[float, float]) -> str:
+    return f"{duration(seconds[0])} to {duration(seconds[1])}"
 
 
 def training_job(made: TrainingJob) -> Card:
     title = "Found the job that the same inputs started before" if made.reused else "Training job started"
     facts = [("job", made.job_name), ("model archive will be", made.model_uri)]
-    if made.quote:
-        facts += [("time on AWS", f"{duration(made.quote.seconds[0])} to {duration(made.quote.seconds[1])}")]
-        facts += [("money on AWS", str(made.quote.money))]
     return Card(title, facts, following="04_monitor")
 
 
 def snapshot(seen: Snapshot, log_lines: int = 15) -> Card:
-    numbers = [
-        (label, f"{value:.4g}")
-        for label, name in (
-            ("loss", "train_loss"), ("token accuracy", "token_accuracy"), ("validation loss", "eval_loss"),
-            ("tokens per second", "tokens_per_second"), ("learning rate", "learning_rate"), ("epoch", "epoch"),
-        )
-        if (value := seen.last(name)) is not None
-    ]  # fmt: skip
     facts = [
         ("status", _status(seen)),
-        (
-            "time",
-            duration(seen.elapsed_seconds) + (f", about {duration(seen.eta_seconds)} left" if seen.eta_seconds else ""),
-        ),
-        ("cost so far", costs.usd(seen.cost_usd) + ("" if seen.charged else " on AWS; here it costs nothing")),
-        *numbers,
+        ("time", duration(seen.elapsed_seconds) + _left(seen)),
+        ("cost" if seen.done else "cost so far", _cost(seen)),
+        *_numbers(seen),
     ]
     if seen.failure_reason:
         facts.append(("reason", seen.failure_reason))
@@ -93,24 +102,72 @@ def snapshot(seen: Snapshot, log_lines: int = 15) -> Card:
     log = [line for line in seen.log if not line.startswith("metric ")]
     if log_lines and log:
         parts.append("\n".join(log[-log_lines:]))
-    following = "05_download" if seen.status == "Completed" else ""
-    return Card(f"Training job {seen.job_name}", facts, parts, following, done=seen.progress)
+    stepping = seen.doing.startswith("step ")
+    return Card(
+        f"Training job {seen.job_name}", facts, parts, done=seen.progress, said=_said(seen),
+        phase="steps" if stepping else seen.doing,
+    )  # fmt: skip
 
 
 def _status(seen: Snapshot) -> str:
-    """`InProgress, Training: downloading the training image`, each word once."""
-    steps = [seen.status, *([seen.secondary_status] if seen.secondary_status != seen.status else [])]
-    return ", ".join(steps) + (f": {seen.message}" if seen.message and not seen.done else "")
+    """`Training: step 3 of 8`, or the service's word for an end; each word once."""
+    if seen.done:
+        return seen.status
+    steps = [*([] if seen.status == "InProgress" else [seen.status]), seen.secondary_status]
+    return f"{', '.join(dict.fromkeys(steps))}: {seen.doing}"
+
+
+def _left(seen: Snapshot) -> str:
+    return f", about {duration(seen.eta_seconds)} left" if seen.eta_seconds else ""
+
+
+def _cost(seen: Snapshot) -> str:
+    return costs.usd(seen.cost_usd) + ("" if seen.charged else " on AWS; here it costs nothing")
+
+
+def _numbers(seen: Snapshot) -> list[tuple[str, str]]:
+    """The newest metrics with their units, the loss also as it was at first."""
+    facts = []
+    loss, first = seen.last("train_loss"), seen.first("train_loss")
+    if loss is not None and first is not None:
+        facts.append(("loss", f"{loss:.3f}" + (f", at first {first:.3f}" if first != loss else "")))
+    for label, name, form in (
+        ("validation loss", "eval_loss", "{:.3f}"),
+        ("token accuracy", "token_accuracy", "{:.1%}"),
+        ("speed", "tokens_per_second", "{:,.0f} tokens a second"),
+        ("epoch", "epoch", "{:.2f}"),
+        ("learning rate", "learning_rate", "{:.3g}"),
+    ):
+        if (value := seen.last(name)) is not None:
+            facts.append((label, form.format(value)))
+    return facts
+
+
+def _said(seen: Snapshot) -> str:
+    """One line for a log: `1 min 2 s · step 12 of 64 · loss 2.412 · 356 tokens/s · about 4 min 2 s left · $0.03`."""
+    numbers = [
+        form.format(value)
+        for name, form in (("train_loss", "loss {:.3f}"), ("tokens_per_second", "{:,.0f} tokens/s"))
+        if seen.doing.startswith("step ") and (value := seen.last(name)) is not None
+    ]
+    parts = [duration(seen.elapsed_seconds), seen.doing if seen.status == "InProgress" else _status(seen), *numbers]
+    if left := _left(seen):
+        parts.append(left.removeprefix(", "))
+    if seen.cost_usd is not None and seen.elapsed_seconds:
+        parts.append(costs.usd(seen.cost_usd) + ("" if seen.charged else " on AWS"))
+    return " · ".join(parts)
 
 
 def finished(workspace: Workspace, seen: Snapshot) -> Card:
-    """The end of a job, and what can be done with it now."""
+    """The end of a job, and what can be done with it now; its curves stand where it was watched."""
     rows = [
         (action.name, action.notebook, "yes" if action.available else action.why)
         for action in artifacts.actions(workspace, seen.job_name)
     ]
     card = snapshot(seen, log_lines=0)
-    return dataclasses.replace(card, parts=[*card.parts, Table("What you can do now", ("action", "in", "now"), rows)])
+    table = Table("What you can do now", ("action", "in", "now"), rows)
+    following = "05_download" if any(name == "download" and now == "yes" for name, _, now in rows) else "03_train"
+    return Card(card.title, card.facts, [table], following)
 
 
 def _curves(seen: Snapshot) -> list[Chart]:
@@ -119,8 +176,8 @@ def _curves(seen: Snapshot) -> list[Chart]:
         ("Loss", {"training": "train_loss", "validation": "eval_loss"}),
         ("Token accuracy", {"training": "token_accuracy", "validation": "eval_token_accuracy"}),
     ):
-        lines = {label: seen.metrics[name] for label, name in names.items() if len(seen.metrics.get(name, ())) > 1}
-        if lines:
+        lines = {label: seen.metrics[name] for label, name in names.items() if seen.metrics.get(name)}
+        if any(len(points) > 1 for points in lines.values()):
             told = "; ".join(f"{label} from {p[0][1]:.3f} to {p[-1][1]:.3f}" for label, p in lines.items())
             charts.append(Chart(title, "step", lines, told))
     return charts
@@ -135,11 +192,10 @@ def downloaded(made: Downloaded) -> Card:
         ("unpacked in", made.folder or "not unpacked"),
         ("verified", f"all {made.verified} files of the manifest" if made.folder else "not unpacked, so not checked"),
     ]
-    rows = [(name, size(count)) for name, count in sorted(made.files.items(), key=lambda item: -item[1])[:25]]
-    parts: list[Any] = [made.link.url]
+    rows = [(name, size(count)) for name, count in sorted(made.files.items(), key=lambda item: -item[1])]
+    parts: list[Any] = [Link(f"Download model.tar.gz ({size(made.link.bytes)})", made.link.url)]
     if rows:
-        more = f" (the largest 25 of {len(made.files)} files)" if len(made.files) > 25 else ""
-        parts.append(Table(f"What is inside{more}", ("file", "size"), rows))
+        parts += listed(f"What is inside: {len(rows)} files, the largest first", ("file", "size"), rows, 10)
     return Card("The trained model", facts, parts, "06_deploy")
 
 

@@ -1,0 +1,98 @@
+"""What stands beside a form before anything is done: the run that is meant, and what the step would work on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmtuner_kit import catalog, runs, uploads
+from llmtuner_kit.faces.show import Card, Link, Part, listed, size
+from llmtuner_kit.runs import Run
+from llmtuner_kit.settings import (
+    STEPS,
+    DownloadSettings,
+    InvokeSettings,
+    MonitorSettings,
+    RunSettings,
+    StartSettings,
+    UploadSettings,
+    notebook_of,
+)
+from llmtuner_kit.workspace import Workspace, open_workspace
+
+# What a step cannot do without, and the setting that stands in for it.
+_NEEDS: dict[type[RunSettings], tuple[str, str]] = {
+    MonitorSettings: ("train", "job_name"),
+    DownloadSettings: ("train", "job_name"),
+    InvokeSettings: ("deploy", "endpoint_name"),
+}
+
+
+def run(settings: RunSettings) -> Card:
+    """The run of these settings and how far it is. Raises NotFoundError naming the notebook that has to run before."""
+    found = runs.open_run(open_workspace(settings), settings.run_name)
+    step, instead = _NEEDS.get(type(settings), ("", ""))
+    if step and not getattr(settings, instead):
+        found.result(step)
+    return Card("This is about", [*run_facts(found, settings), *_made(found)])
+
+
+def run_facts(found: Run, settings: RunSettings) -> list[tuple[str, str]]:
+    """Which run is meant: an empty name means the newest one, and which that is, is worth knowing."""
+    return [("run", found.name + ("" if settings.run_name else ", the newest"))]
+
+
+def run_of(workspace: Workspace, settings: RunSettings) -> list[tuple[str, str]]:
+    """`run_facts` of a run that is still to be opened."""
+    return run_facts(runs.open_run(workspace, settings.run_name), settings)
+
+
+def _made(found: Run) -> list[tuple[str, str]]:
+    """What the steps have left behind so far."""
+    results: dict[str, dict[str, Any]] = {step: (found.section(step) or {}).get("result") or {} for step in STEPS}
+    made = [
+        ("base model", str(((found.section("start") or {}).get("settings") or {}).get("model_id", ""))),
+        ("dataset", str(results["prepare"].get("dataset") or results["upload"].get("dataset") or "")),
+        ("training job", str(results["train"].get("job_name", ""))),
+        ("endpoint", str(results["deploy"].get("endpoint_name", ""))),
+        ("done so far", ", ".join(notebook_of(step) for step, result in results.items() if result)),
+    ]
+    return [(name, text) for name, text in made if text]
+
+
+def base_model(settings: StartSettings) -> Card:
+    """What the chosen base model is and where it can be tuned."""
+    model = catalog.base_model(settings.model_id)
+    where = (
+        "this machine and AWS; its weights are here already or are made here"
+        if model.embedded
+        else f"AWS, on {model.instance} or larger; its weights come from the Hub"
+    )
+    facts = [
+        ("base model", model.title),
+        ("kind", "decoder (writes on)" if model.family == "causal" else "encoder and decoder (text in, text out)"),
+        ("weights", _weights(model.parameters)),
+        ("longest row", f"{model.context:,} tokens"),
+        ("trained on", where),
+        ("licence", model.licence + ("; accept it on the Hub first" if model.gated else "")),
+    ]
+    page: list[Part] = [Link("Its page on the Hub", f"https://huggingface.co/{model.hub_id}")] if model.hub_id else []
+    return Card("The model you start from", facts, page)
+
+
+def _weights(count: int) -> str:
+    return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:,.1f} million"
+
+
+def to_upload(settings: UploadSettings) -> Card:
+    """The files that would be sent. Raises what the upload would raise: no such file, nothing readable, no run."""
+    found, ignored = uploads.find_files(settings.source)
+    about = runs.open_run(open_workspace(settings), settings.run_name)
+    sizes = [(name, path.stat().st_size) for name, path in found]
+    facts = [
+        *run_facts(about, settings),
+        ("files", f"{len(sizes):,}, {size(sum(count for _, count in sizes))} in all"),
+    ]
+    parts = listed("Files", ("file", "size"), [(name, size(count)) for name, count in sizes], 8)
+    if ignored:
+        parts += listed("Left out", ("file", "why"), ignored, 8)
+    return Card("What will be sent", facts, parts)

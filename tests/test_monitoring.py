@@ -1,0 +1,69 @@
+"""What a job is doing, in words that are true before the first step, between steps and after the last one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmtuner_kit.faces import views
+from llmtuner_kit.monitoring import Snapshot
+
+BEFORE = ("llmtuner training on host", "channel train: 9 rows", "data checked after 1.3 s; loading tiny-llama")
+
+
+def seen(**changes: Any) -> Snapshot:
+    """A job in training, with what is given changed."""
+    values: dict[str, Any] = {
+        "job_name": "job", "status": "InProgress", "secondary_status": "Training",
+        "message": "Training image download completed. Training in progress.", "transitions": (), "metrics": {},
+        "new_lines": (), "log": (), "elapsed_seconds": 62.0, "billable_seconds": 62.0, "eta_seconds": None,
+        "cost_usd": 0.0242, "charged": False, "instance_type": "ml.g5.xlarge", "instance_count": 1,
+        "failure_reason": "", "model_uri": "",
+    }  # fmt: skip
+    return Snapshot(**(values | changes))
+
+
+def stepped(step: int) -> dict[str, list[tuple[float, float]]]:
+    points = {"step": step, "total_steps": 8, "train_loss": 2.5, "tokens_per_second": 1234.5}
+    return {name: [(step, float(value))] for name, value in points.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "doing"),
+    [
+        ({"secondary_status": "Downloading", "message": "Downloading input data"}, "Downloading input data"),
+        ({}, "Training image download completed. Training in progress."),
+        ({"log": BEFORE}, BEFORE[-1]),
+        ({"log": (*BEFORE, "[algo-2] channel train: 9 rows", "")}, BEFORE[-1]),
+        ({"log": (*BEFORE, "metric step=3", "checkpoint saved"), "metrics": stepped(3)}, "step 3 of 8"),
+        ({"log": ("metric step=8", "archive written in 1.1 s"), "metrics": stepped(8)}, "archive written in 1.1 s"),
+        ({"secondary_status": "Uploading", "message": "Uploading generated training model"}, "Uploading generated training model"),
+        ({"status": "Failed", "secondary_status": "Failed", "failure_reason": "out of memory"}, "out of memory"),
+    ],
+)  # fmt: skip
+def test_what_the_job_does_is_said_by_the_service_or_by_the_job(changes: dict[str, Any], doing: str) -> None:
+    assert seen(**changes).doing == doing
+
+
+def test_a_line_of_the_log_has_the_progress_with_its_numbers_and_only_then() -> None:
+    line = views.snapshot(seen(metrics=stepped(3), eta_seconds=242.0)).line()
+    assert line == "1 min 2 s · step 3 of 8 · loss 2.500 · 1,234 tokens/s · about 4 min 2 s left · $0.02 on AWS"
+    assert views.snapshot(seen(log=BEFORE)).line() == f"1 min 2 s · {BEFORE[-1]} · $0.02 on AWS"
+
+
+def test_steps_are_one_phase_and_what_comes_before_them_are_others() -> None:
+    phases = [
+        views.snapshot(seen(**changes)).phase
+        for changes in ({"log": BEFORE[:2]}, {"log": BEFORE}, {"metrics": stepped(1)}, {"metrics": stepped(2)})
+    ]
+    assert phases == [*BEFORE[1:], "steps", "steps"]
+
+
+def test_the_last_loss_stands_beside_the_first_and_numbers_have_units() -> None:
+    metrics = stepped(2) | {"train_loss": [(1, 4.0), (2, 2.5)], "token_accuracy": [(2, 0.107)]}
+    facts = dict(views.snapshot(seen(metrics=metrics)).facts)
+    assert facts["loss"] == "2.500, at first 4.000"
+    assert facts["token accuracy"] == "10.7%"
+    assert facts["speed"] == "1,234 tokens a second"
+    assert facts["status"] == "Training: step 2 of 8"

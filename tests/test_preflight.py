@@ -1,0 +1,51 @@
+"""The doctor asks for every quota a run may need, and only a missing training quota stops it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from llmtuner_kit import preflight
+from llmtuner_kit.errors import AccessError
+from llmtuner_kit.workspace import Workspace
+
+TRAINING, ENDPOINT = "ml.g5.xlarge for training job usage", "ml.g5.xlarge for endpoint usage"
+PROCESSING = "ml.m5.2xlarge for processing job usage"
+
+
+def account(quotas: dict[str, float] | Exception) -> Workspace:
+    """A workspace on AWS whose Service Quotas list these quotas, or refuse."""
+
+    def pages(**request: str) -> list[dict[str, Any]]:
+        assert request == {"ServiceCode": "sagemaker"}
+        if isinstance(quotas, Exception):
+            raise quotas
+        return [{"Quotas": [{"QuotaName": name, "Value": value}]} for name, value in quotas.items()]
+
+    client = SimpleNamespace(get_paginator=lambda _: SimpleNamespace(paginate=pages))
+    return cast(Workspace, SimpleNamespace(aws=SimpleNamespace(charged=True, client=lambda _: client)))
+
+
+@pytest.mark.parametrize(("missing", "level"), [(TRAINING, "problem"), (ENDPOINT, "warning"), (PROCESSING, "warning")])
+def test_a_quota_of_zero_is_named_with_what_to_ask_for(missing: str, level: str) -> None:
+    values = {TRAINING: 2.0, ENDPOINT: 1.0, PROCESSING: 4.0} | {missing: 0.0}
+    found = preflight._quotas(account(values), "ml.g5.xlarge")
+    assert {item.text.split(":")[0]: item.level for item in found} == {
+        name: level if name == missing else "ok" for name in values
+    }
+    (bad,) = [item for item in found if item.level != "ok"]
+    assert f"ask for one '{missing}' in Service Quotas" in bad.fix
+
+
+def test_a_quota_that_aws_does_not_list_is_a_warning() -> None:
+    found = preflight._quotas(account({TRAINING: 1.0}), "ml.g5.xlarge")
+    assert [item.level for item in found] == ["ok", "warning", "warning"]
+    assert PROCESSING in found[-1].text
+
+
+def test_an_account_that_may_not_ask_is_told_what_to_look_for() -> None:
+    (found,) = preflight._quotas(account(AccessError("not allowed")), "ml.g5.xlarge")
+    assert found.level == "warning"
+    assert all(name in found.fix for name in (TRAINING, ENDPOINT, PROCESSING))
