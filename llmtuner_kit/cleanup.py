@@ -59,7 +59,9 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
             continue
         count, size = _delete_prefix(workspace, prefix, really=wanted)
         if count:
-            (removed if wanted else kept).append(f"{what}: {count} objects, {size / 1e6:,.1f} MB")
+            (removed if wanted else kept).append(
+                f"{what}: {count} {'object' if count == 1 else 'objects'}, {size / 1e6:,.1f} MB"
+            )
     run.save("cleanup", settings=settings.model_dump(), result={"removed": removed, "kept": kept})
     return CleanUp(tuple(removed), tuple(kept))
 

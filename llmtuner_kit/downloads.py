@@ -87,7 +87,12 @@ def fetch_folder(client: Any, uri: str, folder: Path, moved: Callable[[int, int]
     """
     bucket, prefix = paths.split_uri(uri if uri.endswith("/") else uri + "/")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    found = {item["Key"]: int(item["Size"]) for page in pages for item in page.get("Contents", [])}
+    try:
+        found = {item["Key"]: int(item["Size"]) for page in pages for item in page.get("Contents", [])}
+    except client.exceptions.NoSuchBucket:
+        raise NotFoundError(
+            f"There is no bucket {bucket!r}.", fix="check the address, the target and the region"
+        ) from None
     sizes = {key: size for key, size in found.items() if not key.endswith("/")}
     if not sizes:
         raise NotFoundError(f"There is nothing below {uri}.", fix="check the address with `aws s3 ls`")

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from typing import Any
 
 from llmtuner_local.home import LocalError
 
@@ -136,6 +137,12 @@ def _base_model(options: argparse.Namespace) -> None:
     print(base_models.build(options.model_id))
 
 
+def _in_words(kind: Any, number: float | None) -> str:
+    """What a fault does, with its own number in place of the name of one."""
+    value = kind.default if number is None else number
+    return str(kind.help.replace(kind.number.upper(), f"{value:g}", 1) if kind.number else kind.help)
+
+
 def _fault(options: argparse.Namespace) -> None:
     from llmtuner_local.emulator import faults
     from llmtuner_local.home import home_folder
@@ -146,7 +153,9 @@ def _fault(options: argparse.Namespace) -> None:
         known.set(
             faults.make(options.kind, match=options.match, number=number, times=options.times, seconds=options.seconds)
         )
-        print(f"Set: {faults.KINDS[options.kind].help}. Remove it: llmtuner local fault clear {options.kind}")
+        print(
+            f"Set: {_in_words(faults.KINDS[options.kind], number)}. Remove it: llmtuner local fault clear {options.kind}"
+        )
     elif options.action == "clear":
         print(f"Faults removed: {known.clear(options.kind)}.")
     elif options.json:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from llmtuner_kit.faces.cli import main
 
 ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / "notebooks/03_train.ipynb")
 
 
 def run(*arguments: str) -> Result:
@@ -36,6 +37,11 @@ def test_the_first_page_says_how_to_begin() -> None:
         (["prices", "set", "ml.m5.4xlarg", "1"], "ml.m5.4xlarge"),
         (["download", "s3://x/", "y", "--target", "lokal"], "'local', 'local-docker', 'aws'"),
         (["guard"], "target local needs none of them"),
+        (["run", str(ROOT / "README.md")], "not one of the kit's notebooks"),
+        (["run", TRAIN, "-p", "lora_rank", "8"], "did you mean lora_r?"),
+        (["run", TRAIN, "-p", "epochs", "["], "the value cannot be read"),
+        (["run", TRAIN, "-f", str(ROOT / "LICENSE")], "is not YAML"),
+        (["run", TRAIN, "-f", str(ROOT / "constraints.txt")], "holds no parameters"),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_do(arguments: list[str], told: str) -> None:
@@ -43,6 +49,17 @@ def test_a_mistake_is_answered_with_what_to_do(arguments: list[str], told: str) 
     assert done.exit_code != 0
     assert told in done.output
     assert "Traceback" not in done.output
+
+
+def test_the_parameters_of_a_notebook_are_listed_with_their_defaults_and_meaning() -> None:
+    shown = run("run", TRAIN, "--help-notebook").output
+    line = next(line for line in shown.splitlines() if line.startswith("learning_rate"))
+    assert line.split(maxsplit=2) == ["learning_rate", "0.0002", "peak learning rate"]
+    assert "executed notebook" not in shown
+
+
+def test_a_region_without_prices_is_answered_with_how_to_get_them() -> None:
+    assert "llmtuner prices refresh --region mars-1" in run("prices", "show", "--region", "mars-1").output
 
 
 def test_a_pipeline_that_has_not_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

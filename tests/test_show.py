@@ -84,7 +84,9 @@ def test_a_log_hears_of_each_phase_at_once_and_of_the_end(said: Callable[..., li
 
 def test_a_long_job_says_little_more_than_a_short_one(said: Callable[..., list[str]]) -> None:
     def lines(seconds: int) -> int:
-        return len(said((moment, Card("Job", [("second", moment)])) for moment in range(0, seconds, max(2, seconds // 1000))))
+        return len(
+            said((moment, Card("Job", [("second", moment)])) for moment in range(0, seconds, max(2, seconds // 1000)))
+        )
 
     assert lines(60) <= 8
     assert lines(600) <= 20
@@ -107,6 +109,11 @@ def test_a_long_list_folds_and_loses_no_row() -> None:
     first, more = show.listed("Files", ("file",), [(f"{n}.md",) for n in range(25)])
     assert [len(first.rows), more.title, len(more.parts[0].rows)] == [20, "and 5 more", 5]
     assert len(show.listed("Files", ("file",), [("a",)])) == 1
+
+
+def test_in_a_log_a_cell_of_several_lines_stays_in_its_column() -> None:
+    table = Table("", ("who", "answer"), [("A", "one\ntwo"), ("B", "")])
+    assert repr(Card("x", parts=[table])).splitlines()[2:] == ["who  answer", "A    one", "     two", "B"]
 
 
 def test_a_notebook_that_comes_next_opens_with_a_click() -> None:
@@ -153,5 +160,5 @@ def test_an_answer_of_white_space_takes_no_room() -> None:
 
 def test_folded_parts_follow_in_text_and_open_with_a_click_in_html() -> None:
     card = Card("x", parts=[Folded("Key", [Table("", ("q",), [("1",)]), "said"])])
-    assert repr(card).splitlines()[-4:] == ["  ", "  q", "  1", "  said"]
+    assert repr(card).splitlines()[-4:] == ["Key", "  q", "  1", "  said"]
     assert "<details><summary>Key</summary>" in card._repr_html_()

@@ -110,7 +110,11 @@ def show_prices(region: str) -> None:
     """What the price book knows of a region."""
     from llmtuner_kit import catalog, costs
 
-    for name in catalog.instance_types():
+    names = catalog.instance_types()
+    if all(costs.price(name, region) is None for name in names):
+        click.echo(f"The book has no price of region {region!r}: `llmtuner prices refresh --region {region}` asks AWS.")
+        return
+    for name in names:
         found = costs.price(name, region)
         text = f"{costs.usd(found.usd_per_hour)} an hour  ({found.source}, {found.date})" if found else "unknown"
         click.echo(f"{name:18} {text}")

@@ -11,7 +11,7 @@ import click
 import yaml
 
 import llmtuner_kit
-from llmtuner_kit.errors import KitError
+from llmtuner_kit.errors import KitError, SettingsError
 from llmtuner_kit.faces import account
 
 
@@ -44,25 +44,47 @@ def main() -> None:
 @click.argument("notebook", type=click.Path(path_type=Path))
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="one parameter of the notebook")
 @click.option("-f", "file", type=click.Path(exists=True, dir_okay=False), help="parameters from a YAML file")
-@click.option("-o", "output", default="", help="where the executed notebook goes; default: out/NOTEBOOK")
-def run(notebook: Path, parameters: tuple[tuple[str, str], ...], file: str | None, output: str) -> None:
+@click.option("-o", "output", metavar="FILE", default="", help="the executed notebook; default: out/NOTEBOOK")
+@click.option("--help-notebook", is_flag=True, help="list the notebook's parameters and run nothing")
+def run(
+    notebook: Path, parameters: tuple[tuple[str, str], ...], file: str | None, output: str, *, help_notebook: bool
+) -> None:
     """Run one notebook headless; misspelt names and values that do not hold are refused before it starts.
 
     \b
+    llmtuner run notebooks/03_train.ipynb --help-notebook
     llmtuner run notebooks/03_train.ipynb -p run_name demo -p epochs 2
     """
     from llmtuner_kit.faces import notebooks
 
-    given: dict[str, Any] = yaml.safe_load(Path(file).read_text()) or {} if file else {}
     known = notebooks.parameters_of(notebook)
-    given |= {name: _value(text, known.get(name)) for name, text in parameters}
+    if help_notebook:
+        click.echo(notebooks.described(notebook))
+        return
+    given = _from_file(Path(file)) if file else {}
+    given |= {name: _value(name, text, known.get(name)) for name, text in parameters}
     done = notebooks.run(notebook, given, output)
     click.echo(f"{done.notebook.name} in {done.seconds:.1f} s; executed notebook: {done.output}")
 
 
-def _value(text: str, default: Any) -> Any:
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise SettingsError(f"{file} holds no parameters.", valid="one line for each: epochs: 2")
+    return given
+
+
+def _value(name: str, text: str, default: Any) -> Any:
     """A value from the command line. Texts stay texts: an account number is not a number, nor is 4.10."""
-    return text if isinstance(default, str) else yaml.safe_load(text)
+    if isinstance(default, str):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"-p {name} {text}: the value cannot be read.", valid=f"such as {default}") from None
 
 
 @main.command(short_help="Run several notebooks in order; go on where it stopped.")

@@ -22,7 +22,12 @@ from llmtuner_kit.workspace import Workspace, open_workspace
 def status(seen: EndpointStatus) -> Card:
     facts = [
         ("status", seen.status + (f": {seen.failure_reason}" if seen.failure_reason else "")),
-        ("instances", f"{seen.instances} of {seen.desired_instances or 'those asked for'} x {seen.instance_type}"),
+        (
+            "instances",
+            f"{seen.instances} of {seen.desired_instances} x {seen.instance_type}"
+            if seen.desired_instances
+            else "starting",
+        ),
         (
             "cost",
             f"{costs.usd(seen.usd_per_hour)} an hour" + ("" if seen.charged else " on AWS; here it costs nothing"),

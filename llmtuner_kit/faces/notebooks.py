@@ -52,7 +52,12 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
 
     if not notebook.is_file():
         raise NotFoundError(f"There is no notebook {str(notebook)!r}.", fix="give the path of one in notebooks/")
-    for cell in nbformat.read(notebook, as_version=4).cells:
+    step_of(notebook)
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (nbformat.reader.NotJSONError, UnicodeDecodeError):
+        raise SettingsError(f"{notebook.name} is damaged: it is no notebook.", fix="fetch it again") from None
+    for cell in cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             return {
                 statement.targets[0].id: ast.literal_eval(statement.value)
@@ -60,6 +65,14 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
                 if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
             }
     raise SettingsError(f"{notebook.name} has no cell tagged 'parameters'.")
+
+
+def described(notebook: Path) -> str:
+    """The parameters of a notebook for a terminal: name, default and meaning, one a line."""
+    fields = kit_settings.STEPS[step_of(notebook)].model_fields
+    rows = [(name, repr(default), fields[name].description or "") for name, default in parameters_of(notebook).items()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{name:{widths[0]}}  {default:{widths[1]}}  {text}" for name, default, text in rows)
 
 
 def check(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,14 +107,15 @@ def run(pipeline: Pipeline, *, fresh: bool = False, tell: Callable[[str], None] 
     finished: list[StepDone] = []
     for number, step in enumerate(pipeline.steps):
         digest = _digest(step, finished)
+        place = f"[{number + 1}/{len(pipeline.steps)}] {step.notebook.stem}"
         before = done[number] if number < len(done) else None
         if before is not None and before.digest == digest:
-            tell(f"{step.step}: done before")
+            tell(f"{place} was done before")
             finished.append(before)
             continue
         # From the first step that has to run, later ones run too: their input has changed.
         done = []
-        tell(f"{step.step}: running {step.notebook.name}")
+        tell(f"\n{place}")
         result = notebooks.run(step.notebook, step.parameters, pipeline.folder / step.notebook.name)
         finished.append(StepDone(step.step, result.seconds, str(result.output), digest))
         _write(state, finished)

@@ -242,10 +242,18 @@ def _as_text(part: Part) -> list[str]:
         return [f"{part.title}: {part.alt}"]
     if isinstance(part, Link):
         return [f"{part.words}: {part.address}"]
-    rows = [[_words(cell) for cell in row] for row in _filled(part)]
-    widths = [min(90, max(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [part.caption, *lines]
+    return [
+        *([part.caption] if part.caption else []),
+        *_columns([[_words(cell) for cell in row] for row in _filled(part)]),
+    ]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Cells in columns; a cell of several lines takes several lines of the table, in its own column."""
+    cells = [[cell.splitlines() or [""] for cell in row] for row in rows]
+    widths = [min(90, max(len(line) for row in cells for line in row[column])) for column in range(len(cells[0]))]
+    lines = [line for row in cells for line in itertools.zip_longest(*row, fillvalue="")]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _as_html(part: Part) -> str:

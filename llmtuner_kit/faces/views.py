@@ -17,6 +17,8 @@ from llmtuner_kit.training import Quote, TrainingJob
 from llmtuner_kit.uploads import Upload
 from llmtuner_kit.workspace import Workspace, open_workspace
 
+_OPTIONS = 6
+
 
 def of(result: Any) -> Card:
     """The card of any result of the kit."""
@@ -71,10 +73,14 @@ def quote(made: Quote) -> Card:
         ),
         ("how it is known", f"the speed is {made.basis}"),
     ]
-    others = [(item.instance_type, _range(item.seconds), str(item.money)) for item in made.options]
+    others = [(item.instance_type, _range(item.seconds), str(item.money)) for item in made.options[:_OPTIONS]]
     parts: list[Any] = [f"Mind: {note}." for note in made.notes]
     if others:
-        parts.append(Folded("The same job on other machines", [Table("", ("instance type", "time", "money"), others)]))
+        parts.append(
+            Folded(
+                "The same job on other machines, the cheapest", [Table("", ("instance type", "time", "money"), others)]
+            )
+        )
     return Card("Quote", facts, parts)
 
 
