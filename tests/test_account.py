@@ -39,7 +39,7 @@ def test_guard_says_when_nothing_runs(cloud: Path) -> None:
 
 def test_prices_show_names_source_and_unknown() -> None:
     assert "ml.g5.xlarge       $1.41 an hour  (" in run("prices", "show")
-    assert "unknown" in run("prices", "show", "--region", "eu-central-9")
+    assert "llmtuner prices refresh --region eu-central-9" in run("prices", "show", "--region", "eu-central-9")
 
 
 def test_missing_configuration_is_one_plain_message(monkeypatch: pytest.MonkeyPatch) -> None:

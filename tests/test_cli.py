@@ -58,10 +58,6 @@ def test_the_parameters_of_a_notebook_are_listed_with_their_defaults_and_meaning
     assert "executed notebook" not in shown
 
 
-def test_a_region_without_prices_is_answered_with_how_to_get_them() -> None:
-    assert "llmtuner prices refresh --region mars-1" in run("prices", "show", "--region", "mars-1").output
-
-
 def test_a_pipeline_that_has_not_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where pipelines keep what they have done
     shown = run("report", "--pipeline", str(ROOT / "notebooks/samples/support-tickets.yaml"))

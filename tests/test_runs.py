@@ -53,6 +53,6 @@ def test_missing_run_lists_the_runs_there_are(workspace: Workspace) -> None:
         open_run(workspace, "gone")
 
 
-def test_missing_result_names_the_step(workspace: Workspace) -> None:
-    with pytest.raises(NotFoundError, match="'prepare'"):
+def test_missing_result_names_the_notebook(workspace: Workspace) -> None:
+    with pytest.raises(NotFoundError, match="02_prepare"):
         open_run(workspace, "empty", create=True).result("prepare")
