@@ -1,5 +1,7 @@
 """Files on this machine -> train.jsonl, validation.jsonl, test.jsonl, rejected.jsonl, duplicates.jsonl and a report.
 
+Originals of rejected records that are too large for a line are files of their own in the folder `rejected`.
+
 Chunks go through worker processes; what spans chunks (duplicates, splits) is decided on columns of numbers. Memory
 is bounded by the chunk size and by about a hundred bytes a row. An interrupted build goes on in the same work folder.
 """
@@ -17,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtuner_kit.dataset import duplicates, expand, pool, report, splits
+from llmtuner_kit.dataset import duplicates, expand, pool, rejected, report, splits
 from llmtuner_kit.dataset.chunks import Plan, Source
 from llmtuner_kit.dataset.duplicates import EXACT, Duplicates
 from llmtuner_kit.dataset.report import Repeats, Report, SourceReport, SplitReport, Tally
@@ -76,6 +78,7 @@ def build(
         leaks = _tell_leaks(store, kept, where, tally, file)
     progress("writing splits", 0, store.rows)
     samples = _write(store, twins, where, folder, progress)
+    rejected.bring((name for summary in summaries for name in summary.originals), work, folder)
     report = _report(store, twins, where, samples, plan, summaries, tally, encoding, model_id)
     return dataclasses.replace(report, leaks=leaks, repeats=_repeats(store, twins, where, settings))
 
@@ -237,8 +240,8 @@ def _write(
             for row in np.flatnonzero(kind):
                 repeated.write(_duplicate_line(store, twins, first + int(row)))
             progress("writing splits", first + count, store.rows)
-        rejected = files.enter_context((folder / "rejected.jsonl").open("wb"))
-        rejected.writelines(store.written("rejected"))
+        refused = files.enter_context((folder / "rejected.jsonl").open("wb"))
+        refused.writelines(store.written("rejected"))
     return samples
 
 
@@ -288,6 +291,7 @@ def _report(
         splits=written,
         languages={code: round(count / languages.total(), 4) for code, count in languages.most_common()},
         samples=tuple(samples),
+        originals={name: size for summary in summaries for name, size in summary.originals.items()},
     )
 
 

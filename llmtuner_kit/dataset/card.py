@@ -17,7 +17,7 @@ from llmtuner_kit.dataset.tokens import Encoding
 from llmtuner_kit.settings import PrepareSettings, RunSettings
 
 # Counted up whenever the same files and settings would give other bytes than before.
-FORMAT = 2
+FORMAT = 3
 FILES = (
     "train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "findings.jsonl",
     "report.json",
@@ -50,7 +50,7 @@ def card(
     dataset: str, version: str, sources: Sequence[Source], settings: PrepareSettings, report: Report, folder: Path
 ) -> dict[str, Any]:
     """What card.json holds. No time and no place in it: the same input gives the same bytes."""
-    files = {name: _sha256(folder / name) for name in FILES if (folder / name).exists()}
+    files = {name: _sha256(folder / name) for name in (*FILES, *sorted(report.originals))}
     return {
         "dataset": dataset,
         "version": version,
@@ -92,7 +92,7 @@ def write(
     progress: Progress,
     workers: int = 0,
 ) -> tuple[Report, dict[str, Any]]:
-    """Prepare files into `folder`, all of FILES and card.json; the report and the card.
+    """Prepare files into `folder`, all of FILES, large originals and card.json; the report and the card.
 
     The same code on a laptop and in a processing job; `work` keeps what is done when it is interrupted.
     """

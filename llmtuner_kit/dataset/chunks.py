@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit.dataset import characters, kinds, readers, shapes, tables, templates
-from llmtuner_kit.dataset.records import Record
+from llmtuner_kit.dataset import characters, kinds, lines, readers, shapes, tables, templates
+from llmtuner_kit.dataset.records import Record, refused_file
 from llmtuner_kit.dataset.shapes import ColumnMapping
 from llmtuner_kit.dataset.templates import OF_DOCUMENTS, Templates
 from llmtuner_kit.errors import DataError
@@ -80,7 +80,7 @@ class Plan:
 
     def _of(self, index: int, source: Source) -> Iterator[Chunk]:
         if source.broken:
-            record = Record(source.name, 1, b"", problem=("unreadable_file", source.broken))
+            record = refused_file(source.name, source.path, ("unreadable_file", source.broken))
             yield Chunk(0, index, source.name, "", records=(record,))
             return
         encoding = self.encoding_of(index, source)
@@ -92,8 +92,8 @@ class Plan:
                 yield Chunk(0, index, source.name, source.kind, encoding, str(source.path))
             return
         records, told = self._probed(source, encoding)
-        if source.kind == "jsonl" and encoding in ("utf-8", "utf-8-sig"):
-            yield from _ranges(index, source, "utf-8", told, at_blank=False)
+        if source.kind == "jsonl":
+            yield from _ranges(index, source, encoding, told, at_blank=False)
             return
         for batch in _batches(records):
             yield Chunk(0, index, source.name, source.kind, encoding, records=batch, told=told)
@@ -165,16 +165,16 @@ def _ranges(
     Where no blank line comes in a while, at any line: a range has to fit into memory.
     """
     row, start = 1, 0
-    newline = readers.newline_of(encoding)
+    newline = lines.newline_of(encoding)
     with source.path.open("rb") as file:
         while data := file.read(CHUNK_BYTES):
-            lines, size = readers.count_lines(data, encoding), len(data)
+            rows, size = lines.count(data, encoding), len(data)
             ended = False
-            while not ended and (line := readers.read_line(file, newline, readers.LARGEST_ROW)):
+            while not ended and (line := lines.read_line(file, newline, readers.LARGEST_ROW)):
                 size += len(line)
                 whole = line.endswith(newline)
-                lines += whole
+                rows += whole
                 ended = whole and (not at_blank or not line.strip(b"\0 \t\r\n") or size > LONGEST_RANGE)
             end = start + size
             yield Chunk(0, index, source.name, source.kind, encoding, str(source.path), start, end, row, told=told)
-            row, start = row + lines, end
+            row, start = row + rows, end

@@ -26,14 +26,14 @@ def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int =
                 f"{size >> 20} MiB {'without a line break' if end else 'in one document'}, more than the "
                 f"{_LARGEST[kind] >> 20} MiB that are read at once: cut the file into several",
             )
-        text, problem = characters.decode(stretch(path, start, end), encoding)
+        text, problem = characters.decode(_bytes(path, start, end), encoding)
         if problem:
             raise RowError(*problem)
         return list(_OF_TEXT[kind](text.replace("\r\n", "\n").lstrip("\ufeff")))
     return list(_pdf(path) if kind == "pdf" else _word(path))
 
 
-def stretch(path: Path, start: int = 0, end: int = 0) -> bytes:
+def _bytes(path: Path, start: int, end: int) -> bytes:
     """The bytes of a file from `start` to `end`; without an end all that follow."""
     with path.open("rb") as file:
         file.seek(start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from llmtuner_kit.dataset.chunks import Chunk
 from llmtuner_kit.dataset.conversion import Row
 from llmtuner_kit.dataset.defects import RowError
 from llmtuner_kit.dataset.passages import Measure
-from llmtuner_kit.dataset.records import Passage, Record
+from llmtuner_kit.dataset.records import Passage, Record, refused
 from llmtuner_kit.dataset.shapes import ColumnMapping
 from llmtuner_kit.dataset.templates import Templates
 from llmtuner_kit.settings import PrepareSettings
@@ -91,10 +90,9 @@ def _records(chunk: Chunk) -> Iterator[Record]:
     if not chunk.path:
         yield from chunk.records
         return
-    with Path(chunk.path).open("rb") as file:
-        file.seek(chunk.start)
-        stretch = io.BytesIO(file.read(chunk.end - chunk.start))
-    yield from readers.read_jsonl(stretch, chunk.name, chunk.encoding, first_row=chunk.first_row)
+    yield from readers.read_jsonl(
+        Path(chunk.path), chunk.name, chunk.encoding, first_row=chunk.first_row, start=chunk.start, end=chunk.end
+    )
 
 
 def _mapping(value: Any, told: ColumnMapping | None, shape: str) -> ColumnMapping | None:
@@ -137,14 +135,15 @@ def _plain_text(
 def _document(
     chunk: Chunk, settings: PrepareSettings, measure: Measure, mappings: dict[str, None]
 ) -> Iterator[tuple[Record, Row | RowError]]:
+    path = Path(chunk.path)
     try:
-        sections = documents.sections_of(Path(chunk.path), chunk.kind, chunk.encoding, chunk.start, chunk.end)
+        sections = documents.sections_of(path, chunk.kind, chunk.encoding, chunk.start, chunk.end)
         if not sections:
             raise RowError("no_text", "there is no text in this file")
     except RowError as problem:
-        # Of what is too large to be read the bytes are not kept either: they are in the file.
-        raw = b"" if problem.kind == "too_large" else documents.stretch(Path(chunk.path), chunk.start, chunk.end)
-        yield Record(chunk.name, chunk.first_row, raw), problem
+        end = chunk.end or path.stat().st_size
+        told = (problem.kind, problem.reason)
+        yield refused(chunk.name, chunk.first_row, path, chunk.start, end, told), problem
         return
     under_headings = sum(bool(section.headings) for section in sections)
     as_documentation = settings.shape == "documentation" or (settings.shape == "auto" and under_headings >= 2)

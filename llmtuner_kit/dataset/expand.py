@@ -1,7 +1,8 @@
 """Compressed files and archives -> plain files in a scratch folder, streamed, whatever their size.
 
 Members are written under numbers, never under their own names, so no name in an archive can lead anywhere. What
-cannot be opened becomes a source that says why: it is rejected with its reason, like any broken row.
+cannot be opened becomes a source that says why: it is rejected with its reason, like any broken row. Its original is
+the file as it came; of a member that cannot be taken out, its archive.
 """
 
 from __future__ import annotations

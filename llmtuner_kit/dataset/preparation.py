@@ -34,7 +34,7 @@ class Prepared:
 
     Attributes:
         uri: the prefix that holds train.jsonl, validation.jsonl, test.jsonl, rejected.jsonl, duplicates.jsonl,
-            findings.jsonl, report.json and card.json.
+            findings.jsonl, report.json and card.json, and under rejected/ what is too large for a line of rejected.jsonl.
         sha256: hash of the three splits, the name of exactly these rows.
         masks: the chosen training rows, token by token, as the model will be trained on them.
         reused: the same files were prepared with the same settings before; nothing was done again.

@@ -160,7 +160,7 @@ def prepare(
     )
     progress("putting the version in its place", 0, 1)
     prefix = workspace.paths.dataset(listing.dataset, document["version"])
-    versions.move(workspace, origin, prefix)
+    versions.move(workspace, origin, prefix, document)
     made = versions.existing(workspace, prefix)
     assert made is not None, f"{prefix} has no card"
     workspace.aws.client("s3").put_object(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
-from llmtuner_kit.dataset import characters
-from llmtuner_kit.dataset.records import Record
+from llmtuner_kit.dataset import characters, lines
+from llmtuner_kit.dataset.records import Record, refused
 
 LARGEST_ROW = 32 << 20
 # The csv module refuses fields over 128 KiB unless told otherwise; rows are limited by LARGEST_ROW instead.
@@ -19,28 +21,26 @@ csv.field_size_limit(LARGEST_ROW)
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
-def read_jsonl(file: BinaryIO, source: str, encoding: str = "utf-8", *, first_row: int = 1) -> Iterator[Record]:
-    """One record a line that is not blank; the number is that of the line."""
-    name = line_encoding(encoding)
-    for number, raw in enumerate(_lines(file, encoding), first_row):
-        if raw and not raw.isspace():
-            yield json_record(raw, source, number, name)
+def read_jsonl(
+    path: Path, source: str, encoding: str = "utf-8", *, first_row: int = 1, start: int = 0, end: int = 0
+) -> Iterator[Record]:
+    """One record a line that is not blank, from one byte of the file up to another; the number is that of the line."""
+    name = lines.line_encoding(encoding)
+    for number, line in enumerate(lines.read(path, encoding, LARGEST_ROW, start, end), first_row):
+        if line.raw is None:
+            problem = ("too_large", too_large(line.end - line.start))
+            yield refused(source, number, path, line.start, line.end, problem)
+        elif not lines.is_blank(line.raw, encoding):
+            yield json_record(line.raw, source, number, name)
 
 
 def encoding_problem(raw: bytes, encoding: str) -> tuple[str, str] | None:
     """Where bytes break the rule of their encoding, or None."""
-    return None if raw.isascii() and not _is_wide(encoding) else characters.decode(raw, encoding)[1]
-
-
-def line_encoding(encoding: str) -> str:
-    """The encoding of one line of a file: without the byte order mark that only the file's first line has."""
-    return "utf-8" if encoding == "utf-8-sig" else encoding
+    return None if raw.isascii() and not lines.is_wide(encoding) else characters.decode(raw, encoding)[1]
 
 
 def json_record(raw: bytes, source: str, row: int, encoding: str = "utf-8") -> Record:
     """The record of one line of JSON, or its problem with row, column and text."""
-    if len(raw) > LARGEST_ROW:
-        return Record(source, row, raw, problem=("too_large", too_large(len(raw))))
     text, problem = characters.decode(raw, encoding)
     if problem:
         return Record(source, row, raw.rstrip(b"\r\n"), problem=problem)
@@ -53,28 +53,36 @@ def json_record(raw: bytes, source: str, row: int, encoding: str = "utf-8") -> R
         return Record(source, row, raw, problem=("malformed_json", json_problem(error, text)))
 
 
-def read_table(lines: Iterable[str], source: str, delimiter: str, encoding: str) -> Iterator[Record]:
-    """A table with a header row; every later row becomes a dict of text. Ragged rows carry a problem."""
-    kept = _Kept(lines)
-    reader = csv.reader(kept, delimiter=delimiter, strict=False)
-    header: list[str] | None = None
-    number = 0
-    while True:
-        number += 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Record(source, number, kept.take(encoding), problem=("malformed_row", f"not a table row: {error}"))
-            continue
-        raw = kept.take(encoding)
-        if not any(field.strip() for field in fields):
-            continue
-        if header is None:
-            header = [name.strip().lstrip("\ufeff") for name in fields]
-            continue
-        yield table_record(header, fields, raw, source, number, line_encoding(encoding))
+def read_table(path: Path, source: str, kind: str, encoding: str) -> Iterator[Record]:
+    """A .csv or .tsv file with a header row, in any encoding; every later row becomes a dict of text.
+
+    Semicolons and tabs in a .csv are recognised. Ragged rows carry a problem.
+    """
+    with path.open("rb") as probe:
+        sample = probe.read(64 << 10).decode(encoding, errors="replace")
+    with path.open(encoding=encoding, errors=lines.keeping(encoding), newline="") as file:
+        kept = _Kept(file, encoding)
+        reader = csv.reader(kept, delimiter="\t" if kind == "tsv" else sniff_delimiter(sample), strict=False)
+        header: list[str] | None = None
+        for number in itertools.count(1):
+            try:
+                fields, problem = next(reader), None
+            except StopIteration:
+                return
+            except csv.Error as error:
+                fields, problem = [], ("malformed_row", f"not a table row: {error}")
+            raw = kept.take()
+            if raw is None:
+                problem = ("too_large", too_large(kept.end - kept.start))
+                yield refused(source, number, path, kept.start, kept.end, problem)
+            elif problem:
+                yield Record(source, number, raw, problem=problem)
+            elif not any(field.strip() for field in fields):
+                continue
+            elif header is None:
+                header = [name.strip().lstrip("\ufeff") for name in fields]
+            else:
+                yield table_record(header, fields, raw, source, number, lines.line_encoding(encoding))
 
 
 def table_record(
@@ -106,82 +114,48 @@ def sniff_delimiter(sample: str) -> str:
     return best
 
 
-def open_table(path: Path, source: str, kind: str, encoding: str) -> Iterator[Record]:
-    """Records of a .csv or .tsv file, in any encoding; semicolons and tabs in a .csv are recognised."""
-    with path.open("rb") as probe:
-        sample = probe.read(64 << 10).decode(encoding, errors="replace")
-    delimiter = "\t" if kind == "tsv" else sniff_delimiter(sample)
-    with path.open(encoding=encoding, errors=keeping(encoding), newline="") as file:
-        yield from read_table(file, source, delimiter, encoding)
-
-
-def keeping(encoding: str) -> str:
-    """The way of decoding that keeps the bytes of broken characters; encodings of wide units cannot."""
-    return "replace" if _is_wide(encoding) else "surrogateescape"
-
-
 class _Kept:
-    """Passes lines through and remembers those since the last `take`: the raw text of a table row."""
+    """Passes lines through and remembers those since the last `take`: the raw text of a table row.
 
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines = iter(lines)
+    Attributes:
+        start, end: the bytes of the file that the row taken last is, with its line end.
+    """
+
+    def __init__(self, file: TextIO, encoding: str) -> None:
+        self.start, self.end = 0, len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
+        self._file, self._encoding = file, lines.line_encoding(encoding)
+        self._errors, self._unit = lines.keeping(encoding), len(lines.newline_of(encoding))
         self._seen: list[str] = []
+        self._passed = 0
 
     def __iter__(self) -> _Kept:
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
-        self._seen.append(line)
-        return line
+        line = self._file.readline(LARGEST_ROW + 1)
+        if not line:
+            raise StopIteration
+        if len(line) <= LARGEST_ROW:
+            self._seen.append(line)
+            return line
+        # Too long to be held: it is passed over, and for the table there is nothing on it.
+        while line:
+            self._passed += len(self._bytes(line))
+            line = "" if line.endswith(("\r", "\n")) else self._file.readline(LARGEST_ROW + 1)
+        return ""
 
-    def take(self, encoding: str) -> bytes:
-        text = "".join(self._seen).rstrip("\r\n")
+    def take(self) -> bytes | None:
+        """The bytes of the row without its line end, or None where a line was too long."""
+        text, passed = "".join(self._seen), self._passed
+        row = text.rstrip("\r\n")
+        raw = self._bytes(row)
+        self.start, self.end = self.end, self.end + len(raw) + (len(text) - len(row)) * self._unit + passed
         self._seen.clear()
-        return text.encode(line_encoding(encoding), errors=keeping(encoding))
+        self._passed = 0
+        return None if passed else raw
 
-
-def _lines(file: BinaryIO, encoding: str) -> Iterator[bytes]:
-    """Lines with their ends. Of a line over LARGEST_ROW only the start is kept, made one byte too long to be used."""
-    if _is_wide(encoding):
-        decoded = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
-        try:
-            for text in decoded:
-                yield text.encode(line_encoding(encoding), errors="surrogatepass")
-        finally:
-            decoded.detach()  # the file belongs to the caller, who closes it
-        return
-    while line := file.readline(LARGEST_ROW + 1):
-        whole = line
-        while len(whole) > LARGEST_ROW and not whole.endswith(b"\n"):
-            whole = file.readline(LARGEST_ROW + 1) or b"\n"
-        yield line
-
-
-def _is_wide(encoding: str) -> bool:
-    """Whether a line end has more than one byte."""
-    return encoding.startswith(("utf-16", "utf-32"))
-
-
-def newline_of(encoding: str) -> bytes:
-    """The bytes that end a line: one, or as many as the units of a wide encoding have."""
-    return "\n".encode(encoding) if _is_wide(encoding) else b"\n"
-
-
-def count_lines(data: bytes, encoding: str) -> int:
-    """Line ends in whole characters of an encoding."""
-    return data.decode(encoding, "replace").count("\n") if _is_wide(encoding) else data.count(b"\n")
-
-
-def read_line(file: BinaryIO, newline: bytes, most: int) -> bytes:
-    """The next line with its end, or its first `most` bytes; of wide units always whole ones."""
-    line, unit = b"", len(newline)
-    while piece := file.readline(max(1, most - len(line))):
-        line += piece
-        line += file.read(-len(line) % unit)
-        if line.endswith(newline) or len(line) >= most:
-            break
-    return line
+    def _bytes(self, text: str) -> bytes:
+        return text.encode(self._encoding, errors=self._errors)
 
 
 def too_large(size: int) -> str:

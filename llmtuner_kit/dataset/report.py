@@ -117,6 +117,8 @@ class Report:
         languages: share of rows by language code, largest first.
         samples: a few rows of the training split as written.
         left_out: files that were not prepared, each with the reason.
+        originals: files of the dataset that hold originals of rejected records too large for a line of rejected.jsonl,
+            with their bytes.
     """
 
     rows_in: int
@@ -134,6 +136,7 @@ class Report:
     languages: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
+    originals: Mapping[str, int] = field(default_factory=dict)
 
     def finding(self, kind: str) -> FindingCount | None:
         """The count of one kind of defect, or None when it did not occur."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner_kit.dataset import json_files, readers
-from llmtuner_kit.dataset.records import Record
+from llmtuner_kit.dataset.records import Record, refused_file
 
 _PARQUET_ROWS = 2000
 
@@ -18,8 +18,7 @@ def open_records(path: Path, source: str, kind: str, encoding: str) -> Iterator[
     """The records of a file of rows. A file that cannot be read at all gives one record with the reason."""
     try:
         if kind == "jsonl":
-            with path.open("rb") as file:
-                yield from readers.read_jsonl(file, source, encoding)
+            yield from readers.read_jsonl(path, source, encoding)
         elif kind == "json":
             yield from json_files.read_json(path, source, encoding)
         elif kind == "xlsx":
@@ -27,9 +26,9 @@ def open_records(path: Path, source: str, kind: str, encoding: str) -> Iterator[
         elif kind == "parquet":
             yield from _parquet(path, source)
         else:
-            yield from readers.open_table(path, source, kind, encoding)
+            yield from readers.read_table(path, source, kind, encoding)
     except _Unreadable as error:
-        yield Record(source, 1, b"", problem=("unreadable_file", str(error)))
+        yield refused_file(source, path, ("unreadable_file", str(error)))
 
 
 class _Unreadable(Exception):  # noqa: N818 (it is a message on its way to a record)

@@ -6,7 +6,6 @@ chunk is done and a preparation that was interrupted goes on behind it.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtuner_kit.dataset import conversion, languages, near, overlong
+from llmtuner_kit.dataset import conversion, languages, near, overlong, rejected
 from llmtuner_kit.dataset.checks import Finding
 from llmtuner_kit.dataset.chunks import Chunk
 from llmtuner_kit.dataset.drafts import Draft, drafts_of
@@ -52,7 +51,7 @@ class Context:
 
 @dataclass
 class Summary:
-    """What became of a chunk, small enough to be kept for all of them."""
+    """What became of a chunk, small enough to be kept for all of them. originals: as in Report."""
 
     source: int
     name: str
@@ -62,6 +61,7 @@ class Summary:
     over_rows: int = 0
     over_answer_tokens: int = 0
     mappings: list[str] = field(default_factory=list)
+    originals: dict[str, int] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     languages: dict[str, int] = field(default_factory=dict)
 
@@ -72,6 +72,7 @@ class Worker:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._settings, self._encoding = context.settings, context.encoding
+        self._rejected = rejected.Writer(context.folder)
 
     def process(self, chunk: Chunk) -> Summary:
         """Write the chunk's files and return its summary; a chunk that is done already only gives its summary."""
@@ -168,7 +169,8 @@ class Worker:
         _put(folder / f"{stem}.bands.npy", _saved(near.bands(texts)))
         _put(folder / f"{stem}.rows", b"".join(row.lines + b"\n" for row in kept))
         refused.sort(key=lambda item: item[0].row)
-        _put(folder / f"{stem}.rejected", b"".join(_rejected_line(*item) for item in refused))
+        told, summary.originals = self._rejected.entries(refused)
+        _put(folder / f"{stem}.rejected", told)
 
     def _count(self, lines: list[bytes]) -> list[Count]:
         return self._counter.count(lines) if lines else []
@@ -275,13 +277,3 @@ def finding_line(source: str, row: int, kind: str, detail: str) -> bytes:
     """One line of findings.jsonl: a row that is kept, and what there is to know about it."""
     entry = {"source": source, "row": row, "kind": kind, "detail": detail}
     return json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def _rejected_line(record: Record, problem: tuple[str, str]) -> bytes:
-    kind, reason = problem
-    entry: dict[str, object] = {"source": record.source, "row": record.row, "kind": kind, "reason": reason}
-    try:
-        entry["original"] = record.raw.decode("utf-8")
-    except UnicodeDecodeError:
-        entry["original_base64"] = base64.b64encode(record.raw).decode()
-    return json.dumps(entry).encode() + b"\n"

@@ -89,6 +89,7 @@ def prepared(made: Prepared) -> Card:
         ("where", made.uri),
         ("rows that came in", report.rows_in),
         ("accepted + rejected + duplicates", f"{report.accepted} + {report.rejected} + {report.duplicates}"),
+        *([("large originals of rejected rows", _originals(report))] if report.originals else []),
         ("held-out rows whose question is trained on", report.leaks),
         ("languages", ", ".join(f"{code} {share:.0%}" for code, share in list(report.languages.items())[:6])),
     ]
@@ -105,6 +106,11 @@ def prepared(made: Prepared) -> Card:
         *_masks(made),
     ]
     return Card(title, facts, parts, "03_train")
+
+
+def _originals(report: Report) -> str:
+    count, size = len(report.originals), sum(report.originals.values())
+    return f"{count} file{'s' if count > 1 else ''} of {size / 2**20:.1f} MiB under rejected/, named in rejected.jsonl"
 
 
 def _splits(report: Report) -> Table:

@@ -21,7 +21,7 @@ import zstandard
 from matplotlib.figure import Figure
 
 from dataset.conftest import Prepare, as_bytes, distinct
-from llmtuner_kit.dataset import json_files, kinds, readers
+from llmtuner_kit.dataset import json_files, json_text, kinds, readers
 
 ROWS = [
     {"ticket": f"Lamp {n} of room {n * 7} blinks", "reply": f"Open the app, choose room {n * 7}, press {n}."}
@@ -153,7 +153,7 @@ def elements(tmp_path: Path, text: str | bytes) -> list[tuple[Any, bytes, str]]:
 def test_a_list_is_read_element_by_element_whatever_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, text: str
 ) -> None:
-    monkeypatch.setattr(json_files, "_BLOCK", block)
+    monkeypatch.setattr(json_text, "_BLOCK", block)
     found = elements(tmp_path, text)
     assert [value for value, _, _ in found] == json.loads(text.lstrip("\ufeff"))
     for value, raw, problem in found:
