@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
 import re
-import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from packed import tar
 
 from llmtuner_kit import archive_checks, artifacts
 from llmtuner_kit.errors import IntegrityError
@@ -40,16 +39,6 @@ JOB: dict[str, Any] = {
 }
 
 
-def packed(files: dict[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return made.getvalue()
-
-
 def as_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
@@ -62,7 +51,7 @@ def stored(workspace: Workspace, archive: dict[str, bytes], record: dict[str, An
         (workspace.paths.model_archive("demo-1"), archive),
         (workspace.paths.output_archive("demo-1"), beside),
     ):
-        client.put_object(Bucket=workspace.bucket, Key=key, Body=packed(files))
+        client.put_object(Bucket=workspace.bucket, Key=key, Body=tar(files, "w:gz"))
 
 
 def checked(workspace: Workspace, *, ended: timedelta = timedelta()) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit.dataset import characters, kinds, lines, readers, shapes, tables, templates
+from llmtuner_kit.dataset import characters, kinds, lines, shapes, tables, templates
 from llmtuner_kit.dataset.records import Record, refused_file
 from llmtuner_kit.dataset.shapes import ColumnMapping
 from llmtuner_kit.dataset.templates import OF_DOCUMENTS, Templates
@@ -170,7 +170,7 @@ def _ranges(
         while data := file.read(CHUNK_BYTES):
             rows, size = lines.count(data, encoding), len(data)
             ended = False
-            while not ended and (line := lines.read_line(file, newline, readers.LARGEST_ROW)):
+            while not ended and (line := lines.read_line(file, newline, CHUNK_BYTES)):
                 size += len(line)
                 whole = line.endswith(newline)
                 rows += whole

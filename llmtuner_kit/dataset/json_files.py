@@ -170,7 +170,7 @@ def _edges(path: Path, line: Line, encoding: str) -> tuple[str, str]:
         with path.open("rb") as file:
             file.seek(line.start)
             raw = file.read(64)
-            file.seek(line.end - 64)
+            file.seek(max(line.start, line.end - 64))
             raw += file.read(64)
     text = raw.decode(encoding, "replace").strip("\ufeff \t\r\n")
     return text[:1], text[-1:]

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmtuner_kit.dataset.records import LARGEST_HELD, Record, Stretch
+from llmtuner_kit.dataset import records
+from llmtuner_kit.dataset.records import Record, Stretch
 
 FOLDER = "rejected"
 
@@ -37,7 +38,7 @@ class Writer:
         found, files = [], {}
         for record, (kind, reason) in items:
             entry: dict[str, object] = {"source": record.source, "row": record.row, "kind": kind, "reason": reason}
-            if record.apart or len(record.raw) > LARGEST_HELD:
+            if record.apart or len(record.raw) > records.LARGEST_HELD:
                 name, size = self._file(record)
                 files[name] = size
                 entry |= {"original_file": name, "original_bytes": size}

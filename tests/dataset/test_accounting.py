@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import re
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -16,6 +14,7 @@ from dataset.conftest import Prepare, distinct
 from dataset.test_build import balanced
 from dataset.test_defects import ALONE, in_this_process, planted
 from llmtuner_kit.dataset import pool
+from llmtuner_kit.dataset.rejected import original
 from llmtuner_kit.errors import DataError
 
 GOOD = [json.dumps(row, ensure_ascii=False).encode() for row in distinct(12)]
@@ -51,13 +50,10 @@ def test_every_row_is_accounted_for(
         assert built.report.rows_in == came
     for item in built.rejected:
         if item["source"] not in wide:
-            assert original(item) == files[item["source"]].split(b"\n")[item["row"] - 1]
+            with original(item, built.folder) as kept:
+                assert kept.read() == files[item["source"]].split(b"\n")[item["row"] - 1]
     places = {(item["source"], item["row"]) for item in [*built.rejected, *built.duplicates]}
     assert len(places) == built.report.rejected + built.report.duplicates
-
-
-def original(item: dict[str, Any]) -> bytes:
-    return base64.b64decode(item["original_base64"]) if "original_base64" in item else item["original"].encode()
 
 
 def test_row_numbers_of_every_finding_are_in_the_report_and_all_of_them_in_a_file(prepare: Prepare) -> None:

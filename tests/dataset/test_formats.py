@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import gzip
 import io
 import json
-import tarfile
-import zipfile
-from pathlib import Path
-from typing import Any
 
 import docx
 import openpyxl
@@ -19,9 +14,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from matplotlib.figure import Figure
+from packed import tar, zip_of
 
 from dataset.conftest import Prepare, as_bytes, distinct
-from llmtuner_kit.dataset import json_files, json_text, kinds, readers
+from llmtuner_kit.dataset import kinds, readers
+from llmtuner_kit.dataset.rejected import original
 
 ROWS = [
     {"ticket": f"Lamp {n} of room {n * 7} blinks", "reply": f"Open the app, choose room {n * 7}, press {n}."}
@@ -91,19 +88,10 @@ def test_the_table_of_this_test_has_every_kind() -> None:
 
 
 def packed(name: str, data: bytes, how: str) -> tuple[str, bytes]:
-    file = io.BytesIO()
-    if how == "zip":
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr(name, data)
-    elif how == "tar.zst":
-        with tarfile.open(fileobj=file, mode="w") as archive:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
     if how == "tar.zst":
-        return f"{how}/all.{how}", zstandard.compress(file.getvalue())
+        return f"{how}/all.{how}", zstandard.compress(tar({name: data}))
     if how == "zip":
-        return f"{how}/all.{how}", file.getvalue()
+        return f"{how}/all.{how}", zip_of({name: data})
     return f"{how}/{name}.{how}", gzip.compress(data) if how == "gz" else zstandard.compress(data)
 
 
@@ -134,51 +122,6 @@ def test_common_encodings_of_tables_are_told(prepare: Prepare, charset: str, wor
     assert {row["instruction"] for row in built.all_rows} == {row["ticket"] for row in rows}
 
 
-def elements(tmp_path: Path, text: str | bytes) -> list[tuple[Any, bytes, str]]:
-    path = tmp_path / "f.json"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return [
-        (record.value, record.raw, record.problem[0] if record.problem else "")
-        for record in json_files.read_json(path, "f.json")
-    ]
-
-
-@pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
-@pytest.mark.parametrize(
-    "text",
-    [
-        '[{"a": 1}, {"a": [1, {"b": "]}, {"}]},\n\t12345, "x\\n\u00e9", null, -1.5e3]', " [ ] ", "[1]", '\ufeff[{"a": "é"}]',
-    ],
-)  # fmt: skip
-def test_a_list_is_read_element_by_element_whatever_the_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, text: str
-) -> None:
-    monkeypatch.setattr(json_text, "_BLOCK", block)
-    found = elements(tmp_path, text)
-    assert [value for value, _, _ in found] == json.loads(text.lstrip("\ufeff"))
-    for value, raw, problem in found:
-        assert not problem
-        assert raw.decode() in text
-        assert json.loads(raw) == value
-
-
-def test_what_stands_before_a_mistake_in_a_list_is_kept_and_the_rest_keeps_its_bytes(tmp_path: Path) -> None:
-    good, broken = '{"a":  1}', '{"a": oops}, {"a": 3}]'
-    assert elements(tmp_path, f"[{good}, {broken}") == [
-        ({"a": 1}, good.encode(), ""),
-        (None, broken.encode(), "malformed_json"),
-    ]
-    assert [problem for *_, problem in elements(tmp_path, f"[{good}")] == ["", "malformed_json"]
-    assert [problem for *_, problem in elements(tmp_path, b'["caf\xff", 1]')] == ["wrong_encoding", ""]
-
-
-def test_an_object_around_a_list_gives_its_rows_as_they_are_written(tmp_path: Path) -> None:
-    text = '{"version": {"n": [1]}, "data" : [ {"a":  1}, {"a": 2} ], "end": "x"}'
-    assert [raw for _, raw, _ in elements(tmp_path, text)] == [b'{"a":  1}', b'{"a": 2}']
-    single = '{"messages": [{"role": "user", "content": "a"}]}'
-    assert [raw for _, raw, _ in elements(tmp_path, single)] == [single.encode()]
-
-
 @pytest.mark.parametrize("charset", ["utf-8", "cp1252", "shift_jis"])
 def test_rejected_table_rows_keep_their_bytes(prepare: Prepare, charset: str) -> None:
     bad = "too,many,fields é".encode("cp1252") if charset != "shift_jis" else "too,many,設定".encode(charset)
@@ -188,12 +131,8 @@ def test_rejected_table_rows_keep_their_bytes(prepare: Prepare, charset: str) ->
     ]
     built = prepare({"t.csv": table(rows=rows).encode(charset) + bad + b"\r\n"}, near_duplicates="keep")
     (rejected,) = built.rejected
-    kept = (
-        base64.b64decode(rejected["original_base64"])
-        if "original_base64" in rejected
-        else rejected["original"].encode()
-    )
-    assert kept == bad
+    with original(rejected, built.folder) as kept:
+        assert kept.read() == bad
 
 
 def test_a_row_over_the_limit_is_rejected_and_the_next_is_read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -20,24 +21,30 @@ from llmtuner_kit.dataset.tokens import open_encoding
 from llmtuner_kit.settings import PrepareSettings
 
 chunks.CHUNK_BYTES = 3000
-path, out, work = map(Path, sys.argv[1:])
+folder, out, work = map(Path, sys.argv[1:])
 out.mkdir(exist_ok=True)
 work.mkdir(exist_ok=True)
-source = Source("rows.jsonl", path, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-build([source], PrepareSettings(), open_encoding("tiny-llama", 0), "tiny-llama", out, work, lambda *_: None, 2)
+sources = [
+    Source(path.name, path, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    for path in sorted(folder.iterdir())
+]
+build(sources, PrepareSettings(), open_encoding("tiny-llama", 0), "tiny-llama", out, work, lambda *_: None, 2)
 """
 
 
-def command(path: Path, out: Path, work: Path) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, str(path), str(out), str(work)]
+def command(folder: Path, out: Path, work: Path) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, str(folder), str(out), str(work)]
 
 
 def test_a_killed_preparation_goes_on_and_makes_the_same_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(as_bytes([*distinct(300), *distinct(20), {"instruction": "x", "output": ""}]))
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "rows.jsonl").write_bytes(as_bytes([*distinct(300), *distinct(20), {"instruction": "x", "output": ""}]))
+    broken = b"no spreadsheet" * 100_000
+    (given / "book.xlsx").write_bytes(broken)
     whole, again, work = tmp_path / "whole", tmp_path / "again", tmp_path / "work"
-    subprocess.run(command(path, whole, tmp_path / "other"), check=True)
-    process = subprocess.Popen(command(path, again, work))
+    subprocess.run(command(given, whole, tmp_path / "other"), check=True)
+    process = subprocess.Popen(command(given, again, work))
     while process.poll() is None and len(list(work.glob("*.json"))) < 4:
         time.sleep(0.005)
     process.kill()
@@ -45,13 +52,14 @@ def test_a_killed_preparation_goes_on_and_makes_the_same_bytes(tmp_path: Path) -
     done = {item.name: item.stat().st_mtime_ns for item in work.glob("*.json")}
     total = len(list((tmp_path / "other").glob("*.json")))
     assert 4 <= len(done) < total
-    subprocess.run(command(path, again, work), check=True)
+    subprocess.run(command(given, again, work), check=True)
     assert {name: (work / name).stat().st_mtime_ns for name in done} == done
-    names = sorted(item.name for item in whole.iterdir())
+    names = sorted(str(item.relative_to(whole)) for item in whole.rglob("*") if item.is_file())
     assert names == [
         "duplicates.jsonl",
         "findings.jsonl",
         "rejected.jsonl",
+        f"rejected/{hashlib.sha256(broken).hexdigest()}",
         "test.jsonl",
         "train.jsonl",
         "validation.jsonl",

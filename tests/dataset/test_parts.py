@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import io
 import random
-import tarfile
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packed import tar, zip_of
 
 from dataset.conftest import Prepare, as_bytes, distinct
 from llmtuner_kit.dataset import conversion, kinds, languages, near, passages, shapes, splits
@@ -189,26 +188,13 @@ def test_splits_depend_on_content_alone_and_never_part_a_group(
     assert (splits.assign(given_groups[order], shares) == found[order]).all()
 
 
-def archive(members: dict[str, bytes], kind: str) -> bytes:
-    data = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(data, "w") as file:
-            for name, content in members.items():
-                file.writestr(name, content)
-    else:
-        with tarfile.open(fileobj=data, mode="w") as file:
-            for name, content in members.items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                file.addfile(entry, io.BytesIO(content))
-    return data.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_archives_give_their_files_and_lead_nowhere(prepare: Prepare, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "packed"), [("zip", zip_of), ("tar", tar)])
+def test_archives_give_their_files_and_lead_nowhere(
+    prepare: Prepare, kind: str, packed: Callable[[dict[str, bytes]], bytes], tmp_path: Path
+) -> None:
     inner = gzip.compress(as_bytes(distinct(4, 50)))
     members = {"a/rows.jsonl": as_bytes(distinct(6)), "../../up.jsonl": as_bytes(distinct(3, 20)), "b.jsonl.gz": inner}
-    built = prepare({f"all.{kind}": archive(members | {"pic.png": b"x", "__MACOSX/rows.jsonl": b"x"}, kind)})
+    built = prepare({f"all.{kind}": packed(members | {"pic.png": b"x", "__MACOSX/rows.jsonl": b"x"})})
     assert {source.name: source.rows for source in built.report.sources} == {
         f"all.{kind}/a/rows.jsonl": 6, f"all.{kind}/../../up.jsonl": 3, f"all.{kind}/b.jsonl.gz": 4, f"all.{kind}/pic.png": 1
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from pathlib import Path
@@ -81,13 +82,19 @@ def test_a_processing_job_makes_the_bytes_that_are_made_here(cloud: Path, tmp_pa
     (folder / "rows.jsonl").write_bytes(as_bytes([*distinct(30), *distinct(4), {"instruction": "x", "output": ""}]))
     (folder / "deep" / "t.csv").write_text("ticket,reply\nIt blinks again and again,Please press the button for long\n")
     (folder / "README.md").write_text("What this folder is.\n")
+    broken = b"no spreadsheet" * 100_000
+    (folder / "book.xlsx").write_bytes(broken)
     one, two = (open_workspace(StartSettings(user_id=f"user-{uuid.uuid4().hex[:8]}")) for _ in range(2))
     here = prepared(one, folder)
     there = prepared(two, folder, compute="processing-job")
     assert here.version == there.version
-    assert objects(one, one.paths.dataset("lamps", here.version)) == objects(
-        two, two.paths.dataset("lamps", there.version)
-    )
+    found = objects(one, one.paths.dataset("lamps", here.version))
+    assert found == objects(two, two.paths.dataset("lamps", there.version))
+    sha = hashlib.sha256(broken).hexdigest()
+    original = f"rejected/{sha}"
+    assert found[original] == broken
+    assert there.card["files"][original] == sha
+    assert there.report.originals == {original: len(broken)}
     assert [name for name, _ in there.report.left_out] == ["README.md"]
     assert not there.reused
     again = prepared(two, folder, compute="processing-job")

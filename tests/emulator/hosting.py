@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from typing import Any
 
 from emulator.conftest import ROLE, Cloud
+from packed import tar
 
 # A server that does what the body says: fail, die, mute (leave pings unanswered), or {"sleep"|"stream"|"big": n}; it
 # answers anything else with what it got. The image's name says that the archive brings it.
@@ -91,12 +90,7 @@ IMAGE = "example/vllm:1"
 
 def archive(text: str, name: str = "code/serve.py") -> bytes:
     """A tar.gz with one file."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz") as made:
-        info = tarfile.TarInfo(name)
-        info.size = len(text.encode())
-        made.addfile(info, io.BytesIO(text.encode()))
-    return data.getvalue()
+    return tar({name: text.encode()}, "w:gz")
 
 
 def model(emulator: Cloud, value: str = "yes", server: str = SERVER, **more: Any) -> str:
