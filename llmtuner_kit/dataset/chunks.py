@@ -73,8 +73,9 @@ class Plan:
         for index, source in enumerate(self.sources):
             before = self.bytes_planned
             for chunk in self._of(index, source):
-                # Chunks know their size only when they are byte ranges; the rest counts at the end of its file.
-                self.bytes_planned += chunk.end - chunk.start
+                # The size of records is only near to what they are in the file: a table's text may be compressed.
+                size = chunk.end - chunk.start or sum(len(record.raw) for record in chunk.records)
+                self.bytes_planned = min(self.bytes_planned + size, before + source.size)
                 yield _numbered(chunk, next(number))
             self.bytes_planned = before + source.size
 
