@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner_kit.dataset import characters, kinds, lines, shapes, tables, templates
-from llmtuner_kit.dataset.records import Record, refused_file
+from llmtuner_kit.dataset.records import Record, Stretch
 from llmtuner_kit.dataset.shapes import ColumnMapping
 from llmtuner_kit.dataset.templates import OF_DOCUMENTS, Templates
 from llmtuner_kit.errors import DataError
@@ -81,7 +81,9 @@ class Plan:
 
     def _of(self, index: int, source: Source) -> Iterator[Chunk]:
         if source.broken:
-            record = refused_file(source.name, source.path, ("unreadable_file", source.broken))
+            # Named by its place however small: an archive may be the original of thousands of members.
+            place = Stretch(str(source.path), 0, source.path.stat().st_size)
+            record = Record(source.name, 1, b"", problem=("unreadable_file", source.broken), apart=place)
             yield Chunk(0, index, source.name, "", records=(record,))
             return
         encoding = self.encoding_of(index, source)

@@ -33,7 +33,10 @@ def read(path: Path, encoding: str, most: int, start: int = 0, end: int = 0) -> 
 
 def read_line(file: BinaryIO, newline: bytes, most: int) -> bytes:
     """The next line with its end, or its first `most` bytes; of wide units always whole ones."""
-    line, unit = b"", len(newline)
+    unit = len(newline)
+    if unit == 1:
+        return file.readline(most)
+    line = b""
     while piece := file.readline(max(1, most - len(line))):
         line += piece
         line += file.read(-len(line) % unit)

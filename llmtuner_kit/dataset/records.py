@@ -40,7 +40,8 @@ class Record:
         raw: the original bytes of the record.
         value: a dict (rows), a str (plain text), or None when reading failed.
         problem: kind of defect found while reading, with its explanation; None when reading went well.
-        apart: where the original bytes are when they are too many to be held; raw is then empty.
+        apart: where the original bytes are when they are too many to be held, or not of this record alone; raw is then
+            empty.
     """
 
     source: str

@@ -3,8 +3,9 @@
     {"source": "t.csv", "row": 7, "kind": "wrong_field_count", "reason": "...", "original": "too,many,fields"}
 
 The original is text, or `original_base64` where the bytes are not UTF-8, or `original_file` with `original_bytes`
-where they are more than 1 MiB: a file beside rejected.jsonl, in the folder `rejected`, named by its SHA-256. Of a file
-inside an archive that could not be taken out, it is the archive.
+where they are more than 1 MiB: a file beside rejected.jsonl, in the folder `rejected`, named by its SHA-256. So is
+every archive or compressed file that could not be opened; of a member that could not be taken out of its archive, the
+original is the archive.
 """
 
 from __future__ import annotations

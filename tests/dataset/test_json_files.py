@@ -14,8 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmtuner_kit.dataset import json_files, json_text, readers
+from llmtuner_kit.dataset import chunks, json_files, json_text, readers
+from llmtuner_kit.dataset.chunks import Plan, Source
 from llmtuner_kit.dataset.records import Record
+from llmtuner_kit.settings import PrepareSettings
 
 
 def records(path: Path, content: str | bytes, encoding: str = "utf-8") -> list[Record]:
@@ -252,3 +254,15 @@ def test_the_bytes_of_the_records_are_the_file_but_for_what_stands_around_rows(
     assert not behind or (
         behind.startswith(b"]") and not (found[-1].problem and found[-1].problem[0] == "malformed_json")
     )
+
+
+def test_progress_moves_while_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 100)
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps({"data": [{"text": f"words of row {number}"} for number in range(30)]}))
+    size = path.stat().st_size
+    plan = Plan([Source("f.json", path, size, "x")], PrepareSettings())
+    seen = [plan.bytes_planned for _ in plan]
+    assert len(seen) > 5
+    assert seen == sorted(set(seen))
+    assert seen[-1] < plan.bytes_planned == size

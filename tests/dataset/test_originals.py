@@ -87,8 +87,7 @@ def test_every_refused_original_is_a_file_of_the_dataset(prepare: Prepare) -> No
     assert {f"rejected/{path.name}" for path in (built.folder / "rejected").iterdir()} == set(names)
 
 
-@pytest.mark.usefixtures("_low_limits")
-def test_an_archive_is_kept_once_for_all_of_its_members(prepare: Prepare) -> None:
+def test_an_archive_is_kept_once_for_all_of_its_members_however_small(prepare: Prepare) -> None:
     photos = zip_of({f"{number}.png": b"x" * 900 for number in range(5)})
     built = prepare({"photos.zip": photos, "other.jsonl": [ROW]})
     assert len(built.rejected) == 5
