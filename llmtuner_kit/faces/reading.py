@@ -119,7 +119,10 @@ def measured(made: Comparison) -> list[str]:
     if math.isnan(made.tuned):
         return []
     low, high = (round(value, 2) + 0.0 for value in made.interval)  # never -0.00
+    fewest, few = evaluation.FEWEST_FOR_A_VERDICT, ""
+    if len(made.samples) < fewest:
+        few = f" {len(made.samples)} questions are too few for more: set compare to {fewest} or more."
     return [
         f"Measured, words in common with the answers in the data (0 to 1): base {made.base:.2f}, tuned {made.tuned:.2f}.",
-        f"Verdict: {made.verdict} (95 % interval of the difference {low:+.2f} to {high:+.2f}).",
+        f"Verdict: {made.verdict} (95 % interval of the difference {low:+.2f} to {high:+.2f}).{few}",
     ]

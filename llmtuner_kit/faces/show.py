@@ -22,6 +22,8 @@ from IPython.display import clear_output, display
 _NOTEBOOK = re.compile(r"0\d_[a-z]+")
 _ADDRESS = re.compile(r"https?://[^\s$]+")
 _NARROW, _LISTED = 32, 500
+_INCHES, _DPI = 7.0, 110
+_WIDTH = _INCHES * _DPI
 _STYLE = (
     "<style>.lt{font-family:system-ui,sans-serif;line-height:1.4;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
     ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
@@ -272,7 +274,7 @@ def _as_html(part: Part) -> str:
         return f"<p>{_e(part.title)}</p><div class='m'>{tokens}</div>"
     if isinstance(part, Chart | Bars):
         image = base64.b64encode(_drawn(part) if isinstance(part, Chart) else _drawn_bars(part)).decode()
-        return f"<img alt='{_e(part.title)}: {_e(part.alt)}' src='data:image/png;base64,{image}'>"
+        return f"<img width='{_WIDTH:.0f}' alt='{_e(part.title)}: {_e(part.alt)}' src='data:image/png;base64,{image}'>"
     if isinstance(part, Link):
         return f"<p><a href='{_e(part.address)}'>{_text(part.words)}</a></p>"
     names, *rows = _filled(part)
@@ -307,7 +309,7 @@ def _drawn(chart: Chart) -> bytes:
     from matplotlib.figure import Figure
 
     # A figure of its own, without pyplot: nothing global, nothing shown twice, no display needed.
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    figure = Figure(figsize=(_INCHES, 2.6), layout="constrained")
     axes = figure.add_subplot()
     for name, points in chart.lines.items():
         xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -328,7 +330,7 @@ def _drawn(chart: Chart) -> bytes:
 def _drawn_bars(chart: Bars) -> bytes:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 0.7 + 0.26 * len(chart.counts)), layout="constrained")
+    figure = Figure(figsize=(_INCHES, 0.7 + 0.26 * len(chart.counts)), layout="constrained")
     axes = figure.add_subplot()
     bars = axes.barh([_plain(name) for name in chart.counts], list(chart.counts.values()))
     axes.bar_label(bars, padding=3, fontsize=8)
@@ -346,7 +348,7 @@ def _plain(text: str) -> str:
 
 def _as_png(figure: Any) -> bytes:
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
+    figure.savefig(image, format="png", dpi=2 * _DPI)  # twice as fine as shown: sharp on any screen
     return image.getvalue()
 
 
