@@ -56,6 +56,8 @@ def worker_environments(folders: Folders) -> list[dict[str, str]]:
 def run_workers(script: Path, environments: list[dict[str, str]]) -> int:
     """Start the processes and wait for all of them. Stop signals go to each; the first failure ends the rest."""
     print(f"starting {len(environments)} of {environments[0]['WORLD_SIZE']} processes", flush=True)
+    # Children inherit it: a stop signal waits until Stop can take it, and does not kill a Python that is still starting.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     workers = [subprocess.Popen([sys.executable, str(script)], env={**os.environ, **each}) for each in environments]
 
     def pass_on(number: int, _: FrameType | None) -> None:
@@ -63,6 +65,7 @@ def run_workers(script: Path, environments: list[dict[str, str]]) -> int:
             worker.send_signal(number)
 
     signal.signal(signal.SIGTERM, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     left = {worker.pid: worker for worker in workers}
     while left:
         pid, status = os.wait()

@@ -21,6 +21,7 @@ class Stop:
         self.is_training = False
         self._folders = folders
         signal.signal(signal.SIGTERM, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked by launch.py, which may have one waiting
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         # Several processes must agree before one of them may leave.
