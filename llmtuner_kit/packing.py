@@ -7,16 +7,20 @@ written: links, devices, names that leave the folder, pickles and bombs are refu
 from __future__ import annotations
 
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from isal import igzip_threaded, isal_zlib
 
 from llmtuner_kit.errors import IntegrityError
+
+if TYPE_CHECKING:
+    import tarfile
+else:
+    from backports import tarfile  # its filters came with Python 3.11.4; Debian 12 has 3.11.2
 
 BLOCK = 1 << 20
 _InflateError = cast("type[Exception]", isal_zlib.error)  # its stubs call it an instance

@@ -9,14 +9,18 @@ import errno
 import os
 import shutil
 import stat
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from isal import igzip_threaded
+
+if TYPE_CHECKING:
+    import tarfile
+else:
+    from backports import tarfile  # its filters came with Python 3.11.4; Debian 12 has 3.11.2
 
 _BLOCK = 1 << 20  # bytes that archives are read and written in
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
