@@ -6,11 +6,13 @@ know whose answer it reads.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from llmtuner_kit.workspace import Workspace
 
 RESAMPLES = 2000
 FEWEST_FOR_A_VERDICT = 6
+ASKED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -198,26 +201,44 @@ def _answer(
     return "".join(parts)
 
 
+def _answers(
+    workspace: Workspace,
+    target: inference.Deployed,
+    prompts: list[list[dict[str, str]]],
+    settings: InvokeSettings,
+) -> dict[tuple[int, str], str]:
+    """Base's and tuned's answer to each prompt, asked in an order drawn by lot, several at once."""
+    asked = list(itertools.product(range(len(prompts)), ("base", "tuned")))
+    random.Random(0).shuffle(asked)  # noqa: S311 - an order, not a secret
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        waiting = {
+            (number, who): pool.submit(_answer, workspace, target, prompts[number], settings, model=who)
+            for number, who in asked
+        }
+        try:
+            return {each: answer.result() for each, answer in waiting.items()}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
-    """Held-out prompts answered by base and tuned at the endpoint, greedy, who goes first drawn by lot.
+    """Held-out prompts answered by base and tuned at the endpoint, greedy.
 
     Where the server holds the tuned weights only, the base's answers are those of the job's own evaluation.
     """
     target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
     inference.require_serving(workspace, target)
-    lot = random.Random(0)  # noqa: S311 - an order, not a secret
-    samples = []
-    for row in test_rows(workspace, settings.run_name, settings.compare):
-        messages, reference = prompt_of(row)
-        answers = {}
-        try:
-            for who in lot.sample(("base", "tuned"), 2):
-                answers[who] = _answer(workspace, target, messages, settings, model=who)
-        except KitError as error:
-            job = runs.open_run(workspace, settings.run_name).result("deploy")["job_name"]
-            note = f"This endpoint serves the tuned model only ({error.problem}); these are the job's own held-out answers."
-            return Comparison(target.endpoint_name, held_out(workspace, job).samples[: settings.compare], note)
-        samples.append(Sample(messages[-1]["content"], reference, answers["base"], answers["tuned"]))
+    rows = [prompt_of(row) for row in test_rows(workspace, settings.run_name, settings.compare)]
+    try:
+        answers = _answers(workspace, target, [messages for messages, _ in rows], settings)
+    except KitError as error:
+        job = runs.open_run(workspace, settings.run_name).result("deploy")["job_name"]
+        note = f"This endpoint serves the tuned model only ({error.problem}); these are the job's own held-out answers."
+        return Comparison(target.endpoint_name, held_out(workspace, job).samples[: settings.compare], note)
+    samples = [
+        Sample(messages[-1]["content"], reference, answers[number, "base"], answers[number, "tuned"])
+        for number, (messages, reference) in enumerate(rows)
+    ]
     run = runs.open_run(workspace, settings.run_name)
     kept = [{"prompt": s.prompt, "reference": s.reference, "base": s.base, "tuned": s.tuned} for s in samples]
     made = judged(target.endpoint_name, tuple(samples))

@@ -289,7 +289,7 @@ class InvokeSettings(RunSettings):
     prompt: str = Field(
         "", description="what to ask; empty: a held-out row of the dataset", json_schema_extra={"multiline": True}
     )
-    compare: int = Field(3, ge=0, le=50, description="held-out prompts to answer with base and tuned side by side")
+    compare: int = Field(6, ge=0, le=50, description="held-out prompts to answer with base and tuned side by side")
     max_new_tokens: int = Field(160, ge=1, le=4096, description="longest answer in tokens")
     temperature: float = Field(0.0, ge=0, le=2, description="0: always the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this share")
