@@ -10,6 +10,7 @@ parsed from the job's log lines, the same lines SageMaker's MetricDefinitions ma
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -104,9 +105,12 @@ class Snapshot:
         step, total = self.last("step"), self.last("total_steps")
         if step is not None and total and step < total:
             return f"step {step:.0f} of {total:.0f}"
-        # Before the first step and after the last one the newest line of the first host's log tells it.
-        told = (line for line in reversed(self.log) if line.strip() and not line.startswith(("metric ", "[")))
-        return next(told, "") or self.message
+        # Before the first step and after the last one what the first host's log says since then tells it.
+        newest = itertools.takewhile(lambda line: not line.startswith("metric "), reversed(self.log))
+        told = next((line for line in newest if line.strip() and not line.startswith("[")), "")
+        if not told and step is not None and total:
+            return f"step {step:.0f} of {total:.0f}"
+        return told or self.message
 
 
 def snapshot(

@@ -37,6 +37,7 @@ def stepped(step: int) -> dict[str, list[tuple[float, float]]]:
         ({"log": BEFORE}, BEFORE[-1]),
         ({"log": (*BEFORE, "[algo-2] channel train: 9 rows", "")}, BEFORE[-1]),
         ({"log": (*BEFORE, "metric step=3", "checkpoint saved"), "metrics": stepped(3)}, "step 3 of 8"),
+        ({"log": ("checkpoint step-6 saved", "metric step=8"), "metrics": stepped(8)}, "step 8 of 8"),
         ({"log": ("metric step=8", "archive written in 1.1 s"), "metrics": stepped(8)}, "archive written in 1.1 s"),
         ({"secondary_status": "Uploading", "message": "Uploading generated training model"}, "Uploading generated training model"),
         ({"status": "Failed", "secondary_status": "Failed", "failure_reason": "out of memory"}, "out of memory"),
