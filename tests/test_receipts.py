@@ -13,6 +13,8 @@ import pytest
 from llmtuner_kit import access, autoscaling, cleanup, costs, receipts, runs
 from llmtuner_kit.dataset import processing
 from llmtuner_kit.errors import AccessError, JobFailedError
+from llmtuner_kit.faces import endings
+from llmtuner_kit.faces.show import Table
 from llmtuner_kit.settings import CleanupSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -190,3 +192,12 @@ def test_the_service_itself_answers_for_an_endpoint_that_is_gone(workspace: Work
     assert autoscaling.history(workspace, "gone", BEGUN, BEGUN + timedelta(hours=1), 2) == [
         autoscaling.Scaled(BEGUN, 2)
     ]
+
+
+@pytest.mark.parametrize("charged", [True, False])
+def test_a_verdict_on_the_quote_is_given_only_where_the_quoted_instance_did_the_work(charged: bool) -> None:
+    line = costs.Line("training job lamp", "ml.g5.xlarge", 863.0, 0.34, "$0.03 to $0.10", "above the quote")
+    (table,) = endings.receipt(costs.Receipt("lamp", (line,), charged)).parts
+    assert isinstance(table, Table)
+    assert ("verdict" in table.head, "above the quote" in table.rows[0]) == (charged, charged)
+    assert len(table.head) == len(table.rows[0])

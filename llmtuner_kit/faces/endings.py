@@ -121,14 +121,19 @@ def cleaned(made: CleanUp) -> Card:
 
 
 def receipt(made: costs.Receipt) -> Card:
+    head = ["what", "instance", "time", "cost", "quoted"]
     rows = [
-        (line.what, line.instance_type, duration(line.seconds), costs.usd(line.usd), line.quoted, line.verdict)
-        for line in made.lines
+        [line.what, line.instance_type, duration(line.seconds), costs.usd(line.usd), line.quoted] for line in made.lines
     ]
-    note = (
-        "This is on your AWS bill." if made.charged else "It ran on this machine: the amounts are what AWS would bill."
-    )
-    head = ("what", "instance", "time", "cost", "quoted", "verdict")
+    note = "This is on your AWS bill."
+    if made.charged:
+        head.append("verdict")
+        rows = [[*row, line.verdict] for row, line in zip(rows, made.lines, strict=True)]
+    else:
+        # The quote is for the instance, the time is this machine's: one says nothing about the other.
+        note = (
+            "It ran on this machine and cost nothing. The cost is its time at AWS's price, the quote is AWS's own time."
+        )
     return Card(f"Receipt of run {made.run_name}: {costs.usd(made.total_usd)}", parts=[Table(note, head, rows)])
 
 
