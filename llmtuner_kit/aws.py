@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -73,6 +74,7 @@ class Aws:
     region: str
     session: boto3.Session = field(repr=False)
     _clients: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _making: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def charged(self) -> bool:
@@ -89,9 +91,10 @@ class Aws:
 
     def client(self, service: str) -> Any:
         """A boto3 client whose everyday failures (denied, quota, credentials, unreachable) are KitErrors."""
-        if service not in self._clients:
-            self._clients[service] = self.session.client(service, config=_CONFIG)
-        return self._clients[service]
+        with self._making:  # clients may be shared between threads, but not be made by two at once
+            if service not in self._clients:
+                self._clients[service] = self.session.client(service, config=_CONFIG)
+            return self._clients[service]
 
     def endpoint_url(self, service: str) -> str:
         """The address a service answers at."""

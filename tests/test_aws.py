@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from botocore.exceptions import ClientError, NoCredentialsError
@@ -10,6 +14,9 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from llmtuner_kit import aws
 from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
 from llmtuner_kit.workspace import Workspace
+
+if TYPE_CHECKING:
+    import boto3
 
 
 def failure(code: str, message: str = "why", operation: str = "GetObject") -> ClientError:
@@ -106,3 +113,24 @@ def test_local_cloud_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch,
         aws.connect("local")
     assert "Traceback" not in caught.value.problem
     assert str(tmp_path / "file") in caught.value.problem
+
+
+def test_threads_that_ask_at_once_share_one_client_made_once() -> None:
+    together = threading.Barrier(4)
+    making: list[str] = []
+
+    class Session:
+        def client(self, service: str, **_: object) -> object:
+            making.append(service)
+            time.sleep(0.05)  # long enough for the others to ask meanwhile
+            assert making == [service]
+            return object()
+
+    connection = aws.Aws("local", "us-east-1", cast("boto3.Session", Session()))
+
+    def ask(_: int) -> object:
+        together.wait()
+        return connection.client("s3")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(ask, range(4)))) == 1
