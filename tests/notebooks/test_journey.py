@@ -60,7 +60,8 @@ def test_nine_notebooks_from_a_file_to_an_answer_and_a_receipt(journey, workspac
     journey("invoke", max_new_tokens=8, compare=2)
     assert len(runs.open_run(workspace, "journey").result("invoke")["samples"]) == 2
     journey("cleanup")
-    assert name not in {item["EndpointName"] for item in sagemaker.list_endpoints()["Endpoints"]}
+    # It is Deleting until its servers have ended.
+    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
     steps = runs.open_run(workspace, "journey").document["steps"]
     assert set(steps) == {"start", "upload", "prepare", "train", "download", "deploy", "invoke", "cleanup"}
 
