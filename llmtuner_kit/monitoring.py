@@ -103,14 +103,13 @@ class Snapshot:
         if self.secondary_status != "Training":
             return self.message or self.secondary_status
         step, total = self.last("step"), self.last("total_steps")
-        if step is not None and total and step < total:
-            return f"step {step:.0f} of {total:.0f}"
+        at = f"step {step:.0f} of {total:.0f}" if step is not None and total else ""
+        if at and self.progress != 1.0:
+            return at
         # Before the first step and after the last one what the first host's log says since then tells it.
         newest = itertools.takewhile(lambda line: not line.startswith("metric "), reversed(self.log))
         told = next((line for line in newest if line.strip() and not line.startswith("[")), "")
-        if not told and step is not None and total:
-            return f"step {step:.0f} of {total:.0f}"
-        return told or self.message
+        return told or at or self.message
 
 
 def snapshot(

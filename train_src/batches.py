@@ -19,9 +19,9 @@ class Batch:
     Causal: `input_ids` and `position_ids` are (1, tokens): `shared` tokens that all rows begin with, then the rest of
     each row, end to end; `lengths` are the lengths of these rests. Seq2seq: `input_ids` and `attention_mask` are (rows,
     longest source), `decoder_input_ids` is (rows, longest target); packed, sources and targets are end to end as well,
-    (1, tokens) each, `source_lengths` and `lengths` long. `positions` index the flattened output where
-    something is predicted, `labels` is what, and `owners` is which row (0 to rows - 1) it belongs to. `tokens` counts
-    real tokens, padding not.
+    (1, tokens) each, `source_lengths` and `lengths` long. `positions` index the flattened output where something is
+    predicted, `labels` is what, and `owners` is which row (0 to rows - 1) it belongs to. `tokens` counts real tokens,
+    padding not.
     """
 
     input_ids: Tensor
@@ -54,7 +54,7 @@ def causal_batch(rows: Sequence[Row], *, share: bool = False) -> Batch:
     with is computed once for all of them; causal attention makes that the same numbers.
     """
     labelled = [np.flatnonzero(row.trained[1:]) for row in rows]  # where the label is predicted
-    ends = [int(places[-1]) + 1 if len(places) else 1 for places in labelled]
+    ends = _ends(labelled)
     shared = _common_prefix([row.ids[:end] for row, end in zip(rows, ends, strict=True)]) if share else 0
     lengths = [end - shared for end in ends]
     starts = shared + np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -70,7 +70,7 @@ def causal_batch(rows: Sequence[Row], *, share: bool = False) -> Batch:
         position_ids=torch.from_numpy(np.concatenate(places_in_row))[None],
         positions=torch.from_numpy(np.concatenate(positions)),
         labels=torch.from_numpy(labels.astype(np.int64)),
-        owners=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(places) for places in labelled])),
+        owners=_owners(labelled),
         rows=len(rows),
         tokens=sum(map(len, rows)),
         lengths=tuple(lengths),
@@ -119,7 +119,7 @@ def packed_seq2seq_batch(rows: Sequence[Row], *, start_id: int) -> Batch:
     """Sources end to end and targets end to end; a target ends at its last label, after which no loss depends on it."""
     sources = [row.source_ids for row in rows if row.source_ids is not None]
     labelled = [np.flatnonzero(row.trained) for row in rows]
-    lengths = [int(places[-1]) + 1 if len(places) else 1 for places in labelled]
+    lengths = _ends(labelled)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     targets = [part for row, length in zip(rows, lengths, strict=True) for part in ([start_id], row.ids[: length - 1])]
     labels = [row.ids[places] for row, places in zip(rows, labelled, strict=True)]
@@ -129,12 +129,22 @@ def packed_seq2seq_batch(rows: Sequence[Row], *, start_id: int) -> Batch:
         decoder_input_ids=_sequence(targets),
         positions=torch.from_numpy(np.concatenate(positions)),
         labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-        owners=torch.from_numpy(np.repeat(np.arange(len(rows)), list(map(len, labelled)))),
+        owners=_owners(labelled),
         rows=len(rows),
         tokens=sum(map(len, rows)),
         lengths=tuple(lengths),
         source_lengths=tuple(map(len, sources)),
     )
+
+
+def _ends(labelled: Sequence[np.ndarray]) -> list[int]:
+    """How far each row is computed: up to its last label."""
+    return [int(places[-1]) + 1 if len(places) else 1 for places in labelled]
+
+
+def _owners(labelled: Sequence[np.ndarray]) -> Tensor:
+    """The number of the row, for each label."""
+    return torch.from_numpy(np.repeat(np.arange(len(labelled)), [len(places) for places in labelled]))
 
 
 def _sequence(parts: Sequence[Sequence[int] | np.ndarray]) -> Tensor:

@@ -281,7 +281,7 @@ def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype, com
         network = loader.from_pretrained(base.folder, **options)
     except (OSError, ValueError) as error:
         raise TrainingError(f"the base model {base.model_id} does not load: {error}") from error
-    if base.family == "seq2seq":
+    if base.family == "seq2seq" and computed_on.type == "cpu":
         t5_attention.pack(network)
     return network
 

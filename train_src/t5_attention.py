@@ -20,15 +20,15 @@ from transformers.models.t5.modeling_t5 import T5Attention
 import attention
 
 
-def pack(network: nn.Module) -> int:
-    """Give every attention of a T5 the form described above; returns how many there are.
+def pack(network: nn.Module) -> None:
+    """Give every attention of a T5 the form described above.
 
     It acts where the model's attention implementation is `attention.NAME`, and is transformers' own elsewhere.
     """
-    found = [module for module in network.modules() if isinstance(module, T5Attention | MT5Attention)]
-    for module in found:
-        setattr(module, "forward", functools.partial(_forward, module, module.forward))  # noqa: B010 (mypy: a method)
-    return len(found)
+    for module in network.modules():
+        if isinstance(module, T5Attention | MT5Attention):
+            plain = module.forward
+            setattr(module, "forward", functools.partial(_forward, module, plain))  # noqa: B010 (mypy: a method)
 
 
 def _forward(

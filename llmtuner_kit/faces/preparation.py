@@ -13,7 +13,7 @@ from llmtuner_kit.dataset.report import FindingCount
 from llmtuner_kit.faces import standing
 from llmtuner_kit.faces.show import Bars, Card, Chart, Masked, Table, duration, shortened, size
 from llmtuner_kit.settings import PrepareSettings
-from llmtuner_kit.workspace import open_workspace
+from llmtuner_kit.workspace import Workspace, open_workspace
 
 _BY = {"setting": "a setting here", "file": "the file", "you": "your decision", "nobody": "nothing to do"}
 _PREVIEW = 200
@@ -23,14 +23,15 @@ class Preview:
     """What stands beside the form of 02_prepare: `Form("prepare", globals()).beside(Preview())`."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, str, str], preview.Preview] = {}
+        self._known: dict[tuple[str, str, str, str], tuple[Workspace, preview.Preview]] = {}
 
     def __call__(self, settings: PrepareSettings) -> Card:
         where = (settings.target, settings.region, settings.user_id, settings.bucket)
-        workspace = open_workspace(settings)
         if where not in self._known:
-            self._known[where] = preview.Preview(workspace)
-        seen = self._known[where].look(settings)
+            workspace = open_workspace(settings)
+            self._known[where] = workspace, preview.Preview(workspace)
+        workspace, known = self._known[where]
+        seen = known.look(settings)
         parts: list[Any] = [part for file in seen.files for part in _previewed(file)]
         if seen.more:
             parts.append(f"and {seen.more} more files")

@@ -8,57 +8,18 @@ trained and its endpoint must be in service; run 06_deploy again after `make dem
 from __future__ import annotations
 
 import io
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import lab_server
+from lab_server import BROWSER
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / ".github" / "journey.png"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHARPNESS, GAP, MOST_BYTES = 1.5, 18, 400_000
-
-
-@contextmanager
-def lab() -> Iterator[str]:
-    """JupyterLab on a copy of the notebooks; its address."""
-    with TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "notebooks", f"{folder}/notebooks")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        own = {f"JUPYTER_{name}_DIR": f"{folder}/{name.lower()}" for name in ("CONFIG", "DATA", "RUNTIME")}
-        own |= {"JUPYTERLAB_WORKSPACES_DIR": f"{folder}/ws", "JUPYTER_PATH": f"{sys.prefix}/share/jupyter"}
-        command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-        command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}/notebooks", "--allow-root"]
-        server = subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        url = f"http://127.0.0.1:{port}"
-        try:
-            while not _answers(url):
-                time.sleep(0.2)  # a server gives no other sign of being ready than its answer
-            yield url
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/api/status", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def opened(browser: Browser, url: str, name: str, width: int) -> tuple[Page, list[Locator]]:
@@ -148,7 +109,7 @@ def composed(top: Image.Image, left: Image.Image, right: Image.Image) -> Image.I
 
 def main() -> None:
     assert BROWSER, "install Chromium first"
-    with lab() as url, sync_playwright() as playwright:
+    with TemporaryDirectory() as folder, lab_server.running(Path(folder)) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         page = composed(form(browser, url), monitor(browser, url), reading(browser, url))
         browser.close()

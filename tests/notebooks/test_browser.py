@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import lab_server
 import pytest
+from lab_server import BROWSER
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from llmtuner_kit import dataset, monitoring, runs, settings, start, uploads
 from llmtuner_kit.workspace import Workspace
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROWS = [{"instruction": f"What is {n} plus {n}?", "output": f"It is {n + n}."} for n in range(40)]
 
 if BROWSER is None and not os.environ.get("CI"):
@@ -44,46 +37,9 @@ def prepared(workspace: Workspace, tmp_path: Path) -> Workspace:
 @pytest.fixture
 def lab(prepared: Workspace, tmp_path: Path) -> Iterator[str]:
     """A JupyterLab server on a copy of the notebooks; its address."""
-    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks", ignore=shutil.ignore_patterns("samples"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-    command += [
-        "--IdentityProvider.token=",
-        "--ServerApp.port_retries=0",
-        f"--ServerApp.root_dir={tmp_path / 'notebooks'}",
-    ]
-    if os.geteuid() == 0:
-        command.append("--allow-root")
-    folders = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     # The notebooks run untouched: the newest run of the login name is the prepared one.
-    environment = (
-        os.environ | folders | {"LOGNAME": prepared.user_id, "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "ws")}
-    )
-    environment |= {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}
-    log = tmp_path / "lab.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while not answers(f"{url}/api/status"):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)  # a server gives no other sign of being ready than its answer
+    with lab_server.running(tmp_path, without="samples", LOGNAME=prepared.user_id) as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @pytest.fixture
