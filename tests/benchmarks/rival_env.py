@@ -1,5 +1,6 @@
 """An environment for a rival: what this project has installed, and the rival's package on top, in a folder of its own."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -11,7 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def rival_python(*packages: str) -> Path:
-    """The interpreter of an environment with the packages, made on first use; torch stays the project's own."""
+    """The interpreter of an environment with the packages: this one if it has them, else one made on first use.
+
+    In the environment made here torch stays the project's own.
+    """
+    if all(map(_is_installed, packages)):
+        return Path(sys.executable)
     cache = Path(os.environ.get("LLMTUNER_CACHE") or Path.home() / ".cache" / "llmtuner")
     folder = cache / "benchmarks" / "-".join(name.partition("=")[0] for name in packages)
     python, complete = folder / "bin" / "python", folder / ".complete"
@@ -26,3 +32,11 @@ def rival_python(*packages: str) -> Path:
         subprocess.run([*pip, "--constraint", str(ROOT / "constraints.txt"), *packages], check=True)
         complete.touch()
     return python
+
+
+def _is_installed(package: str) -> bool:
+    name, _, version = package.partition("==")
+    try:
+        return importlib.metadata.version(name) == (version or importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False

@@ -38,7 +38,11 @@ class Clock:
         self.marks: list[tuple[float, float]] = []
 
     def mark(self) -> None:
-        """A step begins or ends."""
+        """A step begins or ends, on a GPU as well."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.marks.append((time.perf_counter(), time.process_time()))
 
     def side(self, tokens: list[int], losses: list[float]) -> Side:
