@@ -38,8 +38,7 @@ def measured(model: Path, method: str, rows: int, *, recompute: bool) -> tuple[f
     """(GB after loading, most GB in use, most GB reserved)."""
     import torch
 
-    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    bins = gpu_sides.make_bins(2 * rows, vocabulary, mixed=False)
+    bins = gpu_sides.make_bins(2 * rows, gpu_sides.vocabulary_of(model), mixed=False)
     steps = [[row for one in bins[at : at + rows] for row in one] for at in (0, rows)]
     trainer, numbers = gpu_sides.trainer_of(
         model, method, steps, micro_batch_tokens=rows * LENGTH, checkpointing="on" if recompute else "off"

@@ -53,12 +53,10 @@ def kernels_of(events: Any) -> Iterator[tuple[str, str, float]]:
 
 def report(model: Path, method: str, rows: int, *, mixed: bool) -> None:
     """Print the table of one method."""
-    import json
 
     from torch.profiler import ProfilerActivity, profile
 
-    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    bins = gpu_sides.make_bins((PLAIN_STEPS + 2) * rows, vocabulary, mixed=mixed)
+    bins = gpu_sides.make_bins((PLAIN_STEPS + 2) * rows, gpu_sides.vocabulary_of(model), mixed=mixed)
     steps = [[row for one in bins[at : at + rows] for row in one] for at in range(0, len(bins), rows)]
     trainer, numbers = gpu_sides.trainer_of(model, method, steps)
     trainer._step(numbers[0])

@@ -186,19 +186,27 @@ def trl(model: Path, method: str, bins: list[list[Any]], per_step: int, case: st
         torch.manual_seed(SEED)
         adapter = peft.LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, task_type="CAUSAL_LM")
         trainer = SFTTrainer(
-            model=network, args=config, train_dataset=Dataset.from_list([_packed(rows) for rows in bins]),
+            model=network, args=config, train_dataset=Dataset.from_list([packed(rows) for rows in bins]),
             peft_config=adapter, processing_class=plain_tokenizer(network.config.vocab_size),
         )  # fmt: skip
         empty_cache()
-        tokens = [
-            sum(len(row) for rows in bins[at : at + per_step] for row in rows) for at in range(0, len(bins), per_step)
-        ]
-        side = clocked(trainer, tokens)
+        side = clocked(trainer, tokens_of(bins, per_step))
     kept = "recomputed" if checkpointing else "kept"
     return f"TRL + Liger, {per_pass * LENGTH} tokens a pass, {kept}{', flex' if 'f' in case else ''}", side
 
 
-def _packed(rows: list[Any]) -> dict[str, list[int]]:
+def tokens_of(bins: list[list[Any]], per_step: int) -> list[int]:
+    """Real tokens of each step."""
+    return [sum(len(row) for rows in bins[at : at + per_step] for row in rows) for at in range(0, len(bins), per_step)]
+
+
+def vocabulary_of(model: Path) -> int:
+    """How many tokens the model in the folder knows."""
+    return json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+
+
+def packed(rows: list[Any]) -> dict[str, list[int]]:
+    """A bin as transformers' trainers take it."""
     entry = {
         "input_ids": [int(number) for row in rows for number in row.ids],
         "labels": [label for row in rows for label in train_rows.labels_of(row)],
@@ -267,7 +275,7 @@ def matrix_flops() -> float:
 def main() -> None:
     """Run the asked cases; a case that does not fit, or breaks, is told as such and the next one runs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=("train.py", "trl"), required=True)
+    parser.add_argument("--side", choices=("train.py", "trl", "unsloth"), required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--shape", choices=tuple(SHAPES), required=True)
     parser.add_argument("--layers", type=int, default=0)
@@ -277,6 +285,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--mixed", action="store_true")
     arguments = parser.parse_args()
+    if arguments.side == "unsloth":
+        import unsloth  # noqa: F401 (it must come before transformers)
     import torch
 
     if device() == "cpu" and arguments.shape != "tiny":
@@ -312,7 +322,11 @@ def run_case(arguments: argparse.Namespace, method: str, case: str, bins: list[l
     if arguments.side == "train.py":
         steps = [[row for rows in bins[at : at + per_step] for row in rows] for at in range(0, len(bins), per_step)]
         return ours(arguments.model, method, steps)
-    return trl(arguments.model, method, bins, per_step, case)
+    if arguments.side == "trl":
+        return trl(arguments.model, method, bins, per_step, case)
+    from gpu_unsloth import unsloth
+
+    return unsloth(arguments.model, method, bins, per_step, case)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rival_python(*packages: str) -> Path:
+def rival_python(*packages: str, constrained: bool = True) -> Path:
     """The interpreter of an environment with the packages: this one if it has them, else one made on first use.
 
-    In the environment made here torch stays the project's own.
+    In the environment made here torch stays the project's own, and so does all else if `constrained`.
     """
     if all(map(_is_installed, packages)):
         return Path(sys.executable)
@@ -29,7 +29,8 @@ def rival_python(*packages: str) -> Path:
     (site / "project.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     if not complete.exists():
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--constraint", str(ROOT / "constraints.txt"), *packages], check=True)
+        constraints = ["--constraint", str(ROOT / "constraints.txt")] if constrained else []
+        subprocess.run([*pip, *constraints, *packages], check=True)
         complete.touch()
     return python
 

@@ -34,6 +34,7 @@ from train_sides import CURVE_TOLERANCE, Side
 
 HERE = Path(__file__).parent
 PACKAGES = ("trl", "liger-kernel", "bitsandbytes")
+UNSLOTH_FOLDER = "LLMTUNER_BENCH_UNSLOTH"  # where `pip install --target` put it, if not where pip finds it itself
 SHARED_MEMORY = Path("/dev/shm")
 ROOM = 40e9  # bytes that must be free where the model is kept
 # Dense bf16 peaks of the makers' data sheets, in FLOP/s, by a part of the device's name.
@@ -50,13 +51,24 @@ def flops_per_token(config: dict[str, Any], mean_context: float) -> float:
     return 4 * weights + shape.layers * 3 * 2 * mean_context * shape.query
 
 
+def interpreter(side: str, folder: Path) -> tuple[Path, dict[str, str]]:
+    """The Python a side runs in, and its environment. Unsloth pins older packages than the others use."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    if side != "unsloth":
+        return rival_python(*PACKAGES), environment
+    environment |= {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth")}
+    if own := os.environ.get(UNSLOTH_FOLDER):
+        return Path(sys.executable), environment | {"PYTHONPATH": own}
+    return rival_python("unsloth", constrained=False), environment
+
+
 def results(side: str, arguments: argparse.Namespace, model: Path, cases: str) -> Iterator[dict[str, Any]]:
     """What that side's process tells, line by line as it comes."""
-    command = [str(rival_python(*PACKAGES)), "-W", "ignore", str(HERE / "gpu_sides.py"), "--side", side]
+    python, environment = interpreter(side, model.parent)
+    command = [str(python), "-W", "ignore", str(HERE / "gpu_sides.py"), "--side", side]
     command += ["--model", str(model), "--shape", arguments.shape, "--layers", str(arguments.layers)]
     command += ["--methods", arguments.methods, "--cases", cases]
     command += ["--steps", str(arguments.steps), "--rows", str(arguments.rows)] + ["--mixed"] * arguments.mixed
-    environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         for line in child.stdout:
@@ -70,7 +82,7 @@ def results(side: str, arguments: argparse.Namespace, model: Path, cases: str) -
 
 def speed(arguments: argparse.Namespace, model: Path) -> None:
     """Every side, every method; each result as it comes, then the tables."""
-    cases = {"train.py": "plan", "trl": arguments.trl}
+    cases = {"train.py": "plan", "trl": arguments.trl, "unsloth": arguments.unsloth}
     card: dict[str, Any] = {}
     found: dict[str, dict[str, Side]] = {method: {} for method in arguments.methods.split(",")}
     for side in arguments.sides.split(","):
@@ -115,11 +127,12 @@ def table(sides: dict[str, Side], operations: float, card: dict[str, Any]) -> st
             f"{ours.peak_gb / side.peak_gb:>8.2f}x{side.losses[-1]:>9.4f}{apart:>8.2%}"
             f"{'' if apart <= CURVE_TOLERANCE else ' (!)'}"
         )
-    rivals = {name: side for name, side in sides.items() if name.startswith("TRL")}
-    if rivals and ours not in rivals.values():
-        best = max(rivals, key=lambda name: rivals[name].tokens_per_second)
-        gain = ours.tokens_per_second / rivals[best].tokens_per_second
-        lines.append(f"train.py is {gain:.2f}x as fast as the best of TRL ({best})")
+    for rival in ("TRL", "Unsloth"):
+        rivals = {name: side for name, side in sides.items() if name.startswith(rival) and side is not ours}
+        if rivals:
+            best = max(rivals, key=lambda name: rivals[name].tokens_per_second)
+            gain = ours.tokens_per_second / rivals[best].tokens_per_second
+            lines.append(f"train.py is {gain:.2f}x as fast as the best of {rival} ({best})")
     return "\n".join(lines)
 
 
@@ -139,6 +152,7 @@ def main() -> None:
         "--sides", default="train.py,trl", help="of train.py and trl; the first is what the others are compared with"
     )
     parser.add_argument("--trl", default="1,4,8,8c", help="ways of TRL to try: bins a pass, then c and f")
+    parser.add_argument("--unsloth", default="2,8c", help="ways of Unsloth to try, likewise")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rows", type=int, default=8, help=f"bins of {LENGTH} tokens a step")
     parser.add_argument("--mixed", action="store_true")
