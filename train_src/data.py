@@ -152,14 +152,15 @@ def plan_epoch(rows: Sequence[Row], *, batch_tokens: int, seed: int, epoch: int)
     return steps
 
 
-def split_micro(rows: Sequence[Row], numbers: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+def split_micro(
+    rows: Sequence[Row], numbers: Sequence[int], micro_batch_tokens: int, *, is_padded: bool
+) -> list[list[int]]:
     """Cut the rows of one step into forward passes of at most `micro_batch_tokens` (a longer row goes alone).
 
-    Encoder-decoder rows are padded to the longest of their pass, so they are sorted by length first.
+    Rows that are padded to the longest of their pass count as long as that, and are sorted by length first.
     """
     if not numbers:
         return []
-    is_padded = rows[numbers[0]].source_ids is not None
     if is_padded:
         numbers = sorted(numbers, key=lambda number: (_source_length(rows[number]), len(rows[number].ids), number))
     parts: list[list[int]] = [[]]
@@ -196,18 +197,26 @@ def share_of(rows: Sequence[Row], numbers: Sequence[int], rank: int, world: int)
 
 
 def passes_of(
-    rows: Sequence[Row], numbers: Sequence[int], micro_batch_tokens: int, rank: int, world: int, *, equal: bool
+    rows: Sequence[Row],
+    numbers: Sequence[int],
+    micro_batch_tokens: int,
+    rank: int,
+    world: int,
+    *,
+    equal: bool,
+    is_padded: bool = False,
 ) -> list[tuple[list[int], bool]]:
     """The forward passes one process makes in a step, and whether each counts.
 
     With `equal` all processes make the same number of passes, as those must that gather each other's weights: who has
     fewer rows adds passes of the step's shortest row that count for nothing.
     """
-    mine = split_micro(rows, share_of(rows, numbers, rank, world), micro_batch_tokens)
+    shares = [share_of(rows, numbers, each, world) for each in (range(world) if equal else [rank])]
+    cut = [split_micro(rows, share, micro_batch_tokens, is_padded=is_padded) for share in shares]
+    mine = cut[rank if equal else 0]
     passes = [(part, True) for part in mine]
     if equal:
-        shares = (share_of(rows, numbers, other, world) for other in range(world))
-        most = max(len(split_micro(rows, share, micro_batch_tokens)) for share in shares)
+        most = max(map(len, cut))
         shortest = min(numbers, key=lambda number: len(rows[number]))
         passes += [([shortest], False)] * (most - len(mine))
     return passes

@@ -52,7 +52,9 @@ def score(
     """
     # Rows of like length go together, which wastes least padding where there is any.
     order = sorted(range(len(rows)), key=lambda number: (len(rows[number]), number))
-    passes = passes_of(rows, order, micro_batch_tokens, group.rank, group.size, equal=model.sharded)
+    passes = passes_of(
+        rows, order, micro_batch_tokens, group.rank, group.size, equal=model.sharded, is_padded=model.pads
+    )
     merged = Score([0.0] * len(rows), [0] * len(rows), [row.labels for row in rows])
     shares = group.gather(_sums(model, rows, passes, None if model.sharded else stop))
     if any(share is None for share in shares):

@@ -11,7 +11,8 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
     copies        2 per linear weight where fp32 weights are multiplied in bf16 (full fine-tuning)
     activations   per token and layer what the backward pass reads again; `Shape.layer_bytes` says what that is
     recomputed    with checkpointing only each layer's input, and one whole layer at a time
-    head          one chunk of logits, 10 per entry (bf16 and fp32 copies and the gradient)
+    head          one chunk of logits on a GPU, 10 per entry (bf16 and fp32 copies and the gradient); on CPU a tile that
+                  fits into the processor's cache
     gathered      only where the weights are spread over the processes: two layers and the embeddings, made whole
     other         the device's own: CUDA context and libraries, and the allocator's waste
 """
@@ -30,7 +31,7 @@ ALLOCATOR_WASTE = 0.05
 CUDA_CONTEXT = 0.9 * GB
 CPU_PROCESS = 0.6 * GB  # Python, PyTorch and transformers themselves
 LOGIT_BYTES = 10
-HEAD_CHUNK = {"cpu": 128, "cuda": 2048}  # labels that pass through the head at once
+HEAD_CHUNK = 2048  # labels that pass through the head at once on a GPU
 CPU_MICRO_TOKENS = 1024  # more leaves the processor's cache: slower (measured 446 tokens/s at 1,024, 285 at 4,096)
 TARGET_SHARE = 0.5  # of an encoder-decoder's tokens that are the decoder's, where the rows are not known
 GPU_MICRO_TOKENS = 16384  # a GPU is saturated by then
@@ -238,7 +239,7 @@ def estimate(
     if checkpointing:
         layers = shape.boundary_bytes(value, target_share) + largest
     activations = micro_batch_tokens * (layers + moment)
-    head = HEAD_CHUNK[device] * shape.vocabulary * LOGIT_BYTES
+    head = HEAD_CHUNK * shape.vocabulary * LOGIT_BYTES if device == "cuda" else 0
     subtotal = (weights + adapter + 12 * trained) / shards + copies + activations + head + gathered
     fixed = CUDA_CONTEXT if device == "cuda" else CPU_PROCESS
     return Estimate(

@@ -63,6 +63,11 @@ class TunedModel:
         """Whether each process holds only a share of the weights."""
         return is_sharded(self.network)
 
+    @property
+    def pads(self) -> bool:
+        """Whether a batch is padded to its longest row."""
+        return self.family == "seq2seq" and not self._packs
+
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer changes, in a fixed order."""
         return list(self.named_parameters().values())
@@ -77,9 +82,9 @@ class TunedModel:
         if self.family == "causal":
             return causal_batch(rows, share=self._packs and self.device.type == "cpu")
         config = self.network.config
-        if self._packs:
-            return packed_seq2seq_batch(rows, start_id=config.decoder_start_token_id)
-        return seq2seq_batch(rows, pad_id=config.pad_token_id or 0, start_id=config.decoder_start_token_id)
+        if self.pads:
+            return seq2seq_batch(rows, pad_id=config.pad_token_id or 0, start_id=config.decoder_start_token_id)
+        return packed_seq2seq_batch(rows, start_id=config.decoder_start_token_id)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss in fp32, whether the label was the likeliest token) for each label of the batch."""

@@ -117,7 +117,13 @@ class Trainer:
         labels = sum(rows[number].labels for number in numbers)
         torch.manual_seed(((settings.seed * 1_000_003 + progress.step) * 1_009 + self.group.rank) % 2**63)
         passes = passes_of(
-            rows, numbers, self.micro_batch_tokens, self.group.rank, self.group.size, equal=self.model.sharded
+            rows,
+            numbers,
+            self.micro_batch_tokens,
+            self.group.rank,
+            self.group.size,
+            equal=self.model.sharded,
+            is_padded=self.model.pads,
         )
         loss_sum, correct, last_sum = 0.0, 0, 0.0
         for part, counts in passes:

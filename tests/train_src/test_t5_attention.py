@@ -11,6 +11,7 @@ from torch import Tensor
 
 import attention
 from batches import Batch, packed_seq2seq_batch, seq2seq_batch
+from data import split_micro
 from model import TunedModel
 
 KINDS = {
@@ -59,6 +60,13 @@ def test_losses_and_gradients_are_those_of_a_padded_batch(folder: Path, method: 
     padded = outcome(model, seq2seq_batch(rows, pad_id=0, start_id=0))
     for one, other in zip(packed, padded, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def test_a_pass_has_as_many_rows_as_fit_without_padding(folder: Path) -> None:
+    rows, model = rows_of([10, 100, 10, 80], [50, 10, 40, 20]), load(folder)
+    assert not model.pads
+    assert split_micro(rows, range(4), 320, is_padded=False) == [[0, 1, 2, 3]]
+    assert split_micro(rows, range(4), 320, is_padded=True) == [[1, 3], [2, 0]], "3 x (40 + 100) is too much"
 
 
 def test_recomputed_activations_give_the_same_gradients(folder: Path) -> None:

@@ -1,0 +1,72 @@
+"""The head's losses and gradients are those of plain cross entropy, however the work is cut."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import label_loss
+
+WAYS = {"cpu": label_loss._in_tiles, "cuda": label_loss._at_once}
+
+
+@pytest.fixture(params=WAYS)
+def small_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either device's way, in parts that fit into a test: 4 labels, and 16 tokens of the vocabulary."""
+    monkeypatch.setattr(label_loss, "_in_tiles", WAYS[request.param])
+    monkeypatch.setattr(label_loss, "TILE_LABELS", 4)
+    monkeypatch.setattr(label_loss, "TILE_TOKENS", 16)
+
+
+def case(dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden = (torch.randn(11, 8) * scale).to(dtype).requires_grad_()
+    weight = torch.randn(50, 8).to(dtype)
+    labels = torch.randint(0, 50, (11,))
+    labels[:5] = (hidden @ weight.t()).argmax(-1)[:5]  # some are right
+    return hidden, weight, labels
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("scale", [1.0, 30.0], ids=["usual logits", "logits far apart"])
+def test_losses_and_their_gradient_equal_cross_entropy(scale: float) -> None:
+    hidden, weight, labels = case(scale=scale)
+    losses, correct = label_loss.label_losses(hidden, weight, labels)
+    plain = hidden.detach().double().requires_grad_()
+    expected = functional.cross_entropy(plain @ weight.double().t(), labels, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(correct, (plain @ weight.double().t()).argmax(-1) == labels)
+    assert correct[:5].all()
+    factors = torch.rand(11)
+    (losses * factors).sum().backward()
+    (expected * factors).sum().backward()
+    torch.testing.assert_close(hidden.grad.double(), plain.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_bf16_is_as_exact_as_its_logits() -> None:
+    hidden, weight, labels = case(torch.bfloat16)
+    losses, _ = label_loss.label_losses(hidden, weight, labels)
+    logits = (hidden.detach() @ weight.t()).float()
+    torch.testing.assert_close(losses, functional.cross_entropy(logits, labels, reduction="none"))
+    losses.sum().backward()
+    wanted = (torch.softmax(logits, -1) - functional.one_hot(labels, 50)) @ weight.float()
+    assert hidden.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(hidden.grad.float(), wanted, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_without_a_gradient_the_losses_are_the_same_bits() -> None:
+    hidden, weight, labels = case()
+    trained = label_loss.label_losses(hidden, weight, labels)
+    with torch.no_grad():
+        evaluated = label_loss.label_losses(hidden.detach(), weight, labels)
+    assert all(torch.equal(one, other) for one, other in zip(trained, evaluated, strict=True))
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_no_label_at_all_gives_no_loss() -> None:
+    hidden, weight, labels = case()
+    losses, correct = label_loss.label_losses(hidden[:0], weight, labels[:0])
+    assert (losses.shape, correct.shape) == ((0,), (0,))
+    assert losses.sum().item() == 0
