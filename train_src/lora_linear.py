@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 def speed_up(model: nn.Module) -> int:
     """Give the plain LoRA layers of a PEFT model the faster arithmetic; returns how many there are."""
-    layers = [module for module in model.modules() if isinstance(module, PeftLinear) and _is_plain(module)]
+    layers = [module for module in model.modules() if isinstance(module, PeftLinear) and is_plain(module)]
     for layer in layers:
         setattr(layer, "forward", functools.partial(_forward, layer))  # noqa: B010 (mypy: a method)
     return len(layers)
 
 
-def _is_plain(layer: PeftLinear) -> bool:
+def is_plain(layer: PeftLinear) -> bool:
+    """Whether a layer is what this arithmetic is for."""
     name = "default"
     return (
         type(layer.base_layer) is nn.Linear

@@ -160,8 +160,8 @@ class Shape:
         if not self.cross_layers:
             return self.layers * layer, layer
         source_row, target_row = mean_row * (1 - target_share), mean_row * target_share
-        # On CPU attention with a bias and dropout keeps its weights: before, after, and what was dropped.
-        kept = (12 if self.dropout else 4) * self.heads if device == "cpu" else 0
+        # On CPU attention keeps its weights and, where it drops at random, which ones (row_attention.py).
+        kept = (5 if self.dropout else 4) * self.heads if device == "cpu" else 0
         look = (4 + value) * self.hidden + 2 * value * self.query + (value * self.hidden if self.dropout else 0)
         encoder = layer + kept * source_row
         decoder = layer + look + kept * (target_row + source_row)

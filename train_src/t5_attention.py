@@ -8,16 +8,16 @@ On a GPU the many small products of single rows would cost more than the padding
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import attention
+from lora_shared import project
+from row_attention import attend_in_rows
 
 
 def pack(network: nn.Module) -> None:
@@ -49,51 +49,21 @@ def _forward(
     keys = queries if key_value_states is None else sources
     if key_value_states is None and position_bias is None:
         position_bias = _biases(module, max(queries))
-    seen = hidden_states if key_value_states is None else key_value_states
-    query, key, value = (
-        _heads(module, layer(x)) for layer, x in ((module.q, hidden_states), (module.k, seen), (module.v, seen))
-    )
+    is_causal = module.is_decoder and key_value_states is None
+    if key_value_states is None:
+        parts = project((module.q, module.k, module.v), hidden_states)
+    else:
+        parts = [module.q(hidden_states), *project((module.k, module.v), key_value_states)]
+    query, key, value = (part[0].unflatten(-1, (module.n_heads, module.key_value_proj_dim)) for part in parts)
     dropout = module.dropout if module.training else 0.0
-    output = _row_by_row(query, key, value, position_bias, queries, keys, dropout)
-    return module.o(output.transpose(1, 2).flatten(2)), position_bias, None
-
-
-def _heads(module: Any, x: Tensor) -> Tensor:
-    """(1, tokens, inner) -> (1, heads, tokens, head size)."""
-    return x.unflatten(-1, (module.n_heads, module.key_value_proj_dim)).transpose(1, 2)
+    output = attend_in_rows(query, key, value, position_bias, queries, keys, is_causal=is_causal, dropout=dropout)
+    return module.o(output.flatten(1)[None]), position_bias, None
 
 
 def _biases(module: Any, longest: int) -> Tensor:
     """(heads, longest, longest): what a distance adds to a score; minus infinity ahead of a target's token."""
-    biases = module.compute_bias(longest, longest)[0]
+    biases = module.compute_bias(longest, longest)[0].float()
     if module.is_decoder:
         future = torch.ones(longest, longest, dtype=torch.bool).triu_(1)
         biases = biases.masked_fill(future, float("-inf"))
     return biases
-
-
-def _row_by_row(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    biases: Tensor | None,
-    queries: Sequence[int],
-    keys: Sequence[int],
-    dropout: float,
-) -> Tensor:
-    """Attention of each row's queries to the keys of the same row; shapes (1, heads, tokens, size)."""
-    rows = zip(query.split(queries, 2), key.split(keys, 2), value.split(keys, 2), strict=True)
-    return torch.cat(
-        [
-            F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=None if biases is None else biases[None, :, : q.shape[2], : k.shape[2]].to(q.dtype),
-                dropout_p=dropout,
-                scale=1.0,
-            )
-            for q, k, v in rows
-        ],
-        dim=2,
-    )
