@@ -39,6 +39,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
     },
+    "flan-t5-large": {
+        "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16,
+        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
+    },
     "tiny": {
         "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -54,11 +58,13 @@ def make_model(folder: Path, shape: str, layers: int = 0) -> Path:
     transformers.utils.logging.disable_progress_bar()
     if (folder / "config.json").is_file():
         return folder
-    family = transformers.Qwen2ForCausalLM if shape.startswith("qwen") else transformers.LlamaForCausalLM
-    config = family.config_class(**SHAPES[shape], max_position_embeddings=4096)
-    config.num_hidden_layers = layers or config.num_hidden_layers
-    if hasattr(config, "layer_types") and config.layer_types:
-        config.layer_types = ["full_attention"] * config.num_hidden_layers
+    sizes = dict(SHAPES[shape])
+    if "t5" in shape:
+        family = transformers.T5ForConditionalGeneration
+    else:
+        family = transformers.Qwen2ForCausalLM if "qwen" in shape else transformers.LlamaForCausalLM
+        sizes |= {"max_position_embeddings": 4096, "num_hidden_layers": layers or sizes["num_hidden_layers"]}
+    config = family.config_class(**sizes)
     torch.manual_seed(SEED)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device()):
@@ -87,21 +93,29 @@ def empty_cache() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def make_bins(count: int, vocabulary: int, *, mixed: bool, length: int = LENGTH) -> list[list[Any]]:
-    """Bins of rows, `length` tokens at most each. Mixed rows are log-normal, 32 to `length` tokens, half of each trained."""
+def make_bins(
+    count: int, vocabulary: int, *, mixed: bool = False, has_source: bool = False, length: int = LENGTH
+) -> list[list[Any]]:
+    """Bins of rows, `length` tokens at most each.
+
+    Mixed rows are log-normal, 32 to `length` tokens, half of each trained. Rows with a source are an encoder-decoder's:
+    half of each is read, half written.
+    """
     from data import Row
 
-    generator = np.random.default_rng(SEED)
+    generator, lengths = np.random.default_rng(SEED), np.random.default_rng(SEED + 1)
 
     def row(size: int, prompt: int) -> Any:
         ids = generator.integers(3, vocabulary, size).astype(np.int32)
+        if has_source:
+            return Row(ids[size // 2 :], np.ones(size - size // 2, bool), ids[: size // 2], "random")
         return Row(ids, np.arange(size) >= prompt, None, "random")
 
     if not mixed:
         return [[row(length, 0)] for _ in range(count)]
     bins: list[list[Any]] = []
     while len(bins) < count:
-        sizes = np.clip(generator.lognormal(5.8, 0.9, 64), min(32, length), length).astype(int)
+        sizes = np.clip(lengths.lognormal(5.8, 0.9, 64), min(32, length), length).astype(int)
         # Best fit, longest first, over 64 rows at a time, as TRL's packing does.
         fresh: list[list[Any]] = []
         for size in sorted(map(int, sizes), reverse=True):
@@ -164,7 +178,7 @@ def trl(model: Path, method: str, bins: list[list[Any]], per_step: int, case: st
     from trl import SFTConfig, SFTTrainer
 
     per_pass, checkpointing = int(case.rstrip("cf")), "c" in case
-    packed = len(bins) < sum(map(len, bins))
+    mixed = len(bins) < sum(map(len, bins))
     options: dict[str, Any] = {
         "dtype": torch.bfloat16,
         "attn_implementation": "flex_attention" if "f" in case else "sdpa",
@@ -180,13 +194,13 @@ def trl(model: Path, method: str, bins: list[list[Any]], per_step: int, case: st
         config = SFTConfig(
             **{**arguments, "gradient_checkpointing": checkpointing, "learning_rate": RATE},
             per_device_train_batch_size=per_pass, gradient_accumulation_steps=per_step // per_pass, max_length=None,
-            use_liger_kernel=device() == "cuda", packing=packed, train_sampling_strategy="sequential",
+            use_liger_kernel=device() == "cuda", packing=mixed, train_sampling_strategy="sequential",
             dataset_kwargs={"skip_prepare_dataset": True},
         )  # fmt: skip
         torch.manual_seed(SEED)
         adapter = peft.LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, task_type="CAUSAL_LM")
         trainer = SFTTrainer(
-            model=network, args=config, train_dataset=Dataset.from_list([packed(rows) for rows in bins]),
+            model=network, args=config, train_dataset=Dataset.from_list([packed(rows, with_lengths=mixed) for rows in bins]),
             peft_config=adapter, processing_class=plain_tokenizer(network.config.vocab_size),
         )  # fmt: skip
         empty_cache()
@@ -205,13 +219,13 @@ def vocabulary_of(model: Path) -> int:
     return json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
 
 
-def packed(rows: list[Any]) -> dict[str, list[int]]:
-    """A bin as transformers' trainers take it."""
+def packed(rows: list[Any], *, with_lengths: bool = False) -> dict[str, list[int]]:
+    """A bin as transformers' trainers take it; with the rows' lengths they keep the rows from seeing each other."""
     entry = {
         "input_ids": [int(number) for row in rows for number in row.ids],
         "labels": [label for row in rows for label in train_rows.labels_of(row)],
     }
-    return entry | ({"seq_lengths": [len(row) for row in rows]} if len(rows) > 1 else {})
+    return entry | ({"seq_lengths": [len(row) for row in rows]} if with_lengths else {})
 
 
 def plain_tokenizer(vocabulary: int) -> Any:
@@ -296,7 +310,7 @@ def main() -> None:
     bins = make_bins(arguments.steps * arguments.rows, sizes["vocab_size"], mixed=arguments.mixed)
     name = torch.cuda.get_device_name() if device() == "cuda" else "CPU"
     tell({"device": name, "matrix_flops": matrix_flops()})
-    if arguments.side == "trl":
+    if arguments.side != "train.py":
         heads = sizes["num_attention_heads"]
         print("attention:", use_fastest_attention(heads, sizes["hidden_size"] // heads), flush=True)
     for method in arguments.methods.split(","):
@@ -324,6 +338,8 @@ def run_case(arguments: argparse.Namespace, method: str, case: str, bins: list[l
         return ours(arguments.model, method, steps)
     if arguments.side == "trl":
         return trl(arguments.model, method, bins, per_step, case)
+    if arguments.mixed:
+        raise SystemExit("Unsloth has no side with --mixed: compare it on whole rows")
     from gpu_unsloth import unsloth
 
     return unsloth(arguments.model, method, bins, per_step, case)

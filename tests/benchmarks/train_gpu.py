@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument(
         "--sides", default="train.py,trl", help="of train.py and trl; the first is what the others are compared with"
     )
-    parser.add_argument("--trl", default="1,4,8,8c", help="ways of TRL to try: bins a pass, then c and f")
+    parser.add_argument("--trl", default="2,4,8c", help="ways of TRL to try: bins a pass, then c and f")
     parser.add_argument("--unsloth", default="2,8c", help="ways of Unsloth to try, likewise")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rows", type=int, default=8, help=f"bins of {LENGTH} tokens a step")

@@ -31,12 +31,14 @@ TRAIN_SRC = ROOT / "train_src"
 sys.path[:0] = [str(TRAIN_SRC), str(ROOT / "tests" / "train_src")]
 
 STEPS = 6
+TAUGHT = 60  # steps after which answers differ
 ANSWER = 24  # tokens
 ROWS = [
     {"instruction": f"What is the colour of thing {n}?", "input": "", "output": f"Thing {n} is blue. " * (1 + n % 7)}
     for n in range(48)
 ]
 FP32, BF16, FOUR_BIT = 1e-3, 0.03, 0.06  # largest relative difference of a step's loss from the processor's in fp32
+SAME = 1e-4  # of a job that was killed: the device's own order of sums
 # family, method, precision, gradient checkpointing, tolerance
 JOBS = [
     ("causal", "lora", "fp32", "off", FP32),
@@ -53,6 +55,7 @@ JOBS = [
     ("seq2seq", "lora", "bf16", "off", BF16),
     ("seq2seq", "full", "bf16", "off", BF16),
 ]
+KILLED_JOB = JOBS[0]
 KILLED = "checkpoint step-00000003 saved"
 
 
@@ -132,6 +135,11 @@ class Machine:
         name = f"{family}-{method}-{precision}-{checkpointing}-{device}"
         base = self.lay_out(name, family, method=method, precision=precision, gradient_checkpointing=checkpointing)
         return self.train(base, "cpu" if device == "reference" else device)
+
+    def taught(self, family: str) -> Outcome:
+        """A job long enough for answers that differ."""
+        values = {"method": "full", "precision": "fp32", "max_steps": TAUGHT, "learning_rate": 0.01, "log_steps": 10}
+        return self.train(self.lay_out(f"taught-{family}", family, **values), self.device)
 
     def resumed(self) -> tuple[Outcome, Outcome]:
         """A job killed after its third checkpoint, and the one that goes on from there."""
@@ -228,6 +236,8 @@ def in_fp32(archive: Path, family: str) -> Path:
     shutil.copytree(archive, copy)
     loader = transformers.AutoModelForSeq2SeqLM if family == "seq2seq" else transformers.AutoModelForCausalLM
     loader.from_pretrained(archive, dtype=torch.float32).save_pretrained(copy)
+    recorded = json.loads((copy / "parity.json").read_text())
+    (copy / "parity.json").write_text(json.dumps(recorded | {"dtype": "float32"}))
     return copy
 
 
@@ -243,7 +253,7 @@ def _parity(found: dict[str, Any]) -> str:
 
 
 def check_jobs(machine: Machine, report: Report, pool: ThreadPoolExecutor, only: str) -> dict[str, Path]:
-    """Losses of every job against the processor's; the fp32 LoRA archives of the device."""
+    """Losses of every job against the processor's; archives of jobs that the device trained long enough to answer."""
     # 4-bit training needs the GPU.
     jobs = [job for job in JOBS if only in " ".join(job[:3]) and (machine.device == "cuda" or job[1] != "qlora")]
     references: dict[tuple[str, str], Future[Outcome]] = {}
@@ -253,8 +263,8 @@ def check_jobs(machine: Machine, report: Report, pool: ThreadPoolExecutor, only:
         if (family, like) not in references:
             references[family, like] = pool.submit(machine.job, family, like, "fp32", "off", "reference")
     running = [(job, pool.submit(machine.job, *job[:4], machine.device)) for job in jobs]
-    resumed = pool.submit(machine.resumed)
-    archives: dict[str, Path] = {}
+    resumed = pool.submit(machine.resumed) if KILLED_JOB in jobs else None
+    taught = {family: pool.submit(machine.taught, family) for family in dict.fromkeys(job[0] for job in jobs)}
     whole: Outcome | None = None
     for (family, method, precision, checkpointing, tolerance), future in running:
         outcome, reference = future.result(), references[family, {"qlora": "lora"}.get(method, method)].result()
@@ -270,19 +280,22 @@ def check_jobs(machine: Machine, report: Report, pool: ThreadPoolExecutor, only:
             report.add(
                 what, apart <= tolerance, f"{losses}, {apart:.1e} apart (at most {tolerance:g}); {_parity(manifest)}"
             )
-            if (method, precision, checkpointing) == ("lora", "fp32", "off"):
-                archives[family] = outcome.base / "model"
-                whole = outcome if family == "causal" else whole
-    killed, rest = resumed.result()
-    if whole is None:
-        report.add("killed and started again", False, "the job to compare with was not run")
-        return archives
-    joined = killed.losses | rest.losses
-    apart = difference(joined, whole.losses)
-    went_on = rest.code == 0 and "resumed from checkpoint" in rest.text and killed.code != 0
-    figures = f"killed at step {max(killed.losses, default=0)}, {apart:.2e} apart from the job that was not"
-    report.add("killed and started again", went_on and apart <= 1e-4, figures if went_on else rest.why)
-    return archives
+            if (family, method, precision, checkpointing, tolerance) == KILLED_JOB:
+                whole = outcome
+    if resumed and whole:
+        killed, rest = resumed.result()
+        apart = difference(killed.losses | rest.losses, whole.losses)
+        went_on = rest.code == 0 and "resumed from checkpoint" in rest.text and killed.code != 0
+        figures = f"killed at step {max(killed.losses, default=0)}, {apart:.1e} apart from the job that was not"
+        report.add("killed and started again", went_on and apart <= SAME, figures if went_on else rest.why)
+    archives = {}
+    for family, future in taught.items():
+        outcome = future.result()
+        archives[family] = outcome.base / "model"
+        losses = [outcome.losses[step] for step in sorted(outcome.losses)] or [0.0]
+        figures = outcome.why if outcome.code else f"loss {losses[0]:.4f} to {losses[-1]:.4f}"
+        report.add(f"{family} taught to answer", outcome.code == 0, figures)
+    return {family: archive for family, archive in archives.items() if archive.is_dir()}
 
 
 def check_answers(machine: Machine, report: Report, pool: ThreadPoolExecutor, archives: dict[str, Path]) -> None:
@@ -302,12 +315,12 @@ def check_answers(machine: Machine, report: Report, pool: ThreadPoolExecutor, ar
             continue
         same = found["tokens"] == plain["tokens"] and found["device"] == machine.device
         count = sum(map(len, plain["tokens"]))
-        report.add(what, same, f"{count} greedy tokens of {len(plain['tokens'])} answers; {_parity(found)}")
+        report.add(what, same, f"{count} greedy tokens, {len(set(plain['texts']))} different answers; {_parity(found)}")
         texts = served[family].result()
         report.add(
             f"{family} answers of serve.py, asked at once",
             texts.get("texts") == plain["texts"],
-            texts.get("failed") or f"{len(texts['texts'])} answers, e.g. {texts['texts'][0][:40]!r}",
+            texts.get("failed") or f"{len(texts['texts'])} answers, {texts['texts'][0][:40]!r} first",
         )
 
 
