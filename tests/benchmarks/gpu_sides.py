@@ -20,6 +20,7 @@ from train_sides import SEED, Clock, Side, clocked, training_arguments
 
 LENGTH = 2048
 RATE = 3e-4
+WARM_UP = 2  # steps: kernels are compiled in the first, cuDNN plans in the second
 RESULT = "result "  # begins the lines that train_gpu.py reads
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -158,7 +159,7 @@ def ours(model: Path, method: str, steps: list[list[Any]]) -> tuple[str, Side]:
     """train.py's engine as its plan chooses."""
     trainer, numbers = trainer_of(model, method, steps)
     empty_cache()
-    clock, losses = Clock(), []
+    clock, losses = Clock(WARM_UP), []
     clock.mark()
     for step in numbers:
         trainer._step(step)
@@ -204,7 +205,7 @@ def trl(model: Path, method: str, bins: list[list[Any]], per_step: int, case: st
             peft_config=adapter, processing_class=plain_tokenizer(network.config.vocab_size),
         )  # fmt: skip
         empty_cache()
-        side = clocked(trainer, tokens_of(bins, per_step))
+        side = clocked(trainer, tokens_of(bins, per_step), WARM_UP)
     kept = "recomputed" if checkpointing else "kept"
     return f"TRL + Liger, {per_pass * LENGTH} tokens a pass, {kept}{', flex' if 'f' in case else ''}", side
 

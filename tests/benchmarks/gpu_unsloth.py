@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_sides
-from gpu_sides import LENGTH, RATE, TARGETS
+from gpu_sides import LENGTH, RATE, TARGETS, WARM_UP
 from train_sides import SEED, Side, clocked, training_arguments
 
 
@@ -38,6 +38,6 @@ def unsloth(model: Path, method: str, bins: list[list[Any]], per_step: int, case
             train_dataset=Dataset.from_list([gpu_sides.packed(rows) for rows in bins]),
         )  # fmt: skip
         gpu_sides.empty_cache()
-        side = clocked(trainer, gpu_sides.tokens_of(bins, per_step))
+        side = clocked(trainer, gpu_sides.tokens_of(bins, per_step), WARM_UP)
     kept = "its checkpointing" if checkpointing else "kept"
     return f"Unsloth, {per_pass * LENGTH} tokens a pass, {kept}", side

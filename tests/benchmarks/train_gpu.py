@@ -8,8 +8,8 @@
 
 Needs one NVIDIA GPU with bf16. TRL (with liger-kernel and bitsandbytes) is put into an environment of its own on first
 use, unless this one has it. TRL runs as each of `--trl` says, and its best is what counts: bins of 2,048 tokens a pass,
-`c` for recomputed activations, `f` for flex attention. All sides train the same bins in the same steps; the first step
-is not timed.
+`c` for recomputed activations, `f` for flex attention. All sides train the same bins in the same steps; the first two
+steps are not timed.
 
 MFU counts 4 operations a weight and token for adapters (forwards, and the gradient of activations) and attention's own,
 against the data sheet; recomputed activations are not counted. Beside it stands the share of what a large matrix
@@ -153,7 +153,7 @@ def main() -> None:
     )
     parser.add_argument("--trl", default="2,4,8c", help="ways of TRL to try: bins a pass, then c and f")
     parser.add_argument("--unsloth", default="2,8c", help="ways of Unsloth to try, likewise")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rows", type=int, default=8, help=f"bins of {LENGTH} tokens a step")
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--memory", action="store_true")

@@ -32,9 +32,10 @@ class Side:
 
 
 class Clock:
-    """Seconds on the clock and on the processors, step by step."""
+    """Seconds on the clock and on the processors, step by step; the first `warm_up` steps do not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int = WARM_UP) -> None:
+        self.warm_up = warm_up
         self.marks: list[tuple[float, float]] = []
 
     def mark(self) -> None:
@@ -49,7 +50,7 @@ class Clock:
         """The result; `marks` has one entry more than there are steps."""
         import torch
 
-        first = min(WARM_UP, len(tokens) - 1)
+        first = min(self.warm_up, len(tokens) - 1)
         counted = sum(tokens[first:])
         wall, processor = (after - before for before, after in zip(self.marks[first], self.marks[-1], strict=True))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -132,11 +133,11 @@ def run_side(python: Path, script: str, side: str, *arguments: str) -> Side:
     return Side(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def clocked(trainer: Any, tokens: list[int]) -> Side:
+def clocked(trainer: Any, tokens: list[int], warm_up: int = WARM_UP) -> Side:
     """Run a transformers Trainer and time its steps. Logging must be on at every step."""
     import transformers
 
-    clock = Clock()
+    clock = Clock(warm_up)
 
     class Steps(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
