@@ -8,8 +8,8 @@
 
 Needs one NVIDIA GPU with bf16. TRL (with liger-kernel and bitsandbytes) is put into an environment of its own on first
 use, unless this one has it. TRL runs as each of `--trl` says, and its best is what counts: bins of 2,048 tokens a pass,
-`c` for recomputed activations, `f` for flex attention. All sides train the same bins in the same steps; the first two
-steps are not timed.
+`c` for recomputed activations, `f` for flex attention. `--sides train.py,trl,unsloth` adds Unsloth. All sides train the
+same bins in the same steps; the first two steps are not timed.
 
 MFU counts 4 operations a weight and token for adapters (forwards, and the gradient of activations) and attention's own,
 against the data sheet; recomputed activations are not counted. Beside it stands the share of what a large matrix
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="0: as many as the shape has")
     parser.add_argument("--methods", default="lora,qlora")
     parser.add_argument(
-        "--sides", default="train.py,trl", help="of train.py and trl; the first is what the others are compared with"
+        "--sides", default="train.py,trl", help="of train.py, trl, unsloth; the others are compared with the first"
     )
     parser.add_argument("--trl", default="2,4,8c", help="ways of TRL to try: bins a pass, then c and f")
     parser.add_argument("--unsloth", default="2,8c", help="ways of Unsloth to try, likewise")

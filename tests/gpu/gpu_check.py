@@ -31,7 +31,7 @@ TRAIN_SRC = ROOT / "train_src"
 sys.path[:0] = [str(TRAIN_SRC), str(ROOT / "tests" / "train_src")]
 
 STEPS = 6
-TAUGHT = 60  # steps after which answers differ
+TAUGHT = 60  # steps after which answers are sentences
 ANSWER = 24  # tokens
 ROWS = [
     {"instruction": f"What is the colour of thing {n}?", "input": "", "output": f"Thing {n} is blue. " * (1 + n % 7)}
@@ -137,7 +137,7 @@ class Machine:
         return self.train(base, "cpu" if device == "reference" else device)
 
     def taught(self, family: str) -> Outcome:
-        """A job long enough for answers that differ."""
+        """A job long enough for answers that are more than one token again and again."""
         values = {"method": "full", "precision": "fp32", "max_steps": TAUGHT, "learning_rate": 0.01, "log_steps": 10}
         return self.train(self.lay_out(f"taught-{family}", family, **values), self.device)
 
