@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_sides
+from gpu_sides import WARM_UP
 
 ADAPTER_WIDTH = 64  # a matrix product with a side this small is the adapter's
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::linear")
@@ -42,27 +43,35 @@ def kind_of(operation: str, shapes: Any, kernel: str) -> str:
 
 
 def kernels_of(events: Any) -> Iterator[tuple[str, str, float]]:
-    """(kind, kernel, ms) of everything that ran."""
+    """(kind, kernel, ms) of everything that ran. The time of a kernel that no operation launched is counted apart."""
+    apart = 0.0
     for event in events:
+        if event.is_user_annotation:  # spans the kernels of others
+            continue
+        if event.device_type.name == "CUDA":
+            apart += event.time_range.elapsed_us() / 1e3
         launched = [(kernel.name, kernel.duration) for kernel in event.kernels]
         if gpu_sides.device() == "cpu":
             launched = [(event.name, event.self_cpu_time_total)]
         for name, microseconds in launched:
+            apart -= microseconds / 1e3
             yield kind_of(event.name, event.input_shapes, name), name, microseconds / 1e3
+    if apart > 0.01:
+        yield "launched by no operation", "", apart
 
 
 def report(model: Path, method: str, rows: int, *, mixed: bool) -> None:
     """Print the table of one method."""
-
     from torch.profiler import ProfilerActivity, profile
 
-    bins = gpu_sides.make_bins((PLAIN_STEPS + 2) * rows, gpu_sides.vocabulary_of(model), mixed=mixed)
+    bins = gpu_sides.make_bins((WARM_UP + PLAIN_STEPS + 1) * rows, gpu_sides.vocabulary_of(model), mixed=mixed)
     steps = [[row for one in bins[at : at + rows] for row in one] for at in range(0, len(bins), rows)]
     trainer, numbers = gpu_sides.trainer_of(model, method, steps)
-    trainer._step(numbers[0])
+    for step in numbers[:WARM_UP]:
+        trainer._step(step)
     synchronize()
     started = time.perf_counter()
-    for step in numbers[1:-1]:
+    for step in numbers[WARM_UP:-1]:
         trainer._step(step)
     synchronize()
     whole = 1e3 * (time.perf_counter() - started) / PLAIN_STEPS
