@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from llmtuner_kit.catalog import INSTANCES, BaseModel, Instance
 
 GB = 1e9
-# Share of the dense peak that fine-tuning reaches: published figures for 1B to 13B models lie between these.
-UTILISATION = (0.18, 0.5)
+# Share of the dense peak that fine-tuning reaches: published figures for 1B to 13B models lie between these, and 0.55 is
+# what train.py reached with 7B on an H200 (tests/benchmarks/train_gpu.py).
+UTILISATION = (0.18, 0.55)
 # Small models are bound by kernel launches, not by arithmetic; tokens per second of one GPU.
 MOST_TOKENS_PER_SECOND = (17_000.0, 30_000.0)
 # Several GPUs exchange gradients; a fifth is a cautious loss.
@@ -30,11 +31,11 @@ FP32_TFLOPS = 8.1
 SAFE_SHARE = 0.9
 _ALLOCATOR_WASTE = 0.05
 _CUDA_CONTEXT = 0.9 * GB
-_LOGIT_BYTES = 10
+_LOGIT_BYTES = 6
 _HEAD_CHUNK = 2048
 _MICRO_TOKENS = 16384
-# Reading 4-bit weights back to bf16 for every product costs about a third.
-_FOUR_BIT_SHARE = 0.7
+# Reading 4-bit weights back to bf16 for every product costs little in large passes (2 % measured) and more in small ones.
+_FOUR_BIT_SHARE = 0.9
 # What a serving process keeps of a GPU for weights and cache (SM_VLLM_GPU_MEMORY_UTILIZATION).
 SERVING_SHARE = 0.9
 SERVING_CONTEXT = 4096  # longest request an endpoint takes, in tokens (SM_VLLM_MAX_MODEL_LEN)
@@ -110,8 +111,12 @@ def training_bytes(
     checkpointing: bool,
     shards: int = 1,
     bytes_per_weight: int = 2,
+    accumulates: bool = True,
 ) -> float:
-    """Peak bytes of one GPU while it trains; `shards` is the number of GPUs that spread the weights between them."""
+    """Peak bytes of one GPU while it trains; `shards` is the number of GPUs that spread the weights between them.
+
+    `accumulates`: a step has several passes.
+    """
     trained = model.parameters if method == "full" else adapter_weights(model, rank)
     if method == "qlora":
         linear = linear_weights(model)
@@ -122,16 +127,23 @@ def training_bytes(
     gathered = 0.0
     if shards > 1:
         gathered = (8 if method == "full" else bytes_per_weight) * _gathered_weights(model)
-    copies = 2 * linear_weights(model) if method == "full" and bytes_per_weight == 2 else 0
+    copies = 2 * linear_weights(model) if method == "full" and bytes_per_weight == 2 and shards == 1 else 0
+    if method == "qlora":
+        copies = 2 * model.hidden * model.intermediate
     layers, largest = _activation_bytes(model, method, bytes_per_weight, rank)
-    # The last norm, and what one layer's way back holds for a moment.
-    moment = (4 + bytes_per_weight) * model.hidden + 2 * bytes_per_weight * (model.intermediate + model.hidden)
+    stream = 4 if method == "full" else bytes_per_weight
     if checkpointing:
         depth = model.decoder_layers * (1.5 if model.family == "seq2seq" else 1)
-        layers = bytes_per_weight * model.hidden * depth + largest
-    activations = micro_tokens * (layers + moment)
-    head = _HEAD_CHUNK * model.vocabulary * _LOGIT_BYTES
-    subtotal = (weights + adapter + 12 * trained) / shards + copies + activations + head + gathered
+        layers = stream * model.hidden * depth + largest
+    head = _HEAD_CHUNK * model.vocabulary * _LOGIT_BYTES + micro_tokens * 4 * stream * model.hidden
+    if method == "full" and shards == 1:
+        head += (4 + (bytes_per_weight == 2) * 2) * model.vocabulary * model.hidden
+    passing = micro_tokens * bytes_per_weight * (3 * model.intermediate + 2 * model.hidden)
+    activations = micro_tokens * layers + max(0, passing - head)
+    gradients = 4 * trained / shards
+    if not accumulates:
+        gradients = max(0.0, gradients - activations - head)
+    subtotal = (weights + adapter + 8 * trained) / shards + gradients + copies + activations + head + gathered
     return subtotal * (1 + _ALLOCATOR_WASTE) + _CUDA_CONTEXT
 
 
@@ -150,10 +162,10 @@ def _activation_bytes(model: BaseModel, method: str, value: int, rank: int) -> t
     """
     is_half = model.family == "seq2seq"
     query, kv = model.heads * model.head_size, model.kv_heads * model.head_size
-    norms = 2 * (4 + value)
+    norms = 2 * ((4 if is_half else value) + value)
     if method == "full":
-        norms = 26 if value == 2 else 4 * (2 + value)
-    feed_forward = value * (2 if method in ("lora", "rslora") and not is_half else 4)
+        norms = (26 if is_half else 18) if value == 2 else (24 if is_half else 16)
+    feed_forward = value * (2 if method in ("lora", "rslora", "qlora") and not is_half else 4)
     layer = norms * model.hidden + 2 * value * (query + kv) + feed_forward * model.intermediate
     if method != "full":
         layer += 7 * value * rank
@@ -207,6 +219,7 @@ def _passes(
             checkpointing=checkpointing,
             shards=gpus if sharded else 1,
             bytes_per_weight=2 if instance.bf16_tflops else 4,
+            accumulates=max(size, max_length) < batch_tokens // gpus,
         )
         yield Pass(size, checkpointing, needed, sharded)
 

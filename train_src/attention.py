@@ -7,10 +7,12 @@ attention interface takes it.
 On CPU the arithmetic is cpu_attention.py's, which can also share a prefix between the documents: rows that begin alike
 (a system prompt, a fixed instruction) have it computed once in a pass and not once each.
 
-On a GPU all documents go through one launch of the flash kernel for sequences of various length, where this PyTorch and
-this GPU have it (torch.nn.attention.varlen, bf16, Ampere or newer); elsewhere one by one.
+On a GPU all documents go through one launch: documents of one length as a batch, on Hopper and newer by cuDNN, which is
+faster there; others through the flash kernel for sequences of various length (bf16, Ampere or newer). Elsewhere they go
+one by one.
 """
 
+import collections
 import functools
 import inspect
 import itertools
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -27,6 +30,7 @@ import cpu_attention
 
 NAME = "packed"
 
+COMMON = 1 / 8  # of all passes: a shape with that share is worth a plan
 # What a model's attention may ask for beyond scaled, causal softmax; a model that does gets its own mask instead.
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
 
@@ -50,11 +54,16 @@ def set_documents(lengths: Sequence[int], shared: int = 0, sources: Sequence[int
     _DOCUMENTS[:] = lengths
     _SOURCES[:] = sources
     _SHARED[0] = shared
+    _ENDS.clear()
+    if lengths:
+        _PASSES[len(lengths), max(lengths)] += 1
 
 
 _DOCUMENTS: list[int] = []
 _SOURCES: list[int] = []
 _SHARED = [0]
+_ENDS: dict[torch.device, Tensor] = {}  # where the documents of this pass end, once a layer has asked
+_PASSES: collections.Counter[tuple[int, int]] = collections.Counter()  # by documents and longest document
 
 
 def documents_of_halves() -> tuple[list[int], list[int]]:
@@ -90,26 +99,44 @@ def packed_attention(
         return cpu_attention.attend(query, key, value, scale, lengths, _SHARED[0]), None
     if _SHARED[0]:
         raise NotImplementedError(f"documents share a prefix on CPU only, this is {kind}")
-    varlen = varlen_attention() if _has_flash(query) else None
-    if varlen is not None:
-        return _all_at_once(varlen, query, key, value, lengths, scale), None
+    if len(set(lengths)) == 1:
+        return _as_batch(query, key, value, lengths[0], scale), None
+    if _has_flash(query):
+        return _all_at_once(query, key, value, lengths, scale), None
     documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [_document_attention(q, k, v, scale) for q, k, v in documents]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
+def _as_batch(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float) -> Tensor:
+    """Documents of one length: (1, heads, tokens, size) each -> (1, tokens, heads, size)."""
+    # Views both ways: an index instead of squeeze() would have its gradient copied.
+    q, k, v = (tensor.squeeze(0).unflatten(1, (-1, length)).transpose(0, 1) for tensor in (query, key, value))
+    with sdpa_kernel(_kernels(query, length), set_priority=True):
+        output = _document_attention(q, k, v, scale)
+    return output.transpose(1, 2).flatten(0, 1).unsqueeze(0)
+
+
+def _kernels(tensor: Tensor, length: int) -> list[SDPBackend]:
+    """PyTorch's attention kernels, to be taken in this order."""
+    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    if tensor.device.type != "cuda" or torch.cuda.get_device_capability(tensor.device) < (9, 0):
+        return others
+    # cuDNN plans for each new shape, a second or two, which pays only where the shape returns, as max_length's does.
+    count = _PASSES[tensor.shape[2] // length, length]
+    returns = count > 1 and count >= COMMON * _PASSES.total()
+    return [SDPBackend.CUDNN_ATTENTION, *others] if returns else others
+
+
 @functools.cache
 def varlen_attention() -> Callable[..., Any] | None:
-    """PyTorch's attention over sequences of various length, or None where this PyTorch has none that does what we need."""
+    """PyTorch's attention over sequences of various length, or None where this PyTorch's lacks what we need."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return (
-        varlen_attn
-        if {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
-        else None
-    )
+    needed = {"scale", "window_size", "enable_gqa"}
+    return varlen_attn if needed <= set(inspect.signature(varlen_attn).parameters) else None
 
 
 def _has_flash(tensor: Tensor) -> bool:
@@ -117,16 +144,28 @@ def _has_flash(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda" and half and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
 
 
-def _all_at_once(
-    varlen: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float
-) -> Tensor:
+def _all_at_once(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """(1, heads, tokens, size) each -> (1, tokens, heads, size)."""
-    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    ends = _ends(lengths, query.device)
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     longest = max(lengths)
-    return varlen(
-        q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1]
-    )[None]
+    varlen = varlen_attention()
+    if varlen is None:
+        # What varlen_attn calls; PyTorch before 2.12 has no other way to it for grouped heads.
+        output = torch.ops.aten._flash_attention_forward(
+            q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scale
+        )[0]
+    else:
+        is_grouped = q.shape[1] != k.shape[1]
+        output = varlen(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=is_grouped)
+    return output.unsqueeze(0)
+
+
+def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """(documents + 1) sums. Copied to the GPU once in a pass: each copy waits for what the GPU is doing."""
+    if device not in _ENDS:
+        _ENDS[device] = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+    return _ENDS[device]
 
 
 def _document_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -38,12 +38,12 @@ class Batch:
     decoder_input_ids: Tensor | None = None
 
     def model_inputs(self, device: torch.device) -> dict[str, Tensor | list[int]]:
-        """Keyword arguments for the model."""
-        inputs: dict[str, Tensor | list[int]] = {"input_ids": self.input_ids.to(device)}
+        """Keyword arguments for the model. The copies to a GPU do not wait for what it is doing."""
+        inputs: dict[str, Tensor | list[int]] = {"input_ids": self.input_ids.to(device, non_blocking=True)}
         for name in ("position_ids", "attention_mask", "decoder_input_ids"):
             value = getattr(self, name)
             if value is not None:
-                inputs[name] = value.to(device)
+                inputs[name] = value.to(device, non_blocking=True)
         return inputs
 
 

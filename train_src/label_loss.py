@@ -5,7 +5,7 @@ in the same pass, while a part's probabilities are at hand.
 
 On CPU a part is a tile of the vocabulary: it stays in the processor's cache from the product that makes its logits to
 the product that makes its share of the gradient, as flash attention's do, and the head's weights are read once for all
-labels. On a GPU it is a number of labels, large enough to fill the device.
+labels. On a GPU, and where the head is trained, it is a number of labels.
 """
 
 from typing import Any, NamedTuple
@@ -32,11 +32,13 @@ def label_losses(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | 
     """Loss (fp32) and whether the label is the likeliest token, for each label.
 
     hidden is (labels, size), weight (vocabulary, size). Gradients flow to `hidden` only when the head is frozen, and
-    to the head as well when it is trained.
+    to the head as well when it is trained; then all losses must have the same share in what is differentiated.
     """
-    if weight.requires_grad or bias is not None:
+    if bias is not None:
         return logit_losses(F.linear(hidden, weight, bias), labels)
-    losses, correct = _LabelLosses.apply(hidden, weight, labels)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    losses, correct = _LabelLosses.apply(hidden, weight, labels, dtype)
     return losses, correct
 
 
@@ -49,38 +51,57 @@ def logit_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _LabelLosses(torch.autograd.Function):
+    """`dtype` is what hidden and weight are multiplied in."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        compute, step = (_in_tiles, TILE_LABELS) if hidden.device.type == "cpu" else (_at_once, HEAD_CHUNK)
-        wants = ctx.needs_input_grad[0]
-        parts = [compute(x, weight, own, wants) for x, own in zip(hidden.split(step), labels.split(step), strict=True)]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        is_tuned, is_trained, *_ = ctx.needs_input_grad
+        on_cpu = hidden.device.type == "cpu"
+        compute = _in_tiles if on_cpu and not is_trained else _at_once
+        size = TILE_LABELS if on_cpu else HEAD_CHUNK
+        head = weight.to(dtype)
+        d_weight = torch.zeros(weight.shape, device=weight.device) if is_trained else None
+        parts = [
+            compute(x, head, own, is_tuned, d_weight)
+            for x, own in zip(hidden.to(dtype).split(size), labels.split(size), strict=True)
+        ]
         losses, correct = torch.cat([part.losses for part in parts]), torch.cat([part.correct for part in parts])
-        ctx.save_for_backward(
-            torch.cat([part.d_hidden for part in parts if part.d_hidden is not None]) if wants else None
-        )
+        d_hidden = torch.cat([part.d_hidden for part in parts if part.d_hidden is not None]) if is_tuned else None
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(correct)
         return losses, correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
-        (d_hidden,) = ctx.saved_tensors
-        assert gradients[0] is not None
-        return (d_hidden * gradients[0][:, None]).to(d_hidden.dtype), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        share = gradients[0]
+        if d_weight is not None:
+            torch._assert_async((share == share[0]).all())  # it is the gradient of the losses' plain sum
+            d_weight = (d_weight * share[0]).to(ctx.dtypes[1])
+        return (d_hidden * share[:, None]).to(ctx.dtypes[0]), d_weight, None, None
 
 
-def _at_once(hidden: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bool) -> _Part:
-    """All logits of these labels."""
-    log_p = torch.log_softmax(hidden @ weight.t(), dim=-1, dtype=torch.float32)
-    own = log_p.gather(1, labels[:, None])
-    correct = own[:, 0] >= log_p.amax(-1)
+def _at_once(
+    hidden: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bool, d_weight: Tensor | None = None
+) -> _Part:
+    """All logits of these labels, in place from logits to gradient. `d_weight` gains the head's gradient."""
+    logits = (hidden @ weight.t()).float()
+    index = labels[:, None]
+    own, largest = logits.gather(1, index), logits.amax(-1, keepdim=True)
+    correct = (own >= largest)[:, 0]
+    weights = logits.sub_(largest).exp_()
+    sums = weights.sum(-1, keepdim=True)
+    losses = (sums.log() + largest - own)[:, 0]
     if not wants_gradient:
-        return _Part(-own[:, 0], correct, None)
-    p = log_p.exp_()
-    p.scatter_add_(1, labels[:, None], torch.full_like(own, -1.0))
-    return _Part(-own[:, 0], correct, p.to(weight.dtype) @ weight)
+        return _Part(losses, correct, None)
+    p = weights.div_(sums).scatter_add_(1, index, torch.full_like(own, -1.0)).to(weight.dtype)
+    if d_weight is not None:
+        _add_product(d_weight, p.t(), hidden)
+    return _Part(losses, correct, p @ weight)
 
 
-def _in_tiles(hidden: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bool) -> _Part:
+def _in_tiles(hidden: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bool, _: Tensor | None = None) -> _Part:
     """Tile by tile; everything is (vocabulary, labels) and (size, labels), the side MKL multiplies fastest from."""
     x = hidden.t().contiguous()
     own, largest = (torch.full(labels.shape, float("-inf")) for _ in range(2))

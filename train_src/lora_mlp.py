@@ -2,25 +2,25 @@
 
 down(silu(gate(x)) * up(x)) keeps four tensors of the block's inner width for the way back when PyTorch does it step by
 step; here only the gate's and the up layer's results are kept and the rest is computed again, which costs two passes
-over memory and no matrix product. The adapter's own arithmetic is that of lora_linear.py.
+over memory and no matrix product. The adapter's own arithmetic is that of lora_linear.py; on an NVIDIA GPU
+swiglu_kernels.py does all between the large products in one pass over memory each way.
 """
 
 import functools
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+from lora_linear import adapters, dense, is_plain
 
 SAME = 0.02  # relative difference; GELU instead of SiLU makes 0.1
 PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
 def fuse(model: nn.Module) -> int:
-    """Give every block that is found to be of this form the faster arithmetic; returns how many there are.
-
-    Its three layers must be plain LoRA layers (lora_linear.py says which are).
-    """
+    """Give every block that is found to be of this form the faster arithmetic; returns how many there are."""
     blocks = [module for module in model.modules() if _has_parts(module)]
     kinds = {type(block): _gives_the_same(block) for block in {type(block): block for block in blocks}.values()}
     fused = [block for block in blocks if kinds[type(block)]]
@@ -31,13 +31,15 @@ def fuse(model: nn.Module) -> int:
 
 def _has_parts(module: nn.Module) -> bool:
     layers = [getattr(module, name, None) for name in PARTS]
-    return all(isinstance(layer, PeftLinear) and layer.get_base_layer().bias is None for layer in layers)
+    return all(
+        isinstance(layer, LoraLayer) and is_plain(layer) and layer.get_base_layer().bias is None for layer in layers
+    )
 
 
 @torch.no_grad()
 def _gives_the_same(block: Any) -> bool:
     """Whether this kind of block is the one written down here: tried out, because names alone do not say it."""
-    weight = block.gate_proj.get_base_layer().weight
+    weight = dense(block.gate_proj.get_base_layer())
     x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.device)
     # Large enough for activation functions to differ.
     x = 2 * x / (x @ weight.float().t()).square().mean().sqrt()
@@ -54,56 +56,79 @@ def _forward(block: Any, plain: Any, x: Tensor) -> Tensor:
 
 def _fused(block: Any, x: Tensor) -> Tensor:
     layers = [getattr(block, name) for name in PARTS]
-    weights = [layer.base_layer.weight for layer in layers]
-    low = [each for layer in layers for each in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
-    return _LoraSwiGlu.apply(x, *weights, *low, tuple(layer.scaling["default"] for layer in layers))
+    scale, low = adapters(layers)
+    return _LoraSwiGlu.apply(x, [layer.base_layer for layer in layers], scale, *low)
 
 
 class _LoraSwiGlu(torch.autograd.Function):
     """x is (..., hidden); gate and up weights (inner, hidden), down (hidden, inner); a (r, inputs), b (outputs, r)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, *others: Any) -> Tensor:
-        *low, scales = others
+    def forward(ctx: Any, x: Tensor, bases: list[Any], scale: float, *low: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        a_gate, a_up, a_down = (a.to(x.dtype) for a in low[0::2])
-        b_gate, b_up, b_down = ((b * scale).to(x.dtype) for b, scale in zip(low[1::2], scales, strict=True))
-        low_gate, low_up = rows @ a_gate.t(), rows @ a_up.t()
-        g = (rows @ gate.t()).addmm_(low_gate, b_gate.t())
-        u = (rows @ up.t()).addmm_(low_up, b_up.t())
-        inner = torch.nn.functional.silu(g).mul_(u)
+        a = torch.cat([low[0], low[2]]).mul_(scale).to(x.dtype)
+        a_down = (low[4] * scale).to(x.dtype)
+        b_gate, b_up, b_down = (b.to(x.dtype) for b in low[1::2])
+        gate, up, down = bases
+        lows = rows @ a.t()
+        g, u = rows @ dense(gate).t(), rows @ dense(up).t()
+        inner = _swiglu(rows)(g, u, lows, b_gate, b_up)
         low_down = inner @ a_down.t()
-        y = (inner @ down.t()).addmm_(low_down, b_down.t())
-        ctx.save_for_backward(
-            rows, gate, up, down, a_gate, b_gate, a_up, b_up, a_down, b_down, low_gate, low_up, low_down, g, u
-        )
-        ctx.scales = scales
+        y = (inner @ dense(down).t()).addmm_(low_down, b_down.t())
+        ctx.save_for_backward(rows, a, a_down, b_gate, b_up, b_down, lows, low_down, g, u)
+        ctx.bases, ctx.scale = bases, scale
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gate, up, down, a_gate, b_gate, a_up, b_up, a_down, b_down, low_gate, low_up, low_down, g, u = (
-            ctx.saved_tensors
-        )
+        rows, a, a_down, b_gate, b_up, b_down, lows, low_down, g, u = ctx.saved_tensors
+        gate, up, down = ctx.bases
         shape = gradients[0].shape
         dy = gradients[0].reshape(-1, shape[-1])
         d_low = dy @ b_down
-        d_inner = (dy @ down).addmm_(d_low, a_down)
-        activated = torch.nn.functional.silu(g)
-        da_down = d_low.t() @ torch.mul(activated, u)
-        db_down = dy.t() @ low_down
-        du = activated.mul_(d_inner)
-        dg = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
-        d_low_gate, d_low_up = dg @ b_gate, du @ b_up
+        inner, dg, du = _swiglu_backward(rows)(dy @ dense(down), g, u, lows, b_gate, b_up, d_low, a_down)
+        da_down = (d_low.t() @ inner).float().mul_(ctx.scale)
+        d_lows = torch.cat([dg @ b_gate, du @ b_up], 1)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dg @ gate).addmm_(du, up).addmm_(d_low_gate, a_gate).addmm_(d_low_up, a_up).view(shape)
-        low = [
-            (d_low_gate.t() @ rows, dg.t() @ low_gate),
-            (d_low_up.t() @ rows, du.t() @ low_up),
-            (da_down, db_down),
-        ]
-        adapters = [
-            each for (a, b), scale in zip(low, ctx.scales, strict=True) for each in (a.float(), b.float().mul_(scale))
-        ]
-        return dx, None, None, None, *adapters, None
+            dx = (dg @ dense(gate)).addmm_(du, dense(up)).addmm_(d_lows, a).view(shape)
+        da_gate, da_up = (d_lows.t() @ rows).float().mul_(ctx.scale).chunk(2)
+        low_gate, low_up = lows.chunk(2, 1)
+        db_gate, db_up, db_down = (
+            (change.t() @ low).float() for change, low in ((dg, low_gate), (du, low_up), (dy, low_down))
+        )
+        return dx, None, None, da_gate, db_gate, da_up, db_up, da_down, db_down
+
+
+def _swiglu(tensor: Tensor) -> Any:
+    return _kernels().swiglu if tensor.is_cuda else _swiglu_in_steps
+
+
+def _swiglu_backward(tensor: Tensor) -> Any:
+    return _kernels().swiglu_backward if tensor.is_cuda else _swiglu_backward_in_steps
+
+
+def _kernels() -> Any:
+    import swiglu_kernels  # needs Triton, which PyTorch brings for NVIDIA GPUs only
+
+    return swiglu_kernels
+
+
+def _swiglu_in_steps(g: Tensor, u: Tensor, lows: Tensor, b_gate: Tensor, b_up: Tensor) -> Tensor:
+    """swiglu_kernels.swiglu in PyTorch's own steps. Here `g` and `u` are given their adapters' part in place."""
+    low_gate, low_up = lows.chunk(2, 1)
+    g.addmm_(low_gate, b_gate.t())
+    u.addmm_(low_up, b_up.t())
+    return torch.nn.functional.silu(g).mul_(u)
+
+
+def _swiglu_backward_in_steps(
+    d_inner: Tensor, g: Tensor, u: Tensor, _lows: Tensor, _b_gate: Tensor, _b_up: Tensor, d_low: Tensor, a_down: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """swiglu_kernels.swiglu_backward in PyTorch's own steps, for what `_swiglu_in_steps` left."""
+    d_inner.addmm_(d_low, a_down)
+    activated = torch.nn.functional.silu(g)
+    inner = activated * u
+    du = activated.mul_(d_inner)
+    dg = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
+    return inner, dg, du

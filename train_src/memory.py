@@ -8,11 +8,12 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
     weights       2 per base weight in bf16, 4 in fp32 and for full fine-tuning, 0.55 in 4-bit NF4 (with its scales)
     gradients     4 per trained weight
     optimizer     8 per trained weight (AdamW's two moments)
-    copies        2 per linear weight where fp32 weights are multiplied in bf16 (full fine-tuning)
+    copies        2 per linear weight where fp32 weights are multiplied in bf16 (full fine-tuning) and not spread; one
+                  layer's weights where they are made from 4 bits
     activations   per token and layer what the backward pass reads again; `Shape.layer_bytes` says what that is
     recomputed    with checkpointing only each layer's input, and one whole layer at a time
-    head          one chunk of logits on a GPU, 10 per entry (bf16 and fp32 copies and the gradient); on CPU a tile that
-                  fits into the processor's cache
+    head          on a GPU one chunk of logits, 6 per entry (bf16 and fp32), what enters the head, and its gradient where
+                  it is trained
     gathered      only where the weights are spread over the processes: two layers and the embeddings, made whole
     other         the device's own: CUDA context and libraries, and the allocator's waste
 """
@@ -30,7 +31,7 @@ SAFE_SHARE = 0.9  # of the device's memory
 ALLOCATOR_WASTE = 0.05
 CUDA_CONTEXT = 0.9 * GB
 CPU_PROCESS = 0.6 * GB  # Python, PyTorch and transformers themselves
-LOGIT_BYTES = 10
+LOGIT_BYTES = 6
 HEAD_CHUNK = 2048  # labels that pass through the head at once on a GPU
 CPU_MICRO_TOKENS = 1024  # more leaves the processor's cache: slower (measured 446 tokens/s at 1,024, 285 at 4,096)
 TARGET_SHARE = 0.5  # of an encoder-decoder's tokens that are the decoder's, where the rows are not known
@@ -112,20 +113,23 @@ class Shape:
         feed_forward = r * (3 if self.gated else 2) * (self.hidden + self.feed_forward)
         return self.layers * (attention + feed_forward) + self.cross_layers * (2 * attention + feed_forward)
 
-    def layer_bytes(self, method: str, value: float, r: int, *, lora_dropout: bool) -> float:
+    def layer_bytes(self, method: str, value: float, r: int, device: str, *, lora_dropout: bool) -> float:
         """Activation bytes per token of one layer without its attention weights, `value` bytes for each number.
 
-        For each norm its input, in fp32, and its result; queries, keys, values and attention's output; of the
+        For each norm its input, in fp32 (a GPU's kernel keeps it as it is), and its result; queries, keys, values and attention's output; of the
         feed-forward block the gate and the up layer's results where lora_mlp.py computes the rest again, else their
         activation and product as well. Where the model drops at random, what was dropped. DoRA and dropout before the
         adapter are PEFT's own arithmetic, which keeps more for each output or input of a linear layer. Full
         fine-tuning keeps what the norms' own gradients need, and in bf16 a copy of each norm's result for each layer
         that reads it.
         """
-        is_fused = method in ("lora", "rslora") and not lora_dropout and not self.cross_layers
-        norms = 2 * (4 + value) * self.hidden
+        is_fused = method in ("lora", "rslora", "qlora") and not lora_dropout and not self.cross_layers
+        has_kernels = device == "cuda" and not self.cross_layers
+        norms: float
         if method == "full":
-            norms = (26 if value == 2 else 4 * (2 + value)) * self.hidden
+            norms = ((18 if has_kernels else 26) if value == 2 else (16 if has_kernels else 24)) * self.hidden
+        else:
+            norms = 2 * ((value if has_kernels else 4) + value) * self.hidden
         attention = 2 * value * (self.query + self.key_value)
         feed_forward = (2 if is_fused else 4 if self.gated else 2) * value * self.feed_forward
         dropped = value * (2 * self.hidden + self.feed_forward) if self.dropout else 0
@@ -156,7 +160,7 @@ class Shape:
         A token of an encoder-decoder passes one of its two halves. The decoder's layers also keep their look at the
         encoder: one more norm, queries, output, and the keys and values of the encoder's tokens.
         """
-        layer = self.layer_bytes(method, value, r, lora_dropout=lora_dropout)
+        layer = self.layer_bytes(method, value, r, device, lora_dropout=lora_dropout)
         if not self.cross_layers:
             return self.layers * layer, layer
         source_row, target_row = mean_row * (1 - target_share), mean_row * target_share
@@ -217,8 +221,13 @@ def estimate(
     shards: int = 1,
     lora_dropout: float = 0.0,
     target_share: float = TARGET_SHARE,
+    accumulates: bool = True,
 ) -> Estimate:
-    """Memory of one process. `shards`: over how many processes weights, gradients and optimizer are spread (FSDP)."""
+    """Memory of one process. `shards`: over how many processes weights, gradients and optimizer are spread (FSDP).
+
+    `accumulates`: a step has several passes, so that all gradients are there while a pass has its activations. In a
+    single pass gradients come as activations go.
+    """
     trained = shape.weights if method == "full" else shape.adapter_weights(lora_r)
     if method == "qlora":
         weights = 0.55 * shape.linear_weights + 2 * (shape.weights - shape.linear_weights)
@@ -227,25 +236,39 @@ def estimate(
     adapter = 0 if method == "full" else 4 * trained
     gathered = 0.0
     if shards > 1:
-        # Full fine-tuning has fp32 weights and whole gradients of them.
+        # Full fine-tuning has whole gradients as well, and what they are summed in.
         gathered = (8 if method == "full" else bytes_per_weight) * shape.gathered_weights
     value = bytes_per_weight
-    copies = 2 * shape.linear_weights if method == "full" and value == 2 else 0
+    copies = 2 * shape.linear_weights if method == "full" and value == 2 and shards == 1 else 0
+    if method == "qlora":
+        copies = 2 * shape.hidden * shape.feed_forward
     layers, largest = shape.token_bytes(
         method, value, lora_r, device, mean_row, target_share, lora_dropout=lora_dropout > 0
     )
-    # The last norm, and what one layer's way back holds for a moment.
-    moment = (4 + value) * shape.hidden + 2 * value * (shape.feed_forward + shape.hidden)
+    stream = 4 if method == "full" else value  # bytes of what layers hand on
     if checkpointing:
-        layers = shape.boundary_bytes(value, target_share) + largest
-    activations = micro_batch_tokens * (layers + moment)
-    head = HEAD_CHUNK * shape.vocabulary * LOGIT_BYTES if device == "cuda" else 0
-    subtotal = (weights + adapter + 12 * trained) / shards + copies + activations + head + gathered
+        layers = shape.boundary_bytes(stream, target_share) + largest
+    activations, head = micro_batch_tokens * layers, 0.0
+    if device == "cuda":
+        # Either the head is at work, or after it a feed-forward block on its way back.
+        head = HEAD_CHUNK * shape.vocabulary * LOGIT_BYTES + micro_batch_tokens * 4 * stream * shape.hidden
+        if method == "full" and shards == 1:
+            head += (4 + (value == 2) * 2) * shape.vocabulary * shape.hidden
+        activations += max(0, micro_batch_tokens * value * (3 * shape.feed_forward + 2 * shape.hidden) - head)
+    else:
+        # The last norm, and what one layer's way back holds for a moment.
+        activations += micro_batch_tokens * (
+            (4 + value) * shape.hidden + 2 * value * (shape.feed_forward + shape.hidden)
+        )
+    gradients = 4 * trained / shards
+    if not accumulates:
+        gradients = max(0.0, gradients - activations - head)
+    subtotal = (weights + adapter + 8 * trained) / shards + gradients + copies + activations + head + gathered
     fixed = CUDA_CONTEXT if device == "cuda" else CPU_PROCESS
     return Estimate(
         weights=(weights + adapter) / shards,
         copies=copies,
-        gradients=4 * trained / shards,
+        gradients=gradients,
         optimizer=8 * trained / shards,
         activations=activations,
         head=head,
@@ -297,6 +320,7 @@ def choose(
             shards=processes if spread else 1,
             lora_dropout=lora_dropout,
             target_share=target_share,
+            accumulates=max(size, longest_row) < batch_tokens,
         )
         if needed.total <= SAFE_SHARE * device_bytes:
             return Plan(size, recompute, needed, spread)

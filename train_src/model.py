@@ -89,13 +89,14 @@ class TunedModel:
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss in fp32, whether the label was the likeliest token) for each label of the batch."""
         attention.set_documents(batch.lengths, batch.shared, batch.source_lengths)
-        self._labels = batch.positions.to(self.device), batch.labels.to(self.device)
+        positions, labels = (each.to(self.device, non_blocking=True) for each in (batch.positions, batch.labels))
+        self._labels = positions, labels
         try:
             with self._precision():
                 output = self.network(**batch.model_inputs(self.device), use_cache=False)
             if self._result is not None:
                 return self._result
-            return logit_losses(output.logits[0], self._labels[1])
+            return logit_losses(output.logits[0], labels)
         finally:
             self._labels = self._result = None
 
@@ -215,7 +216,12 @@ def load_sharded(base: Base, settings: Hyperparameters, *, recompute: bool) -> T
     for is_mine in turns(size, _device_bytes(torch.device("cpu"))):
         if is_mine:
             model = load_model(base, settings, recompute=recompute, device=torch.device("cpu"), computed_on=device)
-            shard(model.network, device)
+            if settings.method == "full" and model.autocast:
+                # Gathered in bf16 at once: half the bytes to send, and no copies of all layers as autocast keeps.
+                model.autocast = False
+                shard(model.network, device, model.dtype)
+            else:
+                shard(model.network, device)
     assert model is not None
     return model
 
@@ -242,18 +248,19 @@ def load_model(
     apply_liger(network, computed_on)
     use_native_gelu(network)
     torch.manual_seed(settings.seed)
+    plain = 0
     if settings.method == "full":
-        module, plain = network.requires_grad_(True), 0
+        module = network.requires_grad_(True).to(device)
     else:
         network.requires_grad_(False)
         with warnings.catch_warnings():
             # PEFT 0.21 asks transformers 5.23 by an attribute's old name.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             module = peft.get_peft_model(network, _lora_config(network, base.family, settings))
+        network.to(device)
         plain = speed_up(module)
         if plain == _adapted(module):
             fuse(module)
-    network.to(device)
     if recompute:
         network.activation_checkpointing_enable({"use_reentrant": False})
     network.train()

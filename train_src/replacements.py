@@ -6,6 +6,7 @@ PyTorch's GELU everywhere.
 """
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ def apply_liger(network: Any, device: torch.device) -> bool:
     """Give a loaded model Liger's kernels. False where they do not help (CPU), are missing, or know no such model."""
     if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
         return False
+    # It warns of each backend for other makers' chips that it does not find.
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)
     from liger_kernel.transformers import monkey_patch
 
     patch = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.get(network.config.model_type)

@@ -8,17 +8,28 @@ from pathlib import Path
 
 from failures import TrainingError
 
-FOUR_BIT = "bitsandbytes>=0.46"  # only method qlora needs it, and only where there is an NVIDIA GPU
+# Only jobs on NVIDIA GPUs use these.
+FOUR_BIT = "bitsandbytes>=0.46"  # method qlora needs it
+KERNELS = "liger-kernel>=0.6"  # faster norms and rotary positions (replacements.py)
 LINE = re.compile(r"^([A-Za-z0-9._-]+)\s*(?:>=\s*([0-9.]+))?$")
 
 
 def install_missing(path: Path) -> list[str]:
     """Install the lines of a requirements file that are not met. Returns them; raises TrainingError when pip fails."""
-    return install(_lines(path))
+    return _install(_lines(path))
 
 
-def install(lines: list[str]) -> list[str]:
-    """The same for lines given here."""
+def install_for_gpus(method: str) -> None:
+    """What a job on NVIDIA GPUs uses besides. Raises TrainingError where it cannot do without and pip fails."""
+    if method == "qlora":
+        _install([FOUR_BIT])
+    try:
+        _install([KERNELS])
+    except TrainingError as error:
+        print(f"going on without faster norms: {error}", flush=True)
+
+
+def _install(lines: list[str]) -> list[str]:
     missing = [line for line in lines if not _is_met(line)]
     if missing:
         print(f"installing {', '.join(missing)}", flush=True)

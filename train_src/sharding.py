@@ -13,18 +13,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 LOADED_SHARE = 0.6  # of the machine's memory, for whole models on their way to the shards
 
 
-def shard(network: Any, device: torch.device) -> None:
-    """Split the model's weights over all processes. They move to `device` unit by unit."""
+def shard(network: Any, device: torch.device, computed_in: torch.dtype | None = None) -> None:
+    """Split the model's weights over all processes. They move to `device` unit by unit.
+
+    `computed_in`: what they are gathered and multiplied in where that is not their own type; gradients are summed in
+    fp32.
+    """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32 if computed_in else None)
     for layer in transformer_layers(network):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             # The loss is divided by the step's labels already: gradients are summed, not averaged.

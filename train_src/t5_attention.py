@@ -16,7 +16,7 @@ from transformers.models.mt5.modeling_mt5 import MT5Attention
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import attention
-from lora_shared import project
+from lora_linear import project
 from row_attention import attend_in_rows
 
 

@@ -10,6 +10,8 @@ import sys
 import time
 
 STARTED = time.monotonic()
+# Passes differ in size: PyTorch's memory on a GPU grows and shrinks in one piece instead of breaking into many.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 if os.environ.get("RANK", "0") == "0":
     print(f"llmtuner training on {os.uname().nodename}, python {sys.version.split()[0]}", flush=True)
 
@@ -29,6 +31,8 @@ def main() -> int:
     stop = Stop(folders)
     try:
         requirements.install_missing(Path(__file__).with_name("requirements.txt"))
+        if launch.count_gpus() and "RANK" not in os.environ:
+            requirements.install_for_gpus(folders.hyperparameters().get("method", ""))
         workers = launch.worker_environments(folders)
         if workers:
             return launch.run_workers(Path(__file__), workers)
@@ -52,10 +56,8 @@ def _run(folders: Folders, stop: Stop) -> None:
     from hyperparameters import Hyperparameters
 
     settings = Hyperparameters.from_strings(folders.hyperparameters())
-    if settings.method == "qlora":
-        if not launch.count_gpus():
-            raise TrainingError("method qlora needs an NVIDIA GPU, this machine has none: use lora, or a GPU instance")
-        requirements.install([requirements.FOUR_BIT])
+    if settings.method == "qlora" and not launch.count_gpus():
+        raise TrainingError("method qlora needs an NVIDIA GPU, this machine has none: use lora, or a GPU instance")
     base = locate_base(folders, settings)
     max_length = base.max_length(settings.max_length)
     encoder = Encoder(base.folder, base.family)

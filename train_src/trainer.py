@@ -125,7 +125,9 @@ class Trainer:
             equal=self.model.sharded,
             is_padded=self.model.pads,
         )
-        loss_sum, correct, last_sum = 0.0, 0, 0.0
+        # Sums stay on the device: reading one would make it wait for the next pass to be prepared.
+        sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
+        last = torch.zeros(())
         for part, counts in passes:
             if self.stop.asked and self.group.size == 1:
                 self.optimizer.zero_grad()
@@ -133,11 +135,10 @@ class Trainer:
             losses, right = self.model.losses(self.model.batch([rows[number] for number in part]))
             total = losses.sum()
             (total * counts / labels).backward()
-            last_sum = float(total.detach())
-            loss_sum += last_sum * counts
-            correct += int(right.sum()) * counts
+            last = total.detach()
+            sums += torch.stack([last.double(), right.sum().double()]) * counts
         # Processes must agree to stop, or one would wait for the others for ever.
-        loss_sum, hits, stopping = self.group.sum(loss_sum, correct, self.stop.asked)
+        loss_sum, hits, stopping = self.group.sum(*sums.tolist(), self.stop.asked)
         if stopping:
             self.optimizer.zero_grad()
             return False
@@ -151,7 +152,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if progress.step == max(self.warmup_steps - 1, 0):
-            self._check_effect(passes[-1][0] if passes else [], last_sum)
+            self._check_effect(passes[-1][0] if passes else [], float(last))
         tokens = sum(len(rows[number]) for number in numbers)
         progress.step += 1
         progress.rows += len(numbers)

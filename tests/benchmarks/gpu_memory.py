@@ -1,8 +1,8 @@
 """What train_gpu.py --memory runs: the memory model's expectation against the measured peak, setting after setting.
 
-Measured is what PyTorch's allocator handed out (`used`) and what it held of the GPU (`reserved`) in two steps after
-loading. The expectation is memory.py's, less the CUDA context, of which the allocator knows
-nothing.
+Measured is what PyTorch's allocator handed out (`used`) and what it held of the GPU (`reserved`) in two steps of one
+pass, after loading. The expectation is memory.py's, less the CUDA context, of which the allocator knows nothing; it is
+held against what was reserved, since that is what must fit.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def expected(config: dict[str, Any], method: str, rows: int, *, recompute: bool)
 
     found = estimate(
         Shape.from_config(config), method=method, lora_r=16, micro_batch_tokens=rows * LENGTH, checkpointing=recompute,
-        mean_row=LENGTH,
+        mean_row=LENGTH, accumulates=False,
     )  # fmt: skip
     return found.weights / GB, (found.total - CUDA_CONTEXT) / GB
 
@@ -89,7 +89,7 @@ def main() -> None:
             print(f"{start}  {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
             worst = float("inf")
         else:
-            off = total / used - 1 if used else 0.0
+            off = total / reserved - 1 if reserved else 0.0
             worst = max(worst, abs(off))
             print(f"{start}{loaded:>7.2f}{total:>19.2f}{used:>7.2f}{reserved:>10.2f}{off:>8.1%}", flush=True)
         gpu_sides.empty_cache()

@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as train.py does; for every side
     folder = model_folder()
     try:
         if arguments.memory or arguments.profile:

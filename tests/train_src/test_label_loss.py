@@ -70,3 +70,37 @@ def test_no_label_at_all_gives_no_loss() -> None:
     losses, correct = label_loss.label_losses(hidden[:0], weight, labels[:0])
     assert (losses.shape, correct.shape) == ((0,), (0,))
     assert losses.sum().item() == 0
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_trained_head_gets_its_gradient_too() -> None:
+    hidden, weight, labels = case()
+    weight.requires_grad_()
+    losses, correct = label_loss.label_losses(hidden, weight, labels)
+    plain = [each.detach().double().requires_grad_() for each in (hidden, weight)]
+    logits = plain[0] @ plain[1].t()
+    expected = functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(correct, logits.argmax(-1) == labels)
+    (losses.sum() / 7).backward()
+    (expected.sum() / 7).backward()
+    for one, other in zip((hidden, weight), plain, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_trained_head_refuses_losses_of_unequal_share() -> None:
+    hidden, weight, labels = case()
+    losses, _ = label_loss.label_losses(hidden, weight.requires_grad_(), labels)
+    with pytest.raises(RuntimeError, match="Expected"):
+        (losses * torch.rand(11)).sum().backward()
+
+
+def test_a_trained_head_is_multiplied_in_autocasts_type() -> None:
+    hidden, weight, labels = case()
+    weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, _ = label_loss.label_losses(hidden, weight, labels)
+    logits = (hidden.bfloat16() @ weight.bfloat16().t()).float()
+    torch.testing.assert_close(losses, functional.cross_entropy(logits, labels, reduction="none"))
+    losses.sum().backward()
+    assert (hidden.grad.dtype, weight.grad.dtype) == (torch.float32, torch.float32)

@@ -215,13 +215,20 @@ def test_a_stopped_job_of_any_method_goes_on_to_the_same_model(
 
 
 @pytest.mark.parametrize(
-    ("method", "sharding", "recompute"),
-    [("lora", "off", "off"), ("lora", "on", "on"), ("full", "on", "off"), ("full", "on", "on")],
+    ("method", "sharding", "recompute", "precision"),
+    [
+        ("lora", "off", "off", "fp32"),
+        ("lora", "on", "on", "fp32"),
+        ("lora", "on", "off", "bf16"),
+        ("full", "on", "off", "fp32"),
+        ("full", "on", "on", "bf16"),
+    ],
 )
 def test_two_processes_compute_what_one_computes(
-    make_job: JobMaker, method: str, sharding: str, recompute: str
+    make_job: JobMaker, method: str, sharding: str, recompute: str, precision: str
 ) -> None:
-    settings = {"max_steps": 4, "save_steps": 2, "precision": "fp32", "method": method, "learning_rate": 0.005}
+    settings = {"max_steps": 4, "save_steps": 2, "precision": precision, "method": method, "learning_rate": 0.005}
+    tolerance = 1e-4 if precision == "fp32" else 5e-3
     one = make_job("one", gradient_checkpointing="off", **settings)
     two = make_job("two", gradient_checkpointing=recompute, sharding=sharding, **settings)
     with start(one) as job:
@@ -239,11 +246,12 @@ def test_two_processes_compute_what_one_computes(
     assert ("weights spread over the processes" in text) == (sharding == "on")
     assert ("activations recomputed" in text) == (recompute == "on")
     found = {step: float(loss) for step, loss in losses(seen + text).items()}
-    assert found == {step: pytest.approx(float(loss), rel=1e-4) for step, loss in expected.items()}
+    assert found == {step: pytest.approx(float(loss), rel=tolerance) for step, loss in expected.items()}
     # The archive was checked against the answers of the processes; its evaluation is theirs as well.
     results = [json.loads((base / "output" / "data" / "evaluation.json").read_text()) for base in (one, two)]
     assert results[1]["tuned"]["loss"] == pytest.approx(results[0]["tuned"]["loss"], rel=1e-3)
-    assert results[1]["samples"] == results[0]["samples"]
+    if precision == "fp32":
+        assert results[1]["samples"] == results[0]["samples"]
     assert (two / "model" / "model.safetensors").stat().st_size == (one / "model" / "model.safetensors").stat().st_size
 
 

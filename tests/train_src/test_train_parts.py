@@ -172,25 +172,6 @@ def test_pytorchs_own_gelu_takes_the_place_of_the_one_in_eight_operations(models
     torch.testing.assert_close(act(x), NewGELUActivation()(x), rtol=1e-5, atol=1e-6)
 
 
-def test_the_fast_lora_layer_equals_pefts_own(models: dict[str, Path]) -> None:
-    model = load(models["causal"])
-    layer = model.network.model.layers[0].mlp.up_proj
-    torch.manual_seed(0)
-    torch.nn.init.normal_(layer.lora_B["default"].weight)
-    x = torch.randn(2, 5, 64, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    fast = layer(x)
-    slow = peft.tuners.lora.Linear.forward(layer, y)
-    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
-    parameters = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
-    ours = torch.autograd.grad(fast.square().sum(), [x, *parameters])
-    theirs = torch.autograd.grad(slow.square().sum(), [y, *parameters])
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-    with model.base():
-        torch.testing.assert_close(layer(x), layer.base_layer(x))
-
-
 def test_the_fused_feed_forward_block_equals_the_block_step_by_step(models: dict[str, Path]) -> None:
     model = load(models["causal"])
     block = model.network.model.layers[0].mlp
@@ -356,6 +337,25 @@ def test_requirements_that_cannot_be_installed_are_named(tmp_path: Path, monkeyp
     monkeypatch.setattr(requirements.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(TrainingError, match="the container lacks torch>=99 and pip cannot install it"):
         requirements.install_missing(path)
+
+
+def test_a_gpu_job_installs_what_it_needs_and_goes_on_without_what_only_speeds_it_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def pip(command: list[str], **_: object) -> object:
+        asked.append(command[-1])
+        return requirements.subprocess.CompletedProcess(command, int("liger" in command[-1]))
+
+    monkeypatch.setattr(requirements, "_is_met", lambda _: False)
+    monkeypatch.setattr(requirements.subprocess, "run", pip)
+    requirements.install_for_gpus("qlora")
+    assert asked == [requirements.FOUR_BIT, requirements.KERNELS]
+    assert "going on without faster norms: the container lacks liger-kernel" in capsys.readouterr().out
+    monkeypatch.setattr(requirements, "KERNELS", "anything")
+    requirements.install_for_gpus("lora")
+    assert asked[2:] == ["anything"]
 
 
 def test_each_host_starts_its_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
