@@ -57,7 +57,8 @@ class _LabelLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         is_tuned, is_trained, *_ = ctx.needs_input_grad
         on_cpu = hidden.device.type == "cpu"
-        compute = _in_tiles if on_cpu and not is_trained else _at_once
+        # Evaluation, which wants no gradients, takes the same way as training.
+        compute = _in_tiles if on_cpu and not weight.requires_grad else _at_once
         size = TILE_LABELS if on_cpu else HEAD_CHUNK
         head = weight.to(dtype)
         d_weight = torch.zeros(weight.shape, device=weight.device) if is_trained else None

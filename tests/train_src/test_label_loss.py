@@ -56,8 +56,10 @@ def test_bf16_is_as_exact_as_its_logits() -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_without_a_gradient_the_losses_are_the_same_bits() -> None:
+@pytest.mark.parametrize("is_trained", [False, True], ids=["frozen", "trained"])
+def test_without_a_gradient_the_losses_are_the_same_bits(*, is_trained: bool) -> None:
     hidden, weight, labels = case()
+    weight.requires_grad_(is_trained)
     trained = label_loss.label_losses(hidden, weight, labels)
     with torch.no_grad():
         evaluated = label_loss.label_losses(hidden.detach(), weight, labels)
