@@ -36,6 +36,7 @@ CODE = (
     "sampling.py",
     "textstream.py",
     "parity.py",
+    "prefixes.py",
     "encoding.py",
     "chat_template.py",
     "conversations.py",

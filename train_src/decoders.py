@@ -15,18 +15,24 @@ from transformers import DynamicCache
 
 from adapters import Adapter, Lora, Share, add_shares, bind
 from linears import Linear, pack_linears
+from prefixes import Prefixes
 
 Shares = tuple[tuple[Adapter, float], ...]  # adapters of a row, each with its sign
 
 
 @dataclass(eq=False)
 class Row:
-    """One answer in the making. `room` is the most tokens of prompt and answer; `done` counts those in the cache."""
+    """One answer in the making.
+
+    `room` is the most tokens of prompt and answer; `done` counts those in the cache, `known` those of the prompt that
+    came from an earlier one.
+    """
 
     prompt_ids: list[int]
     room: int
     shares: Shares = ()
     done: int = 0
+    known: int = 0
     cache: Any = field(default=None, repr=False)
 
 
@@ -36,6 +42,7 @@ class Decoder(Protocol):
     device: torch.device
     shapes: dict[str, tuple[int, int]]
     bytes_per_token: int
+    prefixes: Prefixes  # what it remembers of prompts; stays empty where it cannot
 
     def bind(self, name: str, loras: Mapping[str, Lora]) -> Adapter:
         """The adapter in this decoder's form."""
@@ -81,6 +88,7 @@ class HookedDecoder:
         pack_linears(model)
         self.model = model
         self.shares: list[Share] = []
+        self.prefixes = Prefixes(1)
         self._hooked: set[str] = set()
 
     def bind(self, name: str, loras: Mapping[str, Lora]) -> Adapter:

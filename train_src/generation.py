@@ -46,6 +46,7 @@ class Piece:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    known_tokens: int = 0  # of the prompt, from an earlier one
 
 
 class Answer:
@@ -70,7 +71,7 @@ class Answer:
         self.is_finished = reason is not None
         if reason:
             text += self._text.flush()
-        return Piece(text, token, logprob, reason, len(self.row.prompt_ids), self._count)
+        return Piece(text, token, logprob, reason, len(self.row.prompt_ids), self._count, self.row.known)
 
 
 class Generator:
@@ -131,7 +132,9 @@ class Generator:
         with self._names:
             if name not in self.adapters:
                 raise RequestError(f"there is no adapter {name!r}; there are: {self._known()}", status=404)
+            adapter = self.adapters[name]
             self.adapters = {known: adapter for known, adapter in self.adapters.items() if known != name}
+        self.decoder.prefixes.forget(adapter)
 
     def shares(self, model: str) -> Shares:
         """The adapters that make the archive's weights the asked model's. Raises RequestError for an unknown name."""

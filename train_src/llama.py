@@ -16,8 +16,10 @@ from adapters import Adapter, Lora, Share, add_shares, bind
 from decoders import Row, layer_shapes, shares_of
 from linears import Linear, padded_rows
 from llama_layer import Layer, Norm, Turn, attend_rows, scripted
+from prefixes import Prefixes
 
-PREFILL_TOKENS = 256  # of a prompt in one step; the rows that are answering wait for so long at most
+# Of a prompt in one step; the rows that are answering wait for so long at most. A GPU needs more to be busy.
+PREFILL_TOKENS = {"cpu": 128, "cuda": 256}
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 LARGEST_COPY = 2_000_000_000  # bytes of layers that are kept in fp32 beside the packed ones, for reading prompts
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -57,6 +59,8 @@ class LlamaDecoder:
         self.layers = [self._layer(layer) for layer in model.model.layers]
         self.scripted = [scripted(layer) for layer in self.layers]
         self.turns = _turns(model.model.rotary_emb, context)
+        self.block = PREFILL_TOKENS["cpu" if self.device.type == "cpu" else "cuda"]
+        self.prefixes = Prefixes(self.block)
         self.bytes_per_token = 2 * len(self.layers) * self.kv_heads * self.head_size * self.dtype.itemsize
 
     def _layer(self, layer: Any) -> Layer:
@@ -119,11 +123,24 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def prefill(self, row: Row) -> Tensor | None:
-        """As Decoder says, PREFILL_TOKENS at a time; where the cuts are depends on the prompt alone."""
-        self._reserve(row)
-        ids = row.prompt_ids[row.done : row.done + PREFILL_TOKENS]
-        hidden = self._read(row, ids, shares_of([row], self.device))
-        return self._logits(hidden[-1:])[0] if row.done == len(row.prompt_ids) else None
+        """As Decoder says, a block at a time; where the cuts are depends on the prompt alone."""
+        if row.cache is None:
+            self._reserve(row)
+            self._recall(row)
+        ids = row.prompt_ids[row.done : row.done + self.block]
+        is_last = row.done + len(ids) == len(row.prompt_ids)
+        hidden = self._read(row, ids, shares_of([row], self.device), only_last=True)
+        if not is_last:
+            return None
+        self.prefixes.keep(row.shares, row.prompt_ids, row.cache)
+        return self._logits(hidden)[0]
+
+    def _recall(self, row: Row) -> None:
+        """Put into the cache what is known of how the prompt begins."""
+        for block in self.prefixes.find(row.shares, row.prompt_ids):
+            row.cache[:, :, :, row.done : row.done + self.block] = block
+            row.done += self.block
+        row.known = row.done
 
     @torch.inference_mode()
     def logprobs(self, prompt_ids: list[int], tokens: list[int]) -> Tensor:
@@ -131,16 +148,15 @@ class LlamaDecoder:
         ids = [*prompt_ids, *tokens[:-1]]
         row = Row(ids, len(ids))
         self._reserve(row)
-        parts = [self._read(row, ids[at : at + PREFILL_TOKENS], []) for at in range(0, len(ids), PREFILL_TOKENS)]
+        parts = [self._read(row, ids[at : at + self.block], []) for at in range(0, len(ids), self.block)]
         return torch.log_softmax(self._logits(torch.cat(parts)[-len(tokens) :]), dim=-1)
 
     def _reserve(self, row: Row) -> None:
-        if row.cache is None:
-            shape = (len(self.layers), 2, self.kv_heads, row.room, self.head_size)
-            row.cache = torch.empty(shape, dtype=self.dtype, device=self.device)
+        shape = (len(self.layers), 2, self.kv_heads, row.room, self.head_size)
+        row.cache = torch.empty(shape, dtype=self.dtype, device=self.device)
 
-    def _read(self, row: Row, ids: list[int], shares: list[Share]) -> Tensor:
-        """Put tokens into a row's cache. (tokens, hidden) before the head."""
+    def _read(self, row: Row, ids: list[int], shares: list[Share], *, only_last: bool = False) -> Tensor:
+        """Put tokens into a row's cache. (tokens, hidden) before the head, or (1, hidden) of the last token."""
         start, end = row.done, row.done + len(ids)
         mask = None
         if start:
@@ -151,12 +167,16 @@ class LlamaDecoder:
             cache = row.cache[layer]
             cache[:, :, start:end] = pairs.permute(1, 2, 0, 3)
             keys, values = cache[:, None, :, :end]
+            if len(query) == 1:
+                # The last token sees all. The heads that share keys are rows of one query.
+                grouped = query.view(1, self.kv_heads, -1, self.head_size)
+                return functional.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
             found = functional.scaled_dot_product_attention(
                 query.transpose(0, 1)[None], keys, values, mask, is_causal=mask is None, enable_gqa=True
             )
             return found[0].transpose(0, 1).flatten(1)
 
-        hidden = self._layers(self._embed(ids), self.turns[start:end, None], shares, attend)
+        hidden = self._layers(self._embed(ids), self.turns[start:end, None], shares, attend, only_last=only_last)
         row.done = end
         return hidden
 
@@ -187,11 +207,18 @@ class LlamaDecoder:
     def _embed(self, ids: Sequence[int]) -> Tensor:
         return functional.embedding(torch.tensor(ids, device=self.device), self.embeddings).to(self.dtype)
 
-    def _layers(self, hidden: Tensor, turns: Tensor, shares: list[Share], attend: Any) -> Tensor:
-        """All layers for some tokens. `attend(layer, query, pairs)` keeps keys and values and gives the attention."""
+    def _layers(
+        self, hidden: Tensor, turns: Tensor, shares: list[Share], attend: Any, *, only_last: bool = False
+    ) -> Tensor:
+        """All layers for some tokens. `attend(layer, query, pairs)` keeps keys and values and gives the attention.
+
+        `only_last`: of the last layer only the last token's result is wanted; the others end with keys and values.
+        """
         for number, layer in enumerate(self.layers):
             x = layer.attention_norm(hidden)
             query, pairs = layer.turn(self._product(f"{number}.qkv", layer.qkv, x, shares), turns)
+            if only_last and number == len(self.layers) - 1:
+                query, hidden = query[-1:], hidden[-1:]
             x = attend(number, query, pairs)
             hidden = hidden.add_(self._product(f"{number}.out", layer.out, x, shares))
             x = layer.mlp_norm(hidden)

@@ -279,10 +279,15 @@ def _openai_head(request: Request, *, stream: bool) -> dict[str, Any]:
     return {"id": f"{prefix}-{request.id}", "object": kind, "created": request.created, "model": request.model}
 
 
-def _usage(answers: list[list[Piece]]) -> dict[str, int]:
+def _usage(answers: list[list[Piece]]) -> dict[str, Any]:
     prompt = sum(pieces[-1].prompt_tokens for pieces in answers)
     generated = sum(pieces[-1].generated_tokens for pieces in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": sum(pieces[-1].known_tokens for pieces in answers)},
+    }
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
 `python3 serve.py` serves the archive in SM_MODEL_DIR (/opt/ml/model) on SAGEMAKER_BIND_TO_PORT (8080). /ping answers
 200 only after the weights are loaded, the archive has passed its parity check and a real answer was generated.
 Requests are answered together (batching.py): LLMTUNER_BATCH of them at a time, LLMTUNER_QUEUE more may wait, the next
-is refused with 429. A client that hangs up frees its place.
+is refused with 429. A client that hangs up frees its place. What prompts begin with is remembered (prefixes.py) in
+LLMTUNER_PREFIX_SHARE of the free memory (0.1; 0 turns it off).
 
 `POST /adapters {"name", "src"}` loads a PEFT folder beside the weights, `DELETE /adapters/{name}` forgets it,
 `GET /adapters` lists them. A request picks one by `model`, or by the header X-Amzn-SageMaker-Adapter-Identifier.
@@ -34,7 +35,8 @@ from starlette.routing import Route  # noqa: E402
 
 MOST_ROWS = int(os.environ.get("LLMTUNER_BATCH", "16"))  # answers decoded together
 LONGEST_QUEUE = int(os.environ.get("LLMTUNER_QUEUE", "64"))  # requests
-CACHE_SHARE = 0.5  # of the memory free after loading, for keys and values
+CACHE_SHARE = 0.5  # of the memory free after loading, for keys and values of running answers
+PREFIX_SHARE = float(os.environ.get("LLMTUNER_PREFIX_SHARE", "0.1"))  # and for those that prompts have begun with
 LARGEST_BODY = 6 * 1024 * 1024  # bytes, as SageMaker's own limit for a real-time endpoint
 ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
 
@@ -66,11 +68,10 @@ class Server:
             self.failure = f"{type(error).__name__}: {error}"
             print(f"loading failed: {self.failure}", file=sys.stderr, flush=True)
             raise
+        free = _free_bytes(generator.decoder.device.type)
+        generator.decoder.prefixes.most_bytes = int(free * PREFIX_SHARE)
         self.scheduler = Scheduler(
-            generator,
-            most_rows=MOST_ROWS,
-            longest_queue=LONGEST_QUEUE,
-            cache_bytes=int(_free_bytes(generator.decoder.device.type) * CACHE_SHARE),
+            generator, most_rows=MOST_ROWS, longest_queue=LONGEST_QUEUE, cache_bytes=int(free * CACHE_SHARE)
         )
         print(f"ready after {time.monotonic() - started:.1f} s, first answer of {len(answer)} tokens", flush=True)
 

@@ -12,7 +12,7 @@ import transformers
 from adapters import AdapterError, read_adapter
 from decoders import Decoder, ModuleDecoder, Row, layer_shapes
 from linears import WIDE_ROWS, Linear, row_counts
-from llama import PREFILL_TOKENS, LlamaDecoder, is_llama_like
+from llama import LlamaDecoder, is_llama_like
 from t5 import T5Decoder
 
 # PEFT asks models for a property that transformers has renamed.
@@ -115,7 +115,8 @@ def test_a_decoder_computes_what_transformers_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_a_long_prompt_is_read_in_parts(name: str) -> None:
-    decoder, ids, tokens = decoder_of(make(name)), prompt(PREFILL_TOKENS + 77), prompt(4, 1)
+    decoder = decoder_of(make(name))
+    ids, tokens = prompt(decoder.block + 77), prompt(4, 1)
     row = Row(ids, 400)
     assert decoder.prefill(row) is None
     stepped = decoded(decoder, [row], [tokens])[0].log_softmax(-1)

@@ -142,6 +142,22 @@ def test_the_openai_client_works_unchanged(endpoint: Endpoint) -> None:
     assert chunks[-1].usage == answer.usage
 
 
+def test_what_a_prompt_has_in_common_with_an_earlier_one_is_read_once_and_told(endpoint: Endpoint) -> None:
+    letter = "The quick brown fox answers a question about the weather in the town. " * 14
+
+    def ask(question: str, model: str) -> tuple[str, int, int]:
+        body = {"prompt": letter + question, "max_tokens": 8, "temperature": 0, "model": model}
+        answer = endpoint.post(body, "/v1/completions").json()
+        usage = answer["usage"]
+        return answer["choices"][0]["text"], usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+
+    text, length, cached = ask("Why?", "tuned")
+    assert (length > 130, cached) == (True, 0)
+    assert ask("Why?", "tuned") == (text, length, 128)
+    assert ask("Who was it, and when?", "tuned")[2] == 128
+    assert ask("Why?", "base")[2] == 0, "another model reads it in its own way"
+
+
 def test_a_seed_repeats_a_sampled_answer(endpoint: Endpoint) -> None:
     def sample(seed: int) -> str:
         parameters = {"max_new_tokens": 16, "temperature": 1.5, "seed": seed}
