@@ -3,7 +3,8 @@
     python tests/benchmarks/serve_speed.py [--model FOLDER] [--threads 2] [--tokens 64] [--rounds 3]
 
 Starts serve.py over a model folder (default: the embedded SmolLM2-135M-Instruct) and asks it over HTTP: one greedy
-stream, eight at once, and the time to the first token of a prompt of 128 tokens. `generate` gets the same prompt, the
+stream, eight at once, and the time to the first token: of a prompt of 128 tokens that the server has never seen, and of
+one of 512, new and once more with another ending, when it remembers 384 of them. `generate` gets the same prompt, the
 same number of threads and both types it could be loaded in; the faster one is what the server is compared with. Rates
 count all of a request, reading the prompt included. Rounds take turns, the medians are printed.
 """
@@ -11,6 +12,7 @@ count all of a request, reading the prompt included. Rounds take turns, the medi
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import socket
@@ -32,6 +34,7 @@ SERVE = Path(__file__).parents[2] / "train_src" / "serve.py"
 PROMPT = "Once upon a time there was a lighthouse keeper who wrote a long letter every day. The first letter began:"
 STREAMS = 8
 FIRST_TOKEN_PROMPT = 128  # tokens
+LONG_PROMPT, LONG_KNOWN = 512, 384  # tokens, and how many of them a second prompt begins with
 
 
 @contextlib.contextmanager
@@ -62,8 +65,8 @@ def server(folder: Path, threads: int) -> Iterator[int]:
         process.wait()
 
 
-def ask(port: int, prompt: str, tokens: int) -> tuple[int, float, str]:
-    """(tokens, seconds to the first of them, text) of one greedy stream.
+def ask(port: int, prompt: str, tokens: int) -> tuple[int, float, str, int]:
+    """(tokens, seconds to the first of them, text, tokens of the prompt that were known) of one greedy stream.
 
     The client is the standard library's and takes the events apart after the last: it runs on the server's cores.
     """
@@ -79,7 +82,38 @@ def ask(port: int, prompt: str, tokens: int) -> tuple[int, float, str]:
                 lines.append(line)
     events = [json.loads(line.removeprefix(b"data: ")) for line in lines]
     text = "".join(choice["text"] for event in events for choice in event["choices"])
-    return max((event.get("usage") or {}).get("completion_tokens", 0) for event in events), first, text
+    usage = events[-1]["usage"]
+    return usage["completion_tokens"], first, text, usage["prompt_tokens_details"]["cached_tokens"]
+
+
+class Prompts:
+    """Prompts of an exact number of tokens, none of which begins as another does."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ids = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
+        self.numbers = itertools.count()
+
+    def new(self, length: int, beginning: str = "") -> str:
+        """A prompt that begins as said and goes on in a way of its own."""
+        begun = self.tokenizer(beginning or f"Letter {next(self.numbers)}.", add_special_tokens=False)["input_ids"]
+        own = self.tokenizer(f" Then {next(self.numbers)}.", add_special_tokens=False)["input_ids"]
+        return self.tokenizer.decode([*begun, *own, *(self.ids * length)][:length])
+
+
+def first_tokens(port: int, prompts: Prompts) -> dict[str, float]:
+    """Seconds to the first token of each kind of prompt."""
+    short, long = prompts.new(FIRST_TOKEN_PROMPT), prompts.new(LONG_PROMPT)
+    begun = prompts.tokenizer.decode(prompts.tokenizer(long, add_special_tokens=False)["input_ids"][:LONG_KNOWN])
+    found = {}
+    for name, prompt, known in (
+        (f"{FIRST_TOKEN_PROMPT}, all new", short, 0),
+        (f"{LONG_PROMPT}, all new", long, 0),
+        (f"{LONG_PROMPT}, {LONG_KNOWN} of them known", prompts.new(LONG_PROMPT, begun), LONG_KNOWN),
+    ):
+        _, found[name], _, cached = ask(port, prompt, 1)
+        assert cached == known, f"{cached} tokens of the prompt were known, not {known}"
+    return found
 
 
 def together(port: int, prompt: str, tokens: int, streams: int) -> float:
@@ -115,23 +149,23 @@ def main() -> None:
         f"generate {name}": transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
         for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
     }
-    ids = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
-    long_prompt = tokenizer.decode((ids * FIRST_TOKEN_PROMPT)[:FIRST_TOKEN_PROMPT])
+    prompts = Prompts(tokenizer)
     rates: dict[str, list[float]] = {}
     texts: dict[str, str] = {}
-    first = []
+    first: dict[str, list[float]] = {}
     with server(options.model, options.threads) as port:
         for round_number in range(options.rounds + 1):
             found = {}
             for name, model in models.items():
                 found[name], texts[name] = generate(model, tokenizer, PROMPT, options.tokens)
             started = time.perf_counter()
-            used, _, texts["server"] = ask(port, PROMPT, options.tokens)
+            used, _, texts["server"], _ = ask(port, PROMPT, options.tokens)
             found["server, 1 stream"] = used / (time.perf_counter() - started)
             found[f"server, {STREAMS} streams"] = together(port, PROMPT, options.tokens, STREAMS)
-            latency = ask(port, long_prompt, 1)[1]
+            latencies = first_tokens(port, prompts)
             if round_number:  # the first one warms up
-                first.append(latency)
+                for name, latency in latencies.items():
+                    first.setdefault(name, []).append(latency)
                 for name, rate in found.items():
                     rates.setdefault(name, []).append(rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -139,7 +173,8 @@ def main() -> None:
     print(f"{options.model.name}, {options.threads} threads, {options.tokens} tokens, {options.rounds} rounds")
     for name, rate in medians.items():
         print(f"{name:20} {rate:8.1f} tokens/s {rate / rival:6.2f} x generate")
-    print(f"first token of a prompt of {FIRST_TOKEN_PROMPT}: {statistics.median(first) * 1000:.0f} ms")
+    for name, latencies_of_all in first.items():
+        print(f"first token, prompt of {name:24} {statistics.median(latencies_of_all) * 1000:8.0f} ms")
     same = texts["server"] == texts["generate fp32"]
     print(f"the server's text is {'the same as' if same else 'NOT that of'} generate's in fp32")
 
