@@ -18,7 +18,7 @@ lab: setup ## JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_start.ipynb
 
 test: setup-test check ## lint, types and all tests
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup tests
+	$(BIN)/pytest -n $(WORKERS) tests
 
 check: setup-test ## lint and types; changes nothing
 	$(BIN)/ruff check .

@@ -10,8 +10,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from llmtuner_kit import aws as aws_module
 from llmtuner_kit.settings import StartSettings
@@ -19,6 +21,18 @@ from llmtuner_kit.workspace import Workspace, open_workspace
 
 RunCloud = Callable[..., AbstractContextManager[Path]]
 _KEEP = ("AWS_CA_BUNDLE",)
+
+
+class _OneByOne(LoadScopeScheduling):
+    """Each test goes to the worker that is free, but those of the one Docker engine all to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "docker" if nodeid.startswith("tests/docker/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Instead of `--dist loadgroup`, which pytest-xdist 3.8 takes from names that pytest 9.2 keeps elsewhere."""
+    return _OneByOne(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,9 @@ from docker_cloud import DockerCloud, docker, left_behind
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker for all tests of this folder, and time for the first of them to build the image."""
+    """Time for the first test of this folder to build the image."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("docker"))
             item.add_marker(pytest.mark.timeout(900))
 
 
