@@ -4,7 +4,7 @@
 200 only after the weights are loaded, the archive has passed its parity check and a real answer was generated.
 Requests are answered together (batching.py): LLMTUNER_BATCH of them at a time, LLMTUNER_QUEUE more may wait, the next
 is refused with 429. A client that hangs up frees its place. What prompts begin with is remembered (prefixes.py) in
-LLMTUNER_PREFIX_SHARE of the free memory (0.1; 0 turns it off).
+LLMTUNER_PREFIX_SHARE of the free memory (0.1; 0 turns it off), for all who ask this endpoint.
 
 `POST /adapters {"name", "src"}` loads a PEFT folder beside the weights, `DELETE /adapters/{name}` forgets it,
 `GET /adapters` lists them. A request picks one by `model`, or by the header X-Amzn-SageMaker-Adapter-Identifier.
