@@ -198,6 +198,5 @@ def _all_is_counted(quick: Cloud, name: str) -> None:
         Namespace="AWS/SageMaker", MetricName="ModelLatency", Dimensions=dimensions, StartTime=time.time() - 600,
         EndTime=time.time() + 60, Period=600, Statistics=["Maximum", "SampleCount"],
     )["Datapoints"]  # fmt: skip
-    assert (
-        max(item["Maximum"] for item in latency) >= 1.99e6
-    )  # microseconds: the one that timed out after 2 s, by a timer of milliseconds
+    # Microseconds: the one that timed out after 2 s, which a timer may end a little early.
+    assert max(item["Maximum"] for item in latency) >= 1.99e6
