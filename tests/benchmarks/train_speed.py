@@ -1,9 +1,9 @@
 """LoRA training speed and memory: train.py against TRL's SFTTrainer on the same rows, model, adapter and steps.
 
-    python tests/benchmarks/train_speed.py [--steps 4] [--tokens 1024]
+    python tests/benchmarks/train_speed.py [--steps 4] [--tokens 1024] [--types fp32 bf16]
 
 TRL runs packed (its collator gets each step's rows end to end, with their lengths), without recomputing activations, in
-the type in which the processor multiplies matrices faster (both types where they are close). Each side is a process of
+the type in which the processor multiplies matrices faster (both types where they are close), or in those that `--types` asks for. Each side is a process of
 its own; the first step is not timed. The matrix limit is what the processor could train if it did nothing but the
 model's own matrix products at the speed it reaches on them alone, in that type.
 """
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
+    parser.add_argument("--types", nargs="+", choices=("bf16", "fp32"), help="what TRL runs in")
     parser.add_argument("--side", choices=("train.py", "bf16", "fp32"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     model, steps, tokens = arguments.model, arguments.steps, arguments.tokens
@@ -107,12 +108,12 @@ def main() -> None:
         print_side(train_py(model, step_tokens(plan), tokens))
         return
     share = sum(row.labels for rows in plan for row in rows) / sum(step_tokens(plan))
-    types = precisions()
-    limit = matrix_limit(model, share, tokens, types[0])
+    faster = precisions()
+    limit = matrix_limit(model, share, tokens, faster[0])
     common = ["--model", str(model), "--steps", str(steps), "--tokens", str(tokens)]
     sides = {"train.py": run_side(Path(sys.executable), __file__, "train.py", *common)}
     python = rival_python("trl")
-    for precision in types:
+    for precision in arguments.types or faster:
         sides[f"TRL SFTTrainer, {precision}"] = run_side(python, __file__, precision, *common)
     print(table(sides, limit))
 
