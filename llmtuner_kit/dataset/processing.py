@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import llmtuner_kit
-from llmtuner_kit import access, costs, images, paths, staging
+from llmtuner_kit import access, costs, images, job_code, paths, staging
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import quotes, versions
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.sources import Listing
-from llmtuner_kit.dataset.tokens import TOKENIZER_FILES, Encoding, training_code
+from llmtuner_kit.dataset.tokens import TOKENIZER_FILES, Encoding
 from llmtuner_kit.errors import JobFailedError, SettingsError
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import PrepareSettings
@@ -190,7 +190,7 @@ def job_files(settings: PrepareSettings, listing: Listing, encoding: Encoding) -
     """Relative name -> content of everything the job needs besides the data. Pure but for reading this package."""
     package = Path(llmtuner_kit.__file__).parent
     files = {f"llmtuner_kit/{name}": content for name, content in staging.code_files(package).items()}
-    files |= {f"train_src/{name}": content for name, content in staging.code_files(training_code()).items()}
+    files |= {f"train_src/{name}": content for name, content in staging.code_files(job_code.folder()).items()}
     for name in TOKENIZER_FILES:
         if (path := encoding.folder / name).exists():
             files[f"tokenizer/{name}"] = path.read_bytes()

@@ -15,11 +15,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtuner_kit import catalog
+from llmtuner_kit import catalog, job_code
 from llmtuner_kit.errors import KitError, NotFoundError
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class Encoding:
         """Hash of tokenizer and template: whatever decides about counts and masks."""
         digest = hashlib.sha256()
         for name in _PROGRAMS:
-            digest.update((training_code() / name).read_bytes())
+            digest.update((job_code.folder() / name).read_bytes())
         for name in TOKENIZER_FILES:
             path = self.folder / name
             digest.update(f"{name}:{path.stat().st_size if path.exists() else -1}\n".encode())
@@ -120,7 +119,7 @@ class Encoding:
 
     def _command(self, program: str) -> list[str]:
         options = ["--tokenizer", str(self.folder), "--family", self.family, "--max-length", str(self.max_length)]
-        return [sys.executable, str(training_code() / program), *options]
+        return [sys.executable, str(job_code.folder() / program), *options]
 
     def _masks(self, rows: Iterable[bytes]) -> list[dict[str, Any]]:
         command = [*self._command("encoding.py"), "--output", "masks"]
@@ -134,17 +133,6 @@ class Encoding:
                 fix=f"check the tokenizer in {self.folder}",
             )
         return [json.loads(line) for line in done.stdout.decode().splitlines()]
-
-
-def training_code() -> Path:
-    """The folder of the training code, found without importing it."""
-    spec = find_spec("train_src")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / "counting.py").exists():
-            return Path(folder)
-    raise NotFoundError(
-        "The training code (train_src) is not installed beside the kit.", fix="install the kit again with pip"
-    )
 
 
 def open_encoding(model_id: str, max_length: int) -> Encoding:

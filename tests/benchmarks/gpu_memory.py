@@ -54,12 +54,10 @@ def measured(model: Path, method: str, rows: int, *, recompute: bool) -> tuple[f
 
 def expected(config: dict[str, Any], method: str, rows: int, *, recompute: bool) -> tuple[float, float]:
     """(GB of weights with their adapters, GB of everything)."""
-    from memory import CUDA_CONTEXT, GB, Shape, estimate
+    from memory import CUDA_CONTEXT, GB, Job, Shape
 
-    found = estimate(
-        Shape.from_config(config), method=method, lora_r=16, micro_batch_tokens=rows * LENGTH, checkpointing=recompute,
-        mean_row=LENGTH, accumulates=False,
-    )  # fmt: skip
+    job = Job(Shape.from_config(config), method=method, mean_row=LENGTH)
+    found = job.estimate(rows * LENGTH, checkpointing=recompute, accumulates=False)
     return found.weights / GB, (found.total - CUDA_CONTEXT) / GB
 
 

@@ -12,7 +12,7 @@ from emulator.conftest import BUCKET, ROLE, Cloud, archive, channel
 
 import parity
 from generation import Generator
-from llmtuner_kit import catalog, staging
+from llmtuner_kit import catalog, job_code, staging
 from sampling import Sampling
 
 ROWS = [
@@ -25,7 +25,7 @@ def submit(emulator: Cloud, hosts: int = 1, *, max_runtime: int = 600, options: 
     """Start a job over so many hosts; its name. `values` are hyperparameters, `options` more of the request."""
     name = emulator.name()
     for place, files in {
-        "code": staging.code_files(staging.code_folder()),
+        "code": staging.code_files(job_code.folder()),
         "train": {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()},
         "model": {path.name: path.read_bytes() for path in catalog.base_model_folder("tiny-llama").iterdir()},
     }.items():

@@ -1,5 +1,6 @@
 """The memory plan is right about what is kept, and picks the fastest way that fits."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -106,17 +107,16 @@ def test_the_peak_of_a_pass_is_predicted_within_a_tenth(
     work()  # from the second pass on there are gradients to add to
     gradients = sum(parameter.numel() * 4 for parameter in model.parameters())
     decoded = 0 if batch.decoder_input_ids is None else batch.decoder_input_ids.numel()
-    expected = memory.estimate(
+    job = memory.Job(
         memory.Shape.from_config(config),
         method=method,
         lora_r=8,
-        micro_batch_tokens=batch.input_ids.numel() + decoded,
-        checkpointing=recompute,
-        bytes_per_weight=2 if precision == "bf16" else 4,
-        mean_row=length,
-        device="cpu",
         lora_dropout=dropout,
+        bytes_per_weight=2 if precision == "bf16" else 4,
+        device="cpu",
+        mean_row=length,
     )
+    expected = job.estimate(batch.input_ids.numel() + decoded, checkpointing=recompute)
     parts = expected.activations + expected.copies + expected.gradients + expected.head
     assert parts == pytest.approx(peak_bytes(work) + gradients, rel=0.1)
 
@@ -125,10 +125,8 @@ def test_weights_are_spread_over_the_processes_only_where_one_device_is_too_smal
     shape = memory.Shape.from_config(LLAMA_7B)
 
     def plan(gb: float, processes: int, method: str = "lora") -> memory.Plan | None:
-        return memory.choose(
-            shape, device="cuda", device_bytes=gb * memory.GB, longest_row=1024, batch_tokens=4096,
-            processes=processes, method=method,
-        )  # fmt: skip
+        ways = memory.Job(shape, method=method).plans(longest_row=1024, batch_tokens=4096, processes=processes)
+        return memory.fitting(ways, gb * memory.GB)
 
     assert plan(12, 1) is None
     spread, whole, full = plan(12, 4), plan(40, 4), plan(48, 8, "full")
@@ -151,12 +149,26 @@ def test_processes_that_gather_weights_make_the_same_number_of_passes(world: int
     assert passes_of(rows, [2], 40, 1, 2, equal=True) == [([2], False)]
 
 
+def test_more_of_anything_never_needs_less_memory() -> None:
+    job = memory.Job(memory.Shape.from_config(LLAMA_7B))
+
+    def total(job: memory.Job, tokens: int = 1024, *, checkpointing: bool = True, shards: int = 1) -> float:
+        return job.estimate(tokens, checkpointing=checkpointing, shards=shards).total
+
+    least = total(job)
+    assert total(dataclasses.replace(job, lora_r=64)) > least
+    assert total(job, 4096) > least
+    assert total(job, checkpointing=False) > least
+    assert total(job, shards=4) < least
+    assert total(dataclasses.replace(job, method="qlora")) < least < total(dataclasses.replace(job, method="full"))
+    wider = dataclasses.replace(job.shape, hidden=2 * job.shape.hidden)
+    assert total(dataclasses.replace(job, shape=wider)) > least
+
+
 def test_a_small_device_gets_smaller_passes_then_recomputation_then_a_refusal() -> None:
     shape = memory.Shape.from_config(LLAMA_7B)
-    plans = [
-        memory.choose(shape, device="cuda", device_bytes=gb * memory.GB, longest_row=2048, batch_tokens=8192)
-        for gb in (140, 80, 24, 12)
-    ]
+    ways = list(memory.Job(shape).plans(longest_row=2048, batch_tokens=8192))
+    plans = [memory.fitting(ways, gb * memory.GB) for gb in (140, 80, 24, 12)]
     large, middle, small, none = plans
     assert large is not None
     assert middle is not None
