@@ -109,7 +109,7 @@ class Machine:
 
     def lay_out(self, name: str, family: str, **hyperparameters: object) -> Path:
         """A job's folder."""
-        from conftest import write_job
+        from tiny_jobs import write_job
 
         values = {"max_steps": STEPS, "log_steps": 1, "learning_rate": 0.003, "evaluation_samples": 1}
         return write_job(self.folder / name, self.models[family], ROWS, **{**values, **hyperparameters})

@@ -1,47 +1,10 @@
 """A finished training job of each family, made once for all tests of the container's code."""
 
-import json
-import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_jobs import ROWS, JobMaker, run_job, write_job
 from tiny_models import tiny_model
-
-ROWS = [
-    {"instruction": f"What is the colour of thing {number}?", "input": "", "output": f"Thing {number} is blue. " * 3}
-    for number in range(40)
-]
-JobMaker = Callable[..., Path]
-
-
-def write_job(base: Path, model: Path, rows: list[dict[str, str]], **hyperparameters: object) -> Path:
-    """Lay out a SageMaker base folder: four test rows, four for validation, the rest to train on."""
-    parts = {"test": rows[:4], "validation": rows[4:8], "train": rows[8:]}
-    for name, part in parts.items():
-        folder = base / "input" / "data" / name
-        folder.mkdir(parents=True)
-        lines = "".join(json.dumps(row) + "\n" for row in part)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    (base / "input" / "data" / "model").symlink_to(model)
-    config = base / "input" / "config"
-    config.mkdir(parents=True)
-    values = {"learning_rate": "0.01", "batch_tokens": "400", "evaluation_samples": "2", **hyperparameters}
-    (config / "hyperparameters.json").write_text(json.dumps({name: str(value) for name, value in values.items()}))
-    return base
-
-
-def run_job(base: Path) -> int:
-    """Run train.py's main in this process; its stop handler does not outlive it."""
-    import train
-
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAGEMAKER_BASE_DIR", str(base))
-        try:
-            return train.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")

@@ -250,7 +250,7 @@ def test_a_planted_fault_ends_the_job_without_an_archive(
 def test_a_job_whose_archive_fails_the_check_fails_with_the_differences(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conftest import run_job
+    from tiny_jobs import run_job
 
     import archive
 

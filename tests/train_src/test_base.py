@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import JobMaker
 from test_train import start
+from tiny_jobs import JobMaker
 
 import base as base_module
 from base import fetch_weights, locate_base

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROWS, JobMaker, run_job
 from safetensors.torch import load_file, save_file
+from tiny_jobs import ROWS, JobMaker, run_job
 
 import trainer
 from failures import TrainingError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import JobMaker, run_job
+from tiny_jobs import JobMaker, run_job
 
 import base as base_module
 from base import Base

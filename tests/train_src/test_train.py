@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from conftest import ROWS, JobMaker, run_job
 from safetensors import safe_open
+from tiny_jobs import ROWS, JobMaker, run_job
 
 import evaluation
 import train

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import ROWS
+from tiny_jobs import ROWS
 from torch.nn import functional
 from transformers.activations import NewGELUActivation
 
