@@ -1,7 +1,7 @@
 """Who may do what: policies per user and for execution roles, as documents that can be read and tested.
 
 A user reaches `users/{user_id}/` of the bucket, the SageMaker resources tagged with that owner, the logs of jobs and
-endpoints whose name ends with the user's mark, and nothing of anybody else. What a job does, it does as its execution
+endpoints whose name ends with the user's mark, and nothing of anybody else but that an endpoint is there and whose. What a job does, it does as its execution
 role; so where several people share a bucket each has a role of their own that reaches their prefix only (otherwise a
 job could be asked to read a neighbour's data).
 """
@@ -18,9 +18,11 @@ from llmtuner_kit.errors import AccessError, NotFoundError
 
 ROLE_NAME = "llmtuner-execution"
 OWNER_TAG = "llmtuner:owner"
+SECRETS = "llmtuner/"  # how the names of secrets begin that an execution role may read
 _LONGEST_ROLE_NAME = 64
 _CREATIONS = ("CreateTrainingJob", "CreateProcessingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint")
-_KINDS = ("training-job", "processing-job", "model", "endpoint", "endpoint-config")
+_OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+_SCALING = "sagemaker.application-autoscaling.amazonaws.com"
 
 Policy = dict[str, Any]
 
@@ -38,57 +40,74 @@ def role_name(user_id: str = "") -> str:
     return paths.fit_name(name, user_mark(user_id), limit=_LONGEST_ROLE_NAME)
 
 
-def user_policy(bucket: str, user_id: str, account_id: str, region: str) -> Policy:
+def user_policy(bucket: str, user_id: str, account_id: str, region: str, partition: str = "aws") -> Policy:
     """The policy of one user of the kit: own prefix, own jobs and endpoints, own logs, nobody else's."""
     paths.check_label(user_id, "user_id")
-    sagemaker = f"arn:aws:sagemaker:{region}:{account_id}"
-    logs = f"arn:aws:logs:{region}:{account_id}:log-group:/aws/sagemaker"
-    role = f"arn:aws:iam::{account_id}:role"
+    place = f"{region}:{account_id}"
+    objects, sagemaker = f"arn:{partition}:s3:::{bucket}", f"arn:{partition}:sagemaker:{place}"
+    logs = f"arn:{partition}:logs:{place}:log-group:/aws/sagemaker"
+    role = f"arn:{partition}:iam::{account_id}:role"
     mark = user_mark(user_id)
     own = {f"aws:ResourceTag/{OWNER_TAG}": user_id}
     request = {f"aws:RequestTag/{OWNER_TAG}": user_id}
-    arns = [f"{sagemaker}:{kind}/*" for kind in _KINDS]
+    listed = {"s3:prefix": [f"users/{user_id}/*"]}
     statements = [
-        _allow("OwnObjects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
-               f"arn:aws:s3:::{bucket}/users/{user_id}/*"),
-        _allow("OwnListing", ["s3:ListBucket"], f"arn:aws:s3:::{bucket}",
-               {"StringLike": {"s3:prefix": [f"users/{user_id}/*"]}}),
-        _allow("HowTheBucketIsProtected",
-               ["s3:GetEncryptionConfiguration", "s3:GetBucketPublicAccessBlock", "s3:GetBucketLocation"],
-               f"arn:aws:s3:::{bucket}"),
-        _allow("CreateAsOwn", [f"sagemaker:{name}" for name in _CREATIONS], arns, {"StringEquals": request}),
+        _allow("OwnObjects", [*_OBJECTS, "s3:ListMultipartUploadParts"], f"{objects}/users/{user_id}/*"),
+        _allow("OwnListing", ["s3:ListBucket"], objects, {"StringLike": listed}),
+        # S3 does not tell which prefix is asked for: the names of others' unfinished uploads can be seen.
+        _allow("UnfinishedUploads", ["s3:ListBucketMultipartUploads"], objects, {"StringLikeIfExists": listed}),
+        _allow("BucketProtection", ["s3:GetEncryptionConfiguration", "s3:GetBucketPublicAccessBlock"], objects),
+        _encrypted_objects(account_id, region, partition),
+        _allow("CreateAsOwn", [f"sagemaker:{name}" for name in _CREATIONS], f"{sagemaker}:*", {"StringEquals": request}),
         # Tags at creation only: with a plain AddTags a user could make somebody else's endpoint their own.
-        _allow("TagWhatIsCreated", ["sagemaker:AddTags"], arns,
+        _allow("TagWhatIsCreated", ["sagemaker:AddTags"], f"{sagemaker}:*",
                {"StringEquals": {**request, "sagemaker:TaggingAction": list(_CREATIONS)}}),
-        _allow("TagOwn", ["sagemaker:AddTags"], arns,
+        _allow("TagOwn", ["sagemaker:AddTags"], f"{sagemaker}:*",
                {"StringEquals": own, "StringEqualsIfExists": request}),
-        _allow("UseOwn", [
-            "sagemaker:DescribeTrainingJob", "sagemaker:StopTrainingJob",
-            "sagemaker:DescribeProcessingJob", "sagemaker:StopProcessingJob", "sagemaker:DescribeModel", "sagemaker:DeleteModel", "sagemaker:DescribeEndpointConfig", "sagemaker:DeleteEndpointConfig",
-            "sagemaker:DescribeEndpoint", "sagemaker:UpdateEndpoint", "sagemaker:UpdateEndpointWeightsAndCapacities",
-            "sagemaker:DeleteEndpoint", "sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream",
-            "sagemaker:ListTags",
-        ], arns, {"StringEquals": own}),
-        # Opens the OpenAI-compatible path; what it may invoke is still decided by InvokeEndpoint above.
-        _allow("BearerToken", ["sagemaker:CallWithBearerToken"], "*"),
-        _allow("OwnLogs", ["logs:DescribeLogStreams"], [f"{logs}/TrainingJobs:*", f"{logs}/ProcessingJobs:*", f"{logs}/Endpoints/*-{mark}:*"]),
+        _allow("UseOwn", [f"sagemaker:{name}" for name in (
+            "DescribeTrainingJob", "StopTrainingJob", "DescribeProcessingJob", "StopProcessingJob", "DeleteModel",
+            "DescribeEndpointConfig", "DeleteEndpointConfig", "DescribeEndpoint", "UpdateEndpointWeightsAndCapacities",
+            "DeleteEndpoint", "InvokeEndpoint*", "ListTags",
+        )], f"{sagemaker}:*", {"StringEquals": own}),
+        # What does not exist has no tag, and AWS would deny even to say so: the mark in the name lets the kit ask.
+        _allow("IsTheNameTaken", ["sagemaker:DescribeTrainingJob", "sagemaker:DescribeProcessingJob"],
+               [f"{sagemaker}:training-job/*-{mark}", f"{sagemaker}:processing-job/*-{mark}"]),
+        # Which endpoints there are, and whose. The bearer token opens the OpenAI-compatible path; what may be invoked on
+        # it is still decided by InvokeEndpoint above.
+        _allow("AccountWide", [
+            "sagemaker:ListEndpoints", "sagemaker:CallWithBearerToken", "servicequotas:ListServiceQuotas", "pricing:GetProducts",
+        ], "*"),
+        _allow("WhoseEndpoints", ["sagemaker:DescribeEndpoint", "sagemaker:ListTags"], f"{sagemaker}:endpoint/*"),
+        _allow("OwnLogs", ["logs:DescribeLogStreams"],
+               [f"{logs}/TrainingJobs:*", f"{logs}/ProcessingJobs:*", f"{logs}/Endpoints/*-{mark}:*"]),
         _allow("OwnLogLines", ["logs:GetLogEvents"], [
             f"{logs}/TrainingJobs:log-stream:*-{mark}/*", f"{logs}/ProcessingJobs:log-stream:*-{mark}/*",
             f"{logs}/Endpoints/*-{mark}:log-stream:*",
         ]),
-        _allow("Autoscaling", [
-            f"application-autoscaling:{name}" for name in (
-                "RegisterScalableTarget", "DeregisterScalableTarget", "DescribeScalableTargets", "PutScalingPolicy",
-                "DescribeScalingPolicies",
-                "DescribeScalingActivities",
-            )
-        ], "*", {"StringEqualsIfExists": {"application-autoscaling:service-namespace": "sagemaker"}}),
-        _allow("NumbersOnly", ["cloudwatch:GetMetricStatistics", "servicequotas:ListServiceQuotas", "pricing:GetProducts"], "*"),
+        _allow("Autoscaling", [f"application-autoscaling:{name}" for name in (
+            "RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy", "DescribeScalingActivities",
+        )], "*", {"StringEqualsIfExists": {"application-autoscaling:service-namespace": "sagemaker"}}),
+        # A scaling policy makes its alarms in the name of whoever sets it; the first one also makes the service's role.
+        _allow("ScalingAlarms", [f"cloudwatch:{name}" for name in ("PutMetricAlarm", "DescribeAlarms", "DeleteAlarms")],
+               f"arn:{partition}:cloudwatch:{place}:alarm:TargetTracking-endpoint/*"),
+        _allow("ScalingRole", ["iam:CreateServiceLinkedRole"], f"{role}/aws-service-role/{_SCALING}/*",
+               {"StringEquals": {"iam:AWSServiceName": _SCALING}}),
         _allow("PassOwnRole", ["iam:PassRole"], f"{role}/{role_name(user_id)}",
                {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}),
         _allow("FindTheRole", ["iam:GetRole"], [f"{role}/{role_name(user_id)}", f"{role}/{ROLE_NAME}"]),
     ]  # fmt: skip
     return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _encrypted_objects(account_id: str, region: str, partition: str) -> dict[str, Any]:
+    """Objects under a KMS key of the account: through S3 only, where the key's own policy leaves it to IAM."""
+    suffix = "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
+    return _allow(
+        "EncryptedObjects",
+        ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"],
+        f"arn:{partition}:kms:{region}:{account_id}:key/*",
+        {"StringEquals": {"kms:ViaService": f"s3.{region}.{suffix}"}},
+    )
 
 
 def _allow(
@@ -98,11 +117,14 @@ def _allow(
     return statement | {"Condition": condition} if condition else statement
 
 
-def execution_role_policy(bucket: str, account_id: str, region: str, user_id: str = "") -> Policy:
+def execution_role_policy(
+    bucket: str, account_id: str, region: str, user_id: str = "", partition: str = "aws"
+) -> Policy:
     """What a job or an endpoint may do: the kit's prefixes (or one user's), own logs and metrics, pulling images."""
     prefix = f"users/{user_id}/" if user_id else "users/"
-    logs = f"arn:aws:logs:{region}:{account_id}:log-group:/aws/sagemaker/*"
-    secret = f"arn:aws:secretsmanager:{region}:{account_id}:secret:llmtuner/{user_id + '/' if user_id else ''}*"
+    objects, place = f"arn:{partition}:s3:::{bucket}", f"{region}:{account_id}"
+    logs = f"arn:{partition}:logs:{place}:log-group:/aws/sagemaker/*"
+    secret = f"arn:{partition}:secretsmanager:{place}:secret:{SECRETS}{user_id + '/' if user_id else ''}*"
     spaces = [
         "/aws/sagemaker/TrainingJobs",
         "/aws/sagemaker/ProcessingJobs",
@@ -110,10 +132,10 @@ def execution_role_policy(bucket: str, account_id: str, region: str, user_id: st
         "AWS/SageMaker",
     ]
     statements = [
-        _allow("Objects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
-               f"arn:aws:s3:::{bucket}/{prefix}*"),
-        _allow("Listing", ["s3:ListBucket"], f"arn:aws:s3:::{bucket}", {"StringLike": {"s3:prefix": [f"{prefix}*"]}}),
-        _allow("Location", ["s3:GetBucketLocation"], f"arn:aws:s3:::{bucket}"),
+        _allow("Objects", list(_OBJECTS), f"{objects}/{prefix}*"),
+        _allow("Listing", ["s3:ListBucket"], objects, {"StringLike": {"s3:prefix": [f"{prefix}*"]}}),
+        _allow("Location", ["s3:GetBucketLocation"], objects),
+        _encrypted_objects(account_id, region, partition),
         _allow("Logs", [f"logs:{name}" for name in (
             "CreateLogGroup", "CreateLogStream", "PutLogEvents", "DescribeLogStreams",
         )], logs),
@@ -173,7 +195,7 @@ def create_execution_role(aws: Aws, bucket: str, user_id: str = "") -> str:
     client.put_role_policy(
         RoleName=name,
         PolicyName="llmtuner",
-        PolicyDocument=json.dumps(execution_role_policy(bucket, aws.account_id, aws.region, user_id)),
+        PolicyDocument=json.dumps(execution_role_policy(bucket, aws.account_id, aws.region, user_id, aws.partition)),
     )
     return str(arn)
 
@@ -200,6 +222,7 @@ _OPERATORS = {
     "StringEquals": "is",
     "StringEqualsIfExists": "is, where it is given,",
     "StringLike": "is like",
+    "StringLikeIfExists": "is like, where it is given,",
     "Bool": "is",
 }
 

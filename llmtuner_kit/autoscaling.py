@@ -35,7 +35,8 @@ def follow_load(workspace: Workspace, settings: DeploySettings, name: str) -> st
             },
         )
     except (ClientError, KitError) as error:
-        return f"not set: {error_code(error) or type(error).__name__}: {error_message(error)}"
+        why = f"{error_code(error) or type(error).__name__}: {error_message(error)}"
+        return f"not set; run 06_deploy again once the endpoint is in service. {why}"
     return (
         f"{settings.min_instances} to {settings.max_instances} instances at "
         f"{settings.invocations_per_instance} invocations a minute each"

@@ -51,6 +51,8 @@ _CONFIG = Config(
     read_timeout=70,
     max_pool_connections=32,
 )
+# Left to itself botocore signs links to objects the old way, which S3 refuses for objects under a KMS key.
+_S3_CONFIG = _CONFIG.merge(Config(signature_version="s3v4"))
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden"}
 _BAD_CREDENTIALS = {
     "UnrecognizedClientException",
@@ -89,11 +91,17 @@ class Aws:
     def caller_arn(self) -> str:
         return str(self.client("sts").get_caller_identity()["Arn"])
 
+    @property
+    def partition(self) -> str:
+        """What ARNs of the region begin with: aws, aws-cn or aws-us-gov."""
+        return str(self.session.get_partition_for_region(self.region))
+
     def client(self, service: str) -> Any:
         """A boto3 client whose everyday failures (denied, quota, credentials, unreachable) are KitErrors."""
         with self._making:  # clients may be shared between threads, but not be made by two at once
             if service not in self._clients:
-                self._clients[service] = self.session.client(service, config=_CONFIG)
+                config = _S3_CONFIG if service == "s3" else _CONFIG
+                self._clients[service] = self.session.client(service, config=config)
             return self._clients[service]
 
     def endpoint_url(self, service: str) -> str:
@@ -164,6 +172,9 @@ def forget_connections() -> None:
 def _open(target: str, session: botocore.session.Session, region: str) -> Aws:
     session.register("creating-client-class", _speak_plainly)
     try:
+        # Links name the bucket's own region: at the host of all regions a new bucket is unknown for hours.
+        s3 = {"addressing_style": "virtual", **(session.get_config_variable("s3") or {})}
+        session.set_default_client_config(Config(s3=s3))
         return Aws(target, region, boto3.Session(botocore_session=session, region_name=region))
     except ProfileNotFound as error:
         raise _no_profile(error) from None

@@ -12,9 +12,9 @@ from llmtuner_kit.aws import Aws, ClientError, is_error
 from llmtuner_kit.errors import AccessError, NotFoundError
 
 
-def tls_only_policy(bucket: str) -> dict[str, Any]:
+def tls_only_policy(bucket: str, partition: str = "aws") -> dict[str, Any]:
     """The bucket policy that refuses every request without TLS."""
-    arn = f"arn:aws:s3:::{bucket}"
+    arn = f"arn:{partition}:s3:::{bucket}"
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -98,4 +98,4 @@ def harden(aws: Aws, bucket: str) -> None:
             "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}, "BucketKeyEnabled": True}]
         },
     )
-    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(tls_only_policy(bucket)))
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(tls_only_policy(bucket, aws.partition)))

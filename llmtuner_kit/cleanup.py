@@ -10,6 +10,7 @@ from typing import Any
 
 from llmtuner_kit import costs, endpoints, runs, training
 from llmtuner_kit.dataset import processing
+from llmtuner_kit.errors import AccessError
 from llmtuner_kit.settings import CleanupSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -105,5 +106,11 @@ def _delete_prefix(workspace: Workspace, prefix: str, *, really: bool) -> tuple[
         size += sum(item["Size"] for item in items)
         if really and items:
             keys = [{"Key": item["Key"]} for item in items]
-            client.delete_objects(Bucket=workspace.bucket, Delete={"Objects": keys, "Quiet": True})
+            answer = client.delete_objects(Bucket=workspace.bucket, Delete={"Objects": keys, "Quiet": True})
+            if refused := answer.get("Errors"):  # S3 answers 200 and says here what it has kept
+                raise AccessError(
+                    f"{len(refused)} of {len(keys)} objects below {prefix} could not be deleted: "
+                    f"{refused[0].get('Key')}: {refused[0].get('Message') or refused[0].get('Code')}",
+                    fix="put right what it names and run 08_cleanup again",
+                )
     return count, size

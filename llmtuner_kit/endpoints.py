@@ -23,6 +23,7 @@ from llmtuner_kit import (
     costs,
     endpoint_quotes,
     images,
+    logs,
     paths,
     runs,
     training,
@@ -30,7 +31,7 @@ from llmtuner_kit import (
 )
 from llmtuner_kit.autoscaling import follow_load, scaling_target
 from llmtuner_kit.aws import ClientError, error_message, is_error
-from llmtuner_kit.errors import ConflictError, JobFailedError, NotFoundError, SettingsError
+from llmtuner_kit.errors import AccessError, ConflictError, JobFailedError, NotFoundError, SettingsError
 from llmtuner_kit.hosting import VARIANT, endpoint_config_request, model_request
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
@@ -237,6 +238,8 @@ def _instance_type(workspace: Workspace, config_name: str) -> str:
         if is_error(error, "ValidationException"):
             return ""  # deleted under a living endpoint, which AWS allows
         raise
+    except AccessError:
+        return ""  # where a policy goes by tags, AWS says this of what is gone
     return str(config["ProductionVariants"][0].get("InstanceType", ""))
 
 
@@ -266,7 +269,7 @@ def watch(
             break
         sleep(poll_seconds)
     if current.status == "Failed":
-        lines = log_lines(workspace, endpoint_name, 12)
+        lines = _last_lines(workspace, endpoint_name)
         trouble = troubles.recognise(current.failure_reason, lines)
         tail = "\n".join(f"  | {line}" for line in lines)
         raise JobFailedError(
@@ -276,23 +279,12 @@ def watch(
         )
 
 
-def log_lines(workspace: Workspace, endpoint_name: str, limit: int) -> list[str]:
-    """The last log lines of an endpoint's containers, oldest first."""
-    client = workspace.aws.client("logs")
-    group = f"{LOG_GROUP}/{endpoint_name}"
+def _last_lines(workspace: Workspace, endpoint_name: str) -> list[str]:
+    """What the containers said last; nothing where the user's policy does not reach an endpoint that was named by hand."""
     try:
-        streams = client.describe_log_streams(logGroupName=group)["logStreams"]
-    except ClientError as error:
-        if is_error(error, "ResourceNotFoundException"):
-            return []
-        raise
-    events: list[dict[str, Any]] = []
-    for stream in streams:
-        answer = client.get_log_events(
-            logGroupName=group, logStreamName=stream["logStreamName"], limit=limit, startFromHead=False
-        )
-        events += answer["events"]
-    return [item["message"] for item in sorted(events, key=lambda item: item["timestamp"])][-limit:]
+        return logs.last_lines(workspace, f"{LOG_GROUP}/{endpoint_name}", 12)
+    except AccessError:
+        return []
 
 
 def scale(workspace: Workspace, endpoint_name: str, instances: int) -> None:
@@ -381,4 +373,6 @@ def _gone(call: Callable[..., Any], **names: str) -> bool:
         if is_error(error, "ValidationException", "ObjectNotFoundException", "UnknownOperationException"):
             return False
         raise
+    except AccessError:
+        return False  # where a policy goes by tags, AWS says this of what is gone
     return True

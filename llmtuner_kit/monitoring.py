@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from llmtuner_kit import costs, training, troubles
-from llmtuner_kit.aws import ClientError, is_error
+from llmtuner_kit import costs, logs, training, troubles
 from llmtuner_kit.errors import JobFailedError
 from llmtuner_kit.settings import MonitorSettings
 from llmtuner_kit.workspace import Workspace
@@ -117,7 +116,8 @@ def snapshot(
 ) -> Snapshot:
     """Look at a job once. With the previous snapshot only new log lines are fetched."""
     job = training.require_own_job(workspace, job_name)  # status first: the log is complete when it is terminal
-    lines, tokens = _new_lines(workspace, job_name, previous.tokens if previous else {})
+    tokens = dict(previous.tokens) if previous else {}
+    lines = [_told(line, job_name) for line in logs.new_lines(workspace, LOG_GROUP, f"{job_name}/", tokens)]
     metrics = {name: list(points) for name, points in previous.metrics.items()} if previous else {}
     found = _points(lines, metrics)
     eta, eta_at = (found["eta_seconds"], now()) if "eta_seconds" in found else (None, 0.0)
@@ -167,34 +167,10 @@ def _transition(item: dict[str, Any]) -> Transition:
     return Transition(item["Status"], item.get("StatusMessage", ""), item["StartTime"].astimezone(UTC), ended)
 
 
-def _new_lines(workspace: Workspace, job_name: str, tokens: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Log lines of every stream of the job since the given tokens, and the tokens to go on from."""
-    client = workspace.aws.client("logs")
-    tokens = dict(tokens)
-    try:
-        pages = client.get_paginator("describe_log_streams").paginate(
-            logGroupName=LOG_GROUP, logStreamNamePrefix=f"{job_name}/"
-        )
-        streams = sorted(item["logStreamName"] for page in pages for item in page["logStreams"])
-    except ClientError as error:
-        if is_error(error, "ResourceNotFoundException"):
-            return [], tokens
-        raise
-    lines: list[str] = []
-    for stream in streams:
-        # The first host tells the story; the others say who they are.
-        prefix = "" if stream.startswith(f"{job_name}/algo-1-") else f"[{stream.split('/')[-1].rsplit('-', 1)[0]}] "
-        while True:
-            arguments = {"nextToken": tokens[stream]} if stream in tokens else {}
-            answer = client.get_log_events(
-                logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **arguments
-            )
-            lines += [prefix + item["message"] for item in answer["events"]]
-            ended = answer["nextForwardToken"] == tokens.get(stream)
-            tokens[stream] = answer["nextForwardToken"]
-            if ended or not answer["events"]:
-                break
-    return lines, tokens
+def _told(line: tuple[str, str], job_name: str) -> str:
+    """A line as it is shown: the first host tells the story, the others say who they are."""
+    stream, text = line
+    return text if stream.startswith(f"{job_name}/algo-1-") else f"[{stream.split('/')[-1].rsplit('-', 1)[0]}] {text}"
 
 
 def _points(lines: list[str], metrics: dict[str, list[tuple[float, float]]]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def _bucket(workspace: Workspace) -> Finding:
 
 def _role(workspace: Workspace) -> Finding:
     try:
-        return Finding("role", "ok", access.execution_role(workspace.aws))
+        return Finding("role", "ok", access.execution_role(workspace.aws, user_id=workspace.user_id))
     except KitError as error:
         return Finding("role", "problem", error.problem, error.fix)
 

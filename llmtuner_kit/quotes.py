@@ -26,6 +26,8 @@ PACK_RATE = (25e6, 100e6)
 # SageMaker kills a stopping job after this time; what lies in /opt/ml/model then is packed and uploaded, billed too.
 KILL_SECONDS = 120
 LONGEST_SECONDS = 28 * 86400
+# What every account has before it asks for more: the quota "Longest run time for a training job".
+_USUAL_LONGEST_SECONDS = 5 * 86400
 # A job without budget and limit of its own may take this many times its quote before it is stopped.
 _PATIENCE = 4
 # The trainer looks at the validation rows about ten times; a forward pass costs half of a training token.
@@ -250,11 +252,12 @@ def _notes(model: BaseModel, settings: TrainSettings, money: costs.Money, fits: 
 def runtime_limit(settings: TrainSettings, seconds: tuple[float, float], region: str, save_seconds: int) -> int:
     """MaxRuntimeInSeconds: what was asked for, what the budget buys less the time to save, or four times the quote.
 
+    A budget alone asks for no more than an account's usual quota, and for a longer quote as much as that.
+
     Raises BudgetError when the budget does not even buy a minute of work.
     """
-    limits = []
-    if settings.max_runtime_minutes:
-        limits.append(settings.max_runtime_minutes * 60)
+    asked = settings.max_runtime_minutes * 60
+    limits = [asked] if asked else []
     rate = costs.hourly(settings.instance_type, region, settings.instance_count, "training")
     if settings.budget_usd and rate:
         bought = settings.budget_usd / rate * 3600
@@ -268,6 +271,8 @@ def runtime_limit(settings: TrainSettings, seconds: tuple[float, float], region:
         limits.append(int(bought - save_seconds))
     if not limits:
         limits.append(max(3600, int(seconds[1] * _PATIENCE)))
+    if not asked:
+        limits.append(max(_USUAL_LONGEST_SECONDS, math.ceil(seconds[1])))
     return min(*limits, LONGEST_SECONDS)
 
 

@@ -206,14 +206,13 @@ class TrainSettings(RunSettings):
         "ml.g5.xlarge", description="SageMaker instance type", json_schema_extra={"choices": "training_instances"}
     )
     instance_count: int = Field(1, ge=1, le=16, description="number of instances")
-    volume_gb: int = Field(0, ge=0, le=16384, description="disk of the instance in GB; 0: from the model's size")
     spot: bool = Field(False, description="managed spot: cheaper, may be interrupted, resumes from its checkpoint")
     max_runtime_minutes: int = Field(0, ge=0, le=40320, description="hard limit; 0: from the quote or the budget")
     budget_usd: float = Field(
         0.0, ge=0, description="most you will pay for this job in USD; needed where jobs are charged"
     )
     role_arn: str = Field("", description="execution role; empty: the account's role llmtuner-execution")
-    kms_key_id: str = Field("", description="KMS key for everything written; empty: the bucket's own encryption")
+    kms_key_id: str = Field("", description="KMS key of the model archive; empty: the bucket's own encryption")
 
     @field_validator("model_id")
     @classmethod
@@ -268,7 +267,9 @@ class DeploySettings(RunSettings):
         0.0, ge=0, description="most you will pay for its time to live in USD; needed where endpoints are charged"
     )
     role_arn: str = Field("", description="execution role; empty: the account's role llmtuner-execution")
-    kms_key_id: str = Field("", description="KMS key of the endpoint's disks; empty: none of your own")
+    kms_key_id: str = Field(
+        "", description="KMS key of the endpoint's volume; a GPU instance's own disks have their hardware's"
+    )
 
     @field_validator("instance_type")
     @classmethod

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ METRICS = (
     "grad_norm", "epoch", "step", "total_steps", "eta_seconds", "memory_gb", "base_loss", "base_perplexity",
     "test_loss", "perplexity",
 )  # fmt: skip
+VOLUME_GB = 30  # what SageMaker asks for where an instance has no disk of its own
+_SECRET = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:\S+")
 # Settings that travel to train.py under the same name.
 _PASSED = (
     "method", "epochs", "max_steps", "learning_rate", "lora_r", "lora_alpha", "lora_dropout", "max_length",
@@ -62,7 +64,6 @@ class Plan:
     model_uri: str
     channels: dict[str, str]
     dataset_sha256: str
-    volume_gb: int
     max_runtime_seconds: int
     run_name: str
     environment: dict[str, str]
@@ -160,7 +161,6 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
     asked = settings.model_dump(exclude={"run_name", "target", "region", "user_id", "bucket", "budget_usd", "role_arn"})
     inputs = [model.model_id, model.revision, code_sha, prepared["dataset_sha256"], asked]
     job_name = _job_name(workspace, run.name, model.model_id, inputs)
-    weights_gb = 2 * model.parameters / 1e9
     return Plan(
         job_name=job_name,
         settings=settings,
@@ -173,23 +173,28 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
         model_uri=model_uri,
         channels=channels,
         dataset_sha256=prepared["dataset_sha256"],
-        # Base model, merged model, archive, checkpoints: five times the weights, and room for the container.
-        volume_gb=settings.volume_gb or max(30, math.ceil(5 * weights_gb + 20)),
         max_runtime_seconds=made.max_runtime_seconds,
         run_name=run.name,
-        environment=_environment(model),
+        environment=_environment(model, workspace.user_id),
     )
 
 
-def _environment(model: catalog.BaseModel) -> dict[str, str]:
+def _environment(model: catalog.BaseModel, user_id: str) -> dict[str, str]:
     """A gated model needs a token; only the name of the secret that holds it may appear in a job description."""
     if model.embedded:
         return {"HF_HUB_OFFLINE": "1"}
     secret = os.environ.get("HF_TOKEN_SECRET_ARN", "")
+    how = (
+        f"store the token in AWS Secrets Manager under the name {access.SECRETS}{user_id}/hf-token, which the kit's roles "
+        "may read, and set HF_TOKEN_SECRET_ARN to the secret's ARN where this runs"
+    )
     if model.gated and not secret:
+        raise SettingsError(f"{model.title} is gated on the Hub: the job needs a token.", fix=how)
+    if secret and not _SECRET.fullmatch(secret):
         raise SettingsError(
-            f"{model.title} is gated on the Hub: the job needs a token.",
-            fix="store the token in AWS Secrets Manager and set HF_TOKEN_SECRET_ARN to the secret's ARN where this runs",
+            f"HF_TOKEN_SECRET_ARN is {secret!r}, which is no ARN of a secret.",
+            valid="arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME-SUFFIX",
+            fix=how,
         )
     return {"HF_TOKEN_SECRET_ARN": secret} if secret else {}
 
@@ -225,13 +230,8 @@ def training_job_request(plan: Plan) -> dict[str, Any]:
     """The CreateTrainingJob request of a plan. Pure."""
     settings = plan.settings
     output: dict[str, Any] = {"S3OutputPath": plan.user_paths.uri(plan.user_paths.models)}
-    resources: dict[str, Any] = {
-        "InstanceType": settings.instance_type,
-        "InstanceCount": settings.instance_count,
-        "VolumeSizeInGB": plan.volume_gb,
-    }
     if settings.kms_key_id:
-        output["KmsKeyId"] = resources["VolumeKmsKeyId"] = settings.kms_key_id
+        output["KmsKeyId"] = settings.kms_key_id
     stopping = {"MaxRuntimeInSeconds": plan.max_runtime_seconds}
     if settings.spot:
         # Spot may wait and start again: three times the work, within SageMaker's own limit.
@@ -252,7 +252,12 @@ def training_job_request(plan: Plan) -> dict[str, Any]:
         "Environment": plan.environment,
         "InputDataConfig": [_channel(name, uri) for name, uri in channels.items()],
         "OutputDataConfig": output,
-        "ResourceConfig": resources,
+        "ResourceConfig": {
+            "InstanceType": settings.instance_type,
+            "InstanceCount": settings.instance_count,
+            # The catalogue's instances bring disks of their own: SageMaker ignores the size and refuses a key for them.
+            "VolumeSizeInGB": VOLUME_GB,
+        },
         "StoppingCondition": stopping,
         "EnableManagedSpotTraining": settings.spot,
         "EnableInterContainerTrafficEncryption": settings.instance_count > 1,

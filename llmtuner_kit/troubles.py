@@ -85,7 +85,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         "disk",
         r"No space left on device",
-        "set a larger volume_gb",
+        "choose an instance_type of a larger size: its disk comes with it",
     ),
     (
         "platform",

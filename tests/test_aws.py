@@ -92,6 +92,25 @@ def test_aws_target_is_plain_boto3_and_charged(monkeypatch: pytest.MonkeyPatch) 
     assert connection.client("s3").meta.region_name == "eu-west-1"
 
 
+@pytest.mark.parametrize(
+    ("region", "host", "partition"),
+    [
+        ("eu-west-1", "kept.s3.eu-west-1.amazonaws.com", "aws"),
+        ("cn-north-1", "kept.s3.cn-north-1.amazonaws.com.cn", "aws-cn"),
+        ("us-gov-west-1", "kept.s3.us-gov-west-1.amazonaws.com", "aws-us-gov"),
+    ],
+)
+def test_links_are_signed_for_the_buckets_own_region_in_the_way_kms_asks_for(
+    region: str, host: str, partition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    connection = aws.connect("aws", region)
+    link = connection.client("s3").generate_presigned_url("get_object", Params={"Bucket": "kept", "Key": "model"})
+    assert link.startswith(f"https://{host}/model?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
+    assert connection.partition == partition
+
+
 def test_unknown_profile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(SettingsError, match="nobody"):

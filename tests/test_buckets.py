@@ -35,3 +35,8 @@ def test_named_bucket_that_is_missing_is_not_created(workspace: Workspace) -> No
         buckets.ensure_bucket(workspace.aws, name, may_create=False)
     names = {item["Name"] for item in workspace.aws.client("s3").list_buckets()["Buckets"]}
     assert name not in names
+
+
+def test_the_policy_of_a_bucket_in_china_names_its_own_partition() -> None:
+    (statement,) = buckets.tls_only_policy("kept", "aws-cn")["Statement"]
+    assert statement["Resource"] == ["arn:aws-cn:s3:::kept", "arn:aws-cn:s3:::kept/*"]

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from llmtuner_kit import preflight
+from llmtuner_kit.aws import ClientError
 from llmtuner_kit.errors import AccessError
 from llmtuner_kit.workspace import Workspace
 
@@ -49,3 +50,15 @@ def test_an_account_that_may_not_ask_is_told_what_to_look_for() -> None:
     (found,) = preflight._quotas(account(AccessError("not allowed")), "ml.g5.xlarge")
     assert found.level == "warning"
     assert all(name in found.fix for name in (TRAINING, ENDPOINT, PROCESSING))
+
+
+def test_the_users_own_role_is_as_good_as_the_shared_one() -> None:
+    def get_role(RoleName: str) -> dict[str, Any]:  # noqa: N803
+        if RoleName != "llmtuner-execution-ada":
+            raise ClientError({"Error": {"Code": "NoSuchEntity"}}, "GetRole")
+        return {"Role": {"Arn": f"arn:aws:iam::123456789012:role/{RoleName}"}}
+
+    aws = SimpleNamespace(account_id="123456789012", client=lambda _: SimpleNamespace(get_role=get_role))
+    found = preflight._role(cast(Workspace, SimpleNamespace(aws=aws, user_id="ada")))
+    assert (found.level, found.text) == ("ok", "arn:aws:iam::123456789012:role/llmtuner-execution-ada")
+    assert preflight._role(cast(Workspace, SimpleNamespace(aws=aws, user_id="bob"))).level == "problem"

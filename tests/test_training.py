@@ -5,19 +5,26 @@ from __future__ import annotations
 import ast
 import json
 import re
-from datetime import timedelta
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import botocore.session
 import pytest
 from botocore.validate import ParamValidator
+from iam import enforced
 
 from llmtuner_kit import (
+    access,
     archive_checks,
+    cleanup,
     dataset,
     endpoints,
     evaluation,
+    inference,
     monitoring,
+    receipts,
     runs,
     settings,
     start,
@@ -52,6 +59,15 @@ def ready(workspace: Workspace, tmp_path: Path) -> Workspace:
     uploads.upload(workspace, settings.UploadSettings(**common, source=str(file)))
     dataset.prepare(workspace, settings.PrepareSettings(**common))
     return workspace
+
+
+@pytest.fixture
+def asked(workspace: Workspace) -> Iterator[set[str]]:
+    """From here on the user may do what the user's policy allows, as on AWS; gives the actions that were asked for."""
+    access.create_execution_role(workspace.aws, workspace.bucket, workspace.user_id)
+    policy = access.user_policy(workspace.bucket, workspace.user_id, workspace.aws.account_id, workspace.aws.region)
+    with enforced(policy) as found:
+        yield found
 
 
 def wanted(workspace: Workspace, **changes: object) -> TrainSettings:
@@ -107,7 +123,7 @@ def test_hyperparameters_are_those_of_the_container(ready: Workspace) -> None:
 
 
 def test_job_is_started_once_found_again_and_its_results_are_there(
-    ready: Workspace, monkeypatch: pytest.MonkeyPatch
+    asked: set[str], ready: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = training.start(ready, wanted(ready))
     assert not first.reused
@@ -135,12 +151,33 @@ def test_job_is_started_once_found_again_and_its_results_are_there(
     manifest = archive_checks.require_checked(fresh, job, head)
     monkeypatch.setattr(archive_checks, "_MARGIN", timedelta(days=-1))  # as if it had been touched since
     assert archive_checks.require_checked(fresh, job, head) == manifest
+    deployed_and_deleted(fresh)
+    asked.clear()
     key = fresh.paths.model_archive(first.job_name)
     fresh.aws.client("s3").put_object(Bucket=fresh.bucket, Key=key, Body=b"another archive")
     with pytest.raises(IntegrityError, match="damaged"):
         endpoints.deploy(fresh, settings.DeploySettings(run_name="sums", user_id=ready.user_id))
-    models = fresh.aws.client("sagemaker").list_models(NameContains=first.job_name[:30])["Models"]
-    assert models == []
+    assert "sagemaker:DescribeTrainingJob" in asked
+    assert "sagemaker:CreateModel" not in asked
+
+
+def deployed_and_deleted(workspace: Workspace) -> None:
+    """An endpoint named by hand and scaled by its load, from its creation to the receipt."""
+    common = {"run_name": "sums", "user_id": workspace.user_id}
+    name = f"by-hand-{uuid.uuid4().hex[:8]}"
+    made = endpoints.deploy(workspace, settings.DeploySettings(**common, endpoint_name=name, max_instances=2))
+    assert made.autoscaling.startswith("1 to 2 instances")
+    *_, last = endpoints.watch(workspace, name, poll_seconds=0.2)
+    assert last.ready
+    assert inference.invoke(
+        workspace, inference.deployed(workspace, "sums"), "What is 2 plus 2?", max_new_tokens=4
+    ).text
+    assert [item.endpoint_name for item in endpoints.list_own(workspace)] == [name]
+    assert endpoints.extend(workspace, name, 60) > datetime.now(UTC)
+    gone = cleanup.clean_up(workspace, settings.CleanupSettings(**common)).removed
+    assert gone[:2] == ("scaling target", f"endpoint {name}")
+    (endpoint,) = [line for line in receipts.receipt(workspace, "sums").lines if line.what.startswith("endpoint")]
+    assert endpoint.seconds > 0
 
 
 def test_other_settings_are_another_job(ready: Workspace) -> None:
@@ -152,7 +189,7 @@ def test_other_settings_are_another_job(ready: Workspace) -> None:
     assert len(names) == 3
 
 
-def test_failed_job_raises_the_reason_from_inside_the_container(ready: Workspace) -> None:
+def test_failed_job_raises_the_reason_from_inside_the_container(asked: set[str], ready: Workspace) -> None:
     training.start(ready, wanted(ready, max_length=4))
     last = ended(ready)
     assert last.status == "Failed"
@@ -161,13 +198,15 @@ def test_failed_job_raises_the_reason_from_inside_the_container(ready: Workspace
     assert last.failure_reason.split("\n")[0] in caught.value.problem
     assert "Last log lines" in caught.value.problem
     assert caught.value.fix
+    assert "logs:GetLogEvents" in asked
 
 
-def test_stopped_job_is_an_outcome_not_an_error(ready: Workspace) -> None:
+def test_stopped_job_is_an_outcome_not_an_error(asked: set[str], ready: Workspace) -> None:
     training.start(ready, wanted(ready, max_steps=100_000))
     last = ended(ready, stop=True)
     assert last.status == "Stopped"
     assert monitoring.raise_for_status(last) is last
+    assert {"s3:ListBucketMultipartUploads", "sagemaker:StopTrainingJob"} <= asked
 
 
 def test_model_that_does_not_fit_names_the_instance_that_does(ready: Workspace) -> None:
@@ -176,9 +215,25 @@ def test_model_that_does_not_fit_names_the_instance_that_does(ready: Workspace) 
     assert caught.value.fix
 
 
-def test_gated_model_asks_for_a_secret_before_anything_is_spent(ready: Workspace) -> None:
-    with pytest.raises(SettingsError, match="gated on the Hub"):
-        training.start(ready, wanted(ready, model_id="llama-2-7b", method="qlora", instance_type="ml.g5.2xlarge"))
+def test_gated_model_asks_for_a_secret_before_anything_is_spent(
+    ready: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = wanted(ready, model_id="llama-2-7b", method="qlora", instance_type="ml.g5.2xlarge")
+    with pytest.raises(SettingsError, match="gated on the Hub") as caught:
+        training.start(ready, asked)
+    name = f"llmtuner/{ready.user_id}/hf-token"
+    assert name in caught.value.fix
+    monkeypatch.setenv("HF_TOKEN_SECRET_ARN", name)
+    with pytest.raises(SettingsError, match="which is no ARN of a secret"):
+        training.start(ready, asked)
+
+
+def test_a_key_is_given_for_the_archive_and_none_for_disks_that_hardware_encrypts(ready: Workspace) -> None:
+    asked = wanted(ready, kms_key_id="alias/mine")
+    plan = training.make_plan(ready, asked, runs.open_run(ready, "sums"), training.quote(ready, asked))
+    request = training.training_job_request(plan)
+    assert request["OutputDataConfig"]["KmsKeyId"] == "alias/mine"
+    assert "VolumeKmsKeyId" not in request["ResourceConfig"]
 
 
 def test_job_of_another_user_is_out_of_reach(ready: Workspace) -> None:

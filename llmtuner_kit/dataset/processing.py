@@ -12,14 +12,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import llmtuner_kit
-from llmtuner_kit import access, costs, images, job_code, paths, staging
+from llmtuner_kit import access, costs, images, job_code, logs, paths, staging
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import quotes, versions
@@ -286,7 +285,7 @@ def _wait(workspace: Workspace, job_name: str, progress: Watch) -> None:
     while True:
         job = described(workspace, job_name)
         assert job is not None, job_name
-        for line in _new_lines(workspace, job_name, tokens):
+        for _, line in logs.new_lines(workspace, LOG_GROUP, f"{job_name}/", tokens):
             told = line.split(" ", 3)
             if len(told) == 4 and told[0] == PROGRESS and told[1].isdigit() and told[2].isdigit():
                 progress(told[3], int(told[1]), int(told[2]), _meter(workspace, job))
@@ -302,23 +301,3 @@ def _wait(workspace: Workspace, job_name: str, progress: Watch) -> None:
                 else "run the cell again; raise max_runtime_minutes when it was stopped by its limit",
             )
         time.sleep(_POLL_SECONDS if workspace.aws.charged else _POLL_SECONDS / 4)
-
-
-def _new_lines(workspace: Workspace, job_name: str, tokens: dict[str, str]) -> Iterator[str]:
-    """Log lines of the job since the given tokens, which are brought forward."""
-    client = workspace.aws.client("logs")
-    try:
-        found = client.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{job_name}/")
-    except ClientError as error:
-        if is_error(error, "ResourceNotFoundException"):
-            return
-        raise
-    for stream in (item["logStreamName"] for item in found["logStreams"]):
-        while True:
-            since = {"nextToken": tokens[stream]} if stream in tokens else {}
-            answer = client.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **since)
-            yield from (item["message"] for item in answer["events"])
-            ended = answer["nextForwardToken"] == tokens.get(stream)
-            tokens[stream] = answer["nextForwardToken"]
-            if ended or not answer["events"]:
-                break

@@ -44,7 +44,8 @@ def show(target: str, region: str, user_id: str, bucket: str, *, as_json: bool) 
     from llmtuner_kit import access as policies
 
     found = _workspace(target, region, user_id, bucket)
-    policy = policies.user_policy(found.bucket, found.user_id, found.aws.account_id, found.aws.region)
+    aws = found.aws
+    policy = policies.user_policy(found.bucket, found.user_id, aws.account_id, aws.region, aws.partition)
     click.echo(json.dumps(policy, indent=2) if as_json else "\n".join(policies.sentences(policy)))
 
 

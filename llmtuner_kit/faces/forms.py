@@ -26,7 +26,7 @@ from llmtuner_kit.settings import RunSettings
 
 _LABELS = {
     "user_id": "User", "model_id": "Base model", "lora_r": "LoRA rank", "lora_alpha": "LoRA alpha",
-    "lora_dropout": "LoRA dropout", "budget_usd": "Budget in USD", "volume_gb": "Disk in GB", "role_arn": "Role ARN",
+    "lora_dropout": "LoRA dropout", "budget_usd": "Budget in USD", "role_arn": "Role ARN",
     "kms_key_id": "KMS key", "top_p": "Top p", "max_length": "Longest row in tokens",
 }  # fmt: skip
 _LABEL_STYLE = {"description_width": "13em"}

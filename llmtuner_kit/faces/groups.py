@@ -23,7 +23,7 @@ _GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "evaluation_samples",
         ),
         "Machine, limits and access": (
-            "instance_count", "volume_gb", "spot", "max_runtime_minutes", "role_arn", "kms_key_id",
+            "instance_count", "spot", "max_runtime_minutes", "role_arn", "kms_key_id",
         ),
     },
     "deploy": {

@@ -13,6 +13,10 @@ _ACCELERATORS = {
     "p3": {8: 4, 16: 8}, "p4d": {24: 8}, "p4de": {24: 8}, "p5": {48: 8},
     "inf1": {6: 4, 24: 16}, "inf2": {24: 6, 48: 12}, "trn1": {32: 16},
 }  # fmt: skip
+# Families with NVMe disks of their own, besides those with a `d` after their generation.
+_OWN_DISKS = re.compile(
+    r"ml\.(g4dn|g5|g6|gr6|g6e|p3dn|p4d|p4de|p5|p5e|p5en|p6-\w+|trn1|trn1n|trn2|[a-z]+\d[a-z]*d[a-z]*)\..+"
+)
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,8 @@ def resources_of(instance_type: str) -> Resources:
     memory = cpus * _MEMORY_GIB_PER_CPU.get(kind, 4.0) * 1024
     devices = _ACCELERATORS.get(family)
     return Resources(cpus, memory, 0.0 if devices is None else float(devices.get(times, 1)))
+
+
+def has_own_disks(instance_type: str) -> bool:
+    """Whether an instance keeps its data on NVMe disks of its own instead of a volume."""
+    return _OWN_DISKS.fullmatch(instance_type) is not None

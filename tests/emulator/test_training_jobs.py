@@ -240,6 +240,17 @@ def test_names_are_unique_until_deleted(emulator: Cloud) -> None:
             "Value 'local' at 'resourceConfig.instanceType' failed to satisfy constraint: Member must satisfy enum",
         ),
         (
+            {
+                "ResourceConfig": {
+                    "InstanceType": "ml.g5.xlarge",
+                    "InstanceCount": 1,
+                    "VolumeSizeInGB": 1,
+                    "VolumeKmsKeyId": "alias/mine",
+                }
+            },
+            "KMS key is not supported for NVMe instance storage",
+        ),
+        (
             {"HyperParameters": {"k": "v" * 2501}},
             "at 'hyperParameters' failed to satisfy constraint: Map value must satisfy constraint: \\[Member must have length",
         ),

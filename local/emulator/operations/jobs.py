@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtuner_local.emulator import supervisors
+from llmtuner_local.emulator import instances, supervisors
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import ServiceError, not_found, validation
 from llmtuner_local.emulator.operations import tags
@@ -62,6 +62,12 @@ def check_objects(context: Context, uri: str, role: str, *, whole_names: bool = 
         f"selected region ({context.region}), that objects exist under that S3 prefix, and that the role "
         f'"{role}" has "s3:ListBucket" permissions on bucket "{bucket}".{reason}'
     )
+
+
+def check_volume(instance_type: str, config: dict[str, Any]) -> None:
+    """Disks that come with an instance are encrypted by its hardware: no key can be given for them."""
+    if "VolumeKmsKeyId" in config and instances.has_own_disks(instance_type):
+        raise validation("KMS key is not supported for NVMe instance storage.")
 
 
 def required(path: str) -> ServiceError:

@@ -82,6 +82,7 @@ def _check(context: Context, params: dict[str, Any]) -> None:
         raise jobs.required("processingResources.clusterConfig")
     if "InstanceType" not in cluster:
         raise jobs.required("processingResources.clusterConfig.instanceType")
+    jobs.check_volume(cluster["InstanceType"], cluster)
     count = cluster.get("InstanceCount", 1)
     if not 1 <= count <= hosts.MOST:
         raise validation(f"The local emulator runs 1 to {hosts.MOST} instances in a job; {count} were asked for.")

@@ -49,6 +49,8 @@ def _resources(resources: dict[str, Any], *, spot: bool) -> None:
     names = [item["InstanceGroupName"] for item in groups or []]
     if len(set(names)) != len(names):
         raise validation("Instance group names must be unique within a training job.")
+    for item in groups or [resources]:
+        jobs.check_volume(item["InstanceType"], resources)
     count = sum(item["InstanceCount"] for item in groups or [resources])
     if not 1 <= count <= hosts.MOST:
         raise validation(f"The local emulator runs 1 to {hosts.MOST} instances in a job; {count} were asked for.")
