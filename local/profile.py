@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llmtuner_local.home import ACCOUNT_ID, REGION, ROLE_NAME, write_atomic
 
@@ -14,6 +15,7 @@ NAME = "llmtuner-local"
 ACCESS_KEY = "test"
 SECRET_KEY = "test"  # noqa: S105 - LocalStack's well-known dummy
 ROLE_ARN = f"arn:aws:iam::{ACCOUNT_ID}:role/{ROLE_NAME}"
+FILES = ("config", "credentials", "env", "sagemaker-sdk.yaml")
 BUCKET = f"llmtuner-{ACCOUNT_ID}-{REGION}"
 
 
@@ -36,6 +38,21 @@ def service_urls(localstack_url: str, sagemaker_url: str) -> dict[str, str]:
     for name in ("sagemaker", "sagemaker_runtime", "application_auto_scaling"):
         urls[name] = sagemaker_url
     return urls
+
+
+def keep(home: Path, state: dict[str, Any]) -> None:
+    """Write the files when one is missing, older than this module, or for other addresses than `state` has now.
+
+    Every `up` asks: what is as it should be costs no import of boto3, which localstack-client brings.
+    """
+    addresses = [state["localstack_url"], state["sagemaker_url"]]
+    try:
+        oldest = min((home / "aws" / name).stat().st_mtime for name in FILES)
+    except FileNotFoundError:
+        oldest = 0.0
+    if state.get("profile_for") != addresses or oldest < Path(__file__).stat().st_mtime:
+        write(home, *addresses)
+        state["profile_for"] = addresses
 
 
 def write(home: Path, localstack_url: str, sagemaker_url: str) -> None:

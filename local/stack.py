@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner_local import profile, servers
-from llmtuner_local.emulator.containers import docker
 from llmtuner_local.emulator.containers.process import MARK, check_forced_mode
 from llmtuner_local.emulator.shim import trees
 from llmtuner_local.home import ACCOUNT_ID, REGION, LocalError, home_folder, locked, read_json
@@ -36,7 +35,7 @@ def up() -> dict[str, Any]:
         state = _state(home)
         servers.start_localstack(home, state)
         servers.start_emulator(home, state)
-        profile.write(home, state["localstack_url"], state["sagemaker_url"])
+        profile.keep(home, state)
         # Our own LocalStack keeps its roles; one that is only used may have been started anew.
         served_by = state["localstack_url"] if servers.given_localstack() else "own"
         if state.get("bootstrapped") != served_by:
@@ -71,6 +70,8 @@ def down() -> list[str]:
 
 def _down(home: Path) -> list[str]:
     """The emulator first, which would replace instances that end; LocalStack last, to which they send their logs."""
+    from llmtuner_local.emulator.containers import docker
+
     stopped = _stop(servers.emulator_pid(home), 10.0, "emulator")
     for pattern, what in _SUPERVISED.items():
         stopped += _stop_supervisors(home, what, pattern)

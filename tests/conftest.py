@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from llmtuner_kit import aws as aws_module
 from llmtuner_kit.settings import StartSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
@@ -23,16 +22,35 @@ RunCloud = Callable[..., AbstractContextManager[Path]]
 _KEEP = ("AWS_CA_BUNDLE",)
 
 
+# Tests that share what is dear to make (the one Docker engine, the finished training jobs), by how their names begin.
+_TOGETHER = {
+    "docker": ("tests/docker/",),
+    "finished jobs": (
+        "tests/train_src/test_adapter_component.py",
+        "tests/train_src/test_archive.py",
+        "tests/train_src/test_inference_toolkit.py",
+        "tests/train_src/test_serve.py",
+        "tests/train_src/test_train.py::test_a_job_learns_and_says_how_much",
+    ),
+}
+
+
 class _OneByOne(LoadScopeScheduling):
-    """Each test goes to the worker that is free, but those of the one Docker engine all to one worker."""
+    """Each test goes to the worker that is free, but those that belong together all to one worker, and first."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "docker" if nodeid.startswith("tests/docker/") else nodeid
+        return next((name for name, starts in _TOGETHER.items() if nodeid.startswith(starts)), nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Instead of `--dist loadgroup`, which pytest-xdist 3.8 takes from names that pytest 9.2 keeps elsewhere."""
     return _OneByOne(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Several workers begin with the slow tests, so that none of them is at one alone while the others have ended."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +65,6 @@ def _fresh_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMTUNER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LLMTUNER_LOCALSTACK_PORT", "0")
     monkeypatch.setenv("LLMTUNER_SAGEMAKER_PORT", "0")
-    aws_module.forget_connections()
 
 
 def run_local(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
@@ -96,9 +113,8 @@ def cloud_home(run_cloud: RunCloud) -> Iterator[Path]:
 
 @pytest.fixture
 def cloud(cloud_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The session's local cloud as this test's LLMTUNER_HOME."""
+    """The session's local cloud as this test's LLMTUNER_HOME; the kit keeps one connection for each home."""
     monkeypatch.setenv("LLMTUNER_HOME", str(cloud_home))
-    aws_module.forget_connections()
     return cloud_home
 
 

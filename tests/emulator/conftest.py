@@ -110,14 +110,15 @@ class Cloud:
 
     @staticmethod
     def until(look: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 90) -> Any:
-        """Look until it is good; the services offer no event to wait for."""
-        deadline = time.monotonic() + seconds
+        """Look until it is good; the services offer no event to wait for. The longer it takes, the rarer the looks."""
+        began = time.monotonic()
         while True:
             found = look()
             if good(found):
                 return found
-            assert time.monotonic() < deadline, f"not in {seconds} s: {found}"
-            time.sleep(0.05)
+            waited = time.monotonic() - began
+            assert waited < seconds, f"not in {seconds} s: {found}"
+            time.sleep(min(0.5, 0.05 + waited / 20))
 
 
 def channel(name: str, uri: str, **more: Any) -> dict[str, Any]:

@@ -158,7 +158,6 @@ def ask(emulator: Cloud, name: str, body: bytes = b"{}", **more: Any) -> dict[st
 
 
 def remove(emulator: Cloud, name: str) -> None:
+    """Delete an endpoint, and wait until it is gone."""
     emulator.sagemaker.delete_endpoint(EndpointName=name)
-    emulator.sagemaker.get_waiter("endpoint_deleted").wait(
-        EndpointName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
-    )
+    emulator.until(lambda: emulator.sagemaker.list_endpoints(NameContains=name)["Endpoints"], lambda found: not found)

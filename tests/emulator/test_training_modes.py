@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from emulator.conftest import BUCKET, Cloud, archive, channel, clients
 
-from llmtuner_kit import aws as aws_module
 
 TWO = {"InstanceType": "ml.g5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 10}
 SOURCE = """
@@ -44,7 +43,6 @@ def mode(own_home: tuple[str, Path]) -> str:
 @pytest.fixture
 def emulator(own_home: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Cloud:
     monkeypatch.setenv("LLMTUNER_HOME", str(own_home[1]))
-    aws_module.forget_connections()
     return clients(own_home[1])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from llmtuner_local import servers
+from llmtuner_local import profile, servers
 from llmtuner_local.home import LocalError
 
 
@@ -214,6 +214,25 @@ def test_env_lines_are_for_a_shell(local: Local) -> None:
     assert lines["AWS_ENDPOINT_URL_S3"].startswith("http://127.0.0.1:")
     assert Path(lines["SAGEMAKER_USER_CONFIG_OVERRIDE"]).exists()
     assert Path(lines["AWS_CONFIG_FILE"]).read_text().count("[profile ") == 2
+
+
+def test_up_writes_the_profile_anew_where_it_is_missing_or_for_other_addresses(tmp_path: Path) -> None:
+    state: dict[str, Any] = {"localstack_url": "http://127.0.0.1:1", "sagemaker_url": "http://127.0.0.1:2"}
+    folder = tmp_path / "aws"
+    profile.keep(tmp_path, state)
+    assert {item.name for item in folder.iterdir()} == set(profile.FILES)
+    (folder / "config").write_text("kept: nothing has changed")
+    profile.keep(tmp_path, state)
+    assert (folder / "config").read_text() == "kept: nothing has changed"
+    state["sagemaker_url"] = "http://127.0.0.1:3"
+    profile.keep(tmp_path, state)
+    assert "http://127.0.0.1:3/docker" in (folder / "config").read_text()
+    (folder / "credentials").unlink()
+    profile.keep(tmp_path, state)
+    os.utime(folder / "env", (1, 1))  # from before an upgrade of the kit
+    profile.keep(tmp_path, state)
+    assert (folder / "env").stat().st_mtime > 1
+    assert (folder / "credentials").exists()
 
 
 def test_reset_asks_first_and_then_forgets_everything(local: Local) -> None:

@@ -55,12 +55,14 @@ class Endpoint:
             except httpx.TransportError:
                 assert self.process.poll() is None, "the server ended"
             assert time.monotonic() < deadline
+            time.sleep(0.1)  # a server gives no other sign of being ready than its answer
 
     def wait_for(self, status: int, body: Any) -> httpx.Response:
         """Repeat a request until it is answered with this status."""
         deadline = time.monotonic() + 180
         while (answer := self.post(body)).status_code != status:
             assert time.monotonic() < deadline, answer.text
+            time.sleep(0.02)
         return answer
 
     def post(self, body: Any, path: str = "/invocations") -> httpx.Response:
@@ -282,6 +284,7 @@ def test_an_archive_that_fails_its_check_never_becomes_ready(finished: dict[str,
         deadline = time.monotonic() + 180
         while not (failure := server.wait(503).json()["failure"]):
             assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert "other prompt ids than in training" in failure
         assert server.post({"inputs": "Hello"}).status_code == 503
     finally:

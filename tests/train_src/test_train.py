@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,14 @@ import train
 import trainer
 
 SCRIPT = Path(train.__file__)
+# Method, sharding, activations recomputed, precision.
+TWO_PROCESSES = [
+    ("lora", "off", "off", "fp32"),
+    ("lora", "on", "on", "fp32"),
+    ("lora", "on", "off", "bf16"),
+    ("full", "on", "off", "fp32"),
+    ("full", "on", "on", "bf16"),
+]
 LINE = re.compile(r"^metric .*\btrain_loss=([-+0-9.eE]+)")
 
 
@@ -32,12 +41,29 @@ def start(base: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def start_two(base: Path) -> subprocess.Popen[str]:
-    """The job in two processes of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return start(base, LLMTUNER_PROCESSES="2", LLMTUNER_MASTER=f"127.0.0.1:{port}")
+def in_two_processes(bases: list[Path], **environment: str) -> list[str]:
+    """What each job prints; all run one after the other in the same two processes of this machine."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in bases]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        jobs = [(str(base), probe.getsockname()[1]) for base, probe in zip(bases, probes, strict=True)]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("processes_driver.py"))],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(SCRIPT.parent),
+            "OMP_NUM_THREADS": "1",
+            "JOBS": json.dumps(jobs),
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout.split("\njob ")[1:]
 
 
 def losses(text: str) -> dict[int, str]:
@@ -214,45 +240,38 @@ def test_a_stopped_job_of_any_method_goes_on_to_the_same_model(
     assert models[0] == models[1]
 
 
-@pytest.mark.parametrize(
-    ("method", "sharding", "recompute", "precision"),
-    [
-        ("lora", "off", "off", "fp32"),
-        ("lora", "on", "on", "fp32"),
-        ("lora", "on", "off", "bf16"),
-        ("full", "on", "off", "fp32"),
-        ("full", "on", "on", "bf16"),
-    ],
-)
-def test_two_processes_compute_what_one_computes(
-    make_job: JobMaker, method: str, sharding: str, recompute: str, precision: str
-) -> None:
-    settings = {"max_steps": 4, "save_steps": 2, "precision": precision, "method": method, "learning_rate": 0.005}
-    tolerance = 1e-4 if precision == "fp32" else 5e-3
-    one = make_job("one", gradient_checkpointing="off", **settings)
-    two = make_job("two", gradient_checkpointing=recompute, sharding=sharding, **settings)
-    with start(one) as job:
-        expected = losses(job.communicate()[0])
-    assert len(expected) == 4
-    with start_two(two) as job:
-        seen = read_until(job.stdout, "checkpoint step-00000002 saved")
-        job.send_signal(signal.SIGTERM)
-        seen += job.communicate()[0]
-    assert job.returncode == 0, seen
-    with start_two(two) as job:
-        text = job.communicate()[0]
-    assert job.returncode == 0, text
-    assert "resumed from checkpoint step-0000000" in text
-    assert ("weights spread over the processes" in text) == (sharding == "on")
-    assert ("activations recomputed" in text) == (recompute == "on")
-    found = {step: float(loss) for step, loss in losses(seen + text).items()}
-    assert found == {step: pytest.approx(float(loss), rel=tolerance) for step, loss in expected.items()}
-    # The archive was checked against the answers of the processes; its evaluation is theirs as well.
-    results = [json.loads((base / "output" / "data" / "evaluation.json").read_text()) for base in (one, two)]
-    assert results[1]["tuned"]["loss"] == pytest.approx(results[0]["tuned"]["loss"], rel=1e-3)
-    if precision == "fp32":
-        assert results[1]["samples"] == results[0]["samples"]
-    assert (two / "model" / "model.safetensors").stat().st_size == (one / "model" / "model.safetensors").stat().st_size
+@pytest.mark.slow
+def test_two_processes_compute_what_one_computes(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also when they are stopped half-way and two new ones go on."""
+    jobs, expected = {}, {}
+    for case in TWO_PROCESSES:
+        method, sharding, recompute, precision = case
+        settings = {"max_steps": 4, "save_steps": 2, "precision": precision, "method": method, "learning_rate": 0.005}
+        jobs[case] = make_job("-".join(case), gradient_checkpointing=recompute, sharding=sharding, **settings)
+        if (method, precision) not in expected:
+            base = make_job(f"one-{method}-{precision}", gradient_checkpointing="off", **settings)
+            assert run_job(base) == 0
+            expected[method, precision] = (losses(capfd.readouterr().out), base)
+    texts = zip(in_two_processes([*jobs.values()], STOP_AFTER="2"), in_two_processes([*jobs.values()]), strict=True)
+    for (case, two), (first, second) in zip(jobs.items(), texts, strict=True):
+        method, sharding, recompute, precision = case
+        whole, one = expected[method, precision]
+        assert "stop signal received" in first, case
+        assert "resumed from checkpoint step-00000002" in second, case
+        for text in (first, second):
+            assert ("weights spread over the processes" in text) == (sharding == "on"), case
+            assert ("activations recomputed" in text) == (recompute == "on"), case
+        found = {step: float(loss) for step, loss in losses(first + second).items()}
+        tolerance = 1e-4 if precision == "fp32" else 5e-3
+        assert set(found) == {1, 2, 3, 4}, case
+        assert found == {step: pytest.approx(float(loss), rel=tolerance) for step, loss in whole.items()}, case
+        # The archive was checked against the answers of the processes; its evaluation is theirs as well.
+        results = [json.loads((base / "output" / "data" / "evaluation.json").read_text()) for base in (one, two)]
+        assert results[1]["tuned"]["loss"] == pytest.approx(results[0]["tuned"]["loss"], rel=1e-3), case
+        if precision == "fp32":
+            assert results[1]["samples"] == results[0]["samples"], case
+        sizes = [(base / "model" / "model.safetensors").stat().st_size for base in (one, two)]
+        assert sizes[0] == sizes[1], case
 
 
 def test_a_half_written_checkpoint_is_passed_over(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
