@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from emulator.conftest import BUCKET, Cloud, archive, channel, clients
 
-
 TWO = {"InstanceType": "ml.g5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 10}
 SOURCE = """
 import json, os, pathlib, socket, sys
