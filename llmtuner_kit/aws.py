@@ -218,8 +218,8 @@ def translate(error: Exception, operation: str = "") -> KitError | None:
         return None
     code, message = error_code(error), error_message(error)
     if code in _DENIED:
-        if operation.startswith("Head"):
-            return None  # S3 answers HEAD with a bare 403 or 404; the caller knows what it was looking for
+        if operation == "HeadBucket":
+            return None  # who may not see the whole bucket may still see the own prefix: the caller knows
         return AccessError(
             f"{operation} was denied: {message}",
             fix="ask the account's owner for this permission; `llmtuner access show` prints the policy a user needs",

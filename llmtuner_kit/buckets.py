@@ -6,10 +6,11 @@ Encryption at rest on every object, all public access blocked, TLS only, ACLs of
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from llmtuner_kit.aws import Aws, ClientError, is_error
-from llmtuner_kit.errors import AccessError, NotFoundError
+from llmtuner_kit.errors import AccessError, NotFoundError, SettingsError
 
 
 def tls_only_policy(bucket: str, partition: str = "aws") -> dict[str, Any]:
@@ -35,11 +36,13 @@ def ensure_bucket(aws: Aws, bucket: str, *, may_create: bool, prefix: str = "") 
 
     A user of the kit may list nothing but the own `prefix`: where the whole bucket is denied, that is asked for.
 
-    Raises NotFoundError when it is missing and may not be created, AccessError when it belongs to another account.
+    Raises NotFoundError when it is missing and may not be created, AccessError when it belongs to another account,
+    SettingsError when it is in another region.
     """
     client = aws.client("s3")
     try:
-        client.head_bucket(Bucket=bucket, ExpectedBucketOwner=aws.account_id)
+        found = client.head_bucket(Bucket=bucket, ExpectedBucketOwner=aws.account_id)
+        _require_region(aws, bucket, found)
     except ClientError as error:
         if is_error(error, "404", "NoSuchBucket"):
             if not may_create:
@@ -51,6 +54,7 @@ def ensure_bucket(aws: Aws, bucket: str, *, may_create: bool, prefix: str = "") 
             return
         if is_error(error, "403"):
             if prefix and _may_list(aws, bucket, prefix):
+                _require_region(aws, bucket, error.response)
                 return
             raise AccessError(
                 f"Bucket {bucket!r} belongs to another account, or you may not see it.",
@@ -58,6 +62,16 @@ def ensure_bucket(aws: Aws, bucket: str, *, may_create: bool, prefix: str = "") 
                 fix="leave bucket empty to use the kit's own bucket",
             ) from None
         raise
+
+
+def _require_region(aws: Aws, bucket: str, answer: Mapping[str, Any]) -> None:
+    """S3 says with every answer about a bucket, a refusal too, where it is."""
+    where = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region", aws.region)
+    if where != aws.region:
+        raise SettingsError(
+            f"Bucket {bucket!r} is in {where}, and jobs in {aws.region} read buckets of their own region only.",
+            fix=f"set region to {where!r}, or use a bucket in {aws.region}",
+        )
 
 
 def _may_list(aws: Aws, bucket: str, prefix: str) -> bool:

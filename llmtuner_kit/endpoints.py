@@ -1,4 +1,4 @@
-"""Endpoints: deploy, watch, scale, expire, delete.
+"""Endpoints: deploy, watch, expire, delete.
 
 deploy(workspace, settings)          model + endpoint configuration + endpoint + autoscaling
 watch(workspace, name)               statuses until it serves or failed
@@ -32,7 +32,7 @@ from llmtuner_kit import (
 from llmtuner_kit.autoscaling import follow_load, scaling_target
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.errors import AccessError, ConflictError, JobFailedError, NotFoundError, SettingsError
-from llmtuner_kit.hosting import VARIANT, endpoint_config_request, model_request
+from llmtuner_kit.hosting import endpoint_config_request, model_request
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
 
@@ -285,29 +285,6 @@ def _last_lines(workspace: Workspace, endpoint_name: str) -> list[str]:
         return logs.last_lines(workspace, f"{LOG_GROUP}/{endpoint_name}", 12)
     except AccessError:
         return []
-
-
-def scale(workspace: Workspace, endpoint_name: str, instances: int) -> None:
-    """Set the number of instances now."""
-    if not 1 <= instances <= 64:
-        raise SettingsError(f"instances is {instances}.", valid="1 to 64")
-    status(workspace, endpoint_name)
-    workspace.aws.client("sagemaker").update_endpoint_weights_and_capacities(
-        EndpointName=endpoint_name,
-        DesiredWeightsAndCapacities=[{"VariantName": VARIANT, "DesiredInstanceCount": instances}],
-    )
-
-
-def extend(workspace: Workspace, endpoint_name: str, minutes: int) -> datetime:
-    """Let an endpoint live for some more minutes from now; returns when it ends."""
-    found = described(workspace, endpoint_name)
-    if found is None:
-        raise NotFoundError(f"There is no endpoint {endpoint_name!r}.")
-    status(workspace, endpoint_name)
-    expires = datetime.now(UTC) + timedelta(minutes=minutes)
-    tag = {"Key": EXPIRES_TAG, "Value": expires.isoformat(timespec="seconds")}
-    workspace.aws.client("sagemaker").add_tags(ResourceArn=found["EndpointArn"], Tags=[tag])
-    return expires
 
 
 def list_own(workspace: Workspace) -> list[EndpointStatus]:

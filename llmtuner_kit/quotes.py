@@ -84,11 +84,6 @@ class Quote:
     notes: tuple[str, ...]
 
     @property
-    def endpoint_per_month(self) -> float | None:
-        """USD for 730 hours of one instance."""
-        return None if self.endpoint_per_hour is None else self.endpoint_per_hour * costs.HOURS_PER_MONTH
-
-    @property
     def cheapest(self) -> str:
         """The instance type on which the job is cheapest; empty when it fits none."""
         return self.options[0].instance_type if self.options else ""

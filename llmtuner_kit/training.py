@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, catalog, costs, images, paths, runs, staging
+from llmtuner_kit import access, catalog, costs, images, job_names, paths, runs, staging
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.errors import BudgetError, ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, chosen_model, quote
@@ -159,10 +159,11 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
     for uri in channels.values():
         workspace.require_own(uri)
     asked = settings.model_dump(exclude={"run_name", "target", "region", "user_id", "bucket", "budget_usd", "role_arn"})
-    inputs = [model.model_id, model.revision, code_sha, prepared["dataset_sha256"], asked]
-    job_name = _job_name(workspace, run.name, model.model_id, inputs)
+    inputs = [workspace.user_id, [model.model_id, model.revision, code_sha, prepared["dataset_sha256"], asked]]
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
+    base = f"{run.name}-{model.model_id}"
     return Plan(
-        job_name=job_name,
+        job_name=job_names.of_inputs(base, digest, workspace.user_id, lambda name: job_status(workspace, name)),
         settings=settings,
         model=model,
         role_arn=access.execution_role(workspace.aws, settings.role_arn, workspace.user_id),
@@ -197,22 +198,6 @@ def _environment(model: catalog.BaseModel, user_id: str) -> dict[str, str]:
             fix=how,
         )
     return {"HF_TOKEN_SECRET_ARN": secret} if secret else {}
-
-
-def _job_name(workspace: Workspace, run_name: str, model_id: str, inputs: list[Any]) -> str:
-    """A name that follows from the inputs. A job of that name that failed or was stopped makes room for a next try."""
-    digest = hashlib.sha256(json.dumps([workspace.user_id, inputs], sort_keys=True).encode()).hexdigest()[:8]
-    base, mark = paths.slug(f"{run_name}-{model_id}"), access.user_mark(workspace.user_id)
-    for attempt in range(1, 100):
-        # The user's mark ends the name: a policy on log streams holds on to it.
-        tail = f"{digest}-{mark}" if attempt == 1 else f"{digest}-{attempt}-{mark}"
-        name = paths.check_name(paths.fit_name(base, tail), "job_name")
-        found = job_status(workspace, name)
-        if found not in ("Failed", "Stopped"):
-            return name
-    raise ConflictError(
-        f"99 jobs of the same inputs have failed or were stopped (last: {name}).", fix="look at their reasons"
-    )
 
 
 def job_status(workspace: Workspace, job_name: str) -> str:

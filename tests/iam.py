@@ -77,8 +77,9 @@ def enforced(policy: Mapping[str, Any]) -> Iterator[set[str]]:
                 service = client.meta.service_model.service_name
                 code = "403" if operation.startswith("Head") else "AccessDenied"
                 code = code if service in ("s3", "iam", "sts") else "AccessDeniedException"
-                message = f"{action} on {resource} with {keys}"
-                raise ClientError({"Error": {"Code": code, "Message": message}}, operation)
+                error = {"Code": code, "Message": f"{action} on {resource} with {keys}"}
+                answer = {"HTTPStatusCode": 403, "HTTPHeaders": {"x-amz-bucket-region": "us-east-1"}}
+                raise ClientError({"Error": error, "ResponseMetadata": answer}, operation)
         return _call(client, operation, params)
 
     with pytest.MonkeyPatch.context() as patch:

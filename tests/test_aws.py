@@ -58,6 +58,11 @@ def test_denied_names_the_operation_and_quota_names_the_limit() -> None:
     assert "'ml.g5.xlarge for training job usage'" in quota.fix
 
 
+def test_a_bare_refusal_of_an_object_is_said_and_of_a_bucket_left_to_the_caller() -> None:
+    assert isinstance(aws.translate(failure("403"), "HeadObject"), AccessError)
+    assert aws.translate(failure("403"), "HeadBucket") is None
+
+
 def test_no_credentials_says_how_to_get_some() -> None:
     plain = aws.translate(NoCredentialsError(), "PutObject")
     assert isinstance(plain, AccessError)

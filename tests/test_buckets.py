@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from llmtuner_kit import buckets
-from llmtuner_kit.errors import NotFoundError
+from llmtuner_kit.errors import NotFoundError, SettingsError
 from llmtuner_kit.workspace import Workspace
 
 
@@ -40,3 +40,13 @@ def test_named_bucket_that_is_missing_is_not_created(workspace: Workspace) -> No
 def test_the_policy_of_a_bucket_in_china_names_its_own_partition() -> None:
     (statement,) = buckets.tls_only_policy("kept", "aws-cn")["Statement"]
     assert statement["Resource"] == ["arn:aws-cn:s3:::kept", "arn:aws-cn:s3:::kept/*"]
+
+
+def test_a_bucket_of_another_region_is_refused_before_anything_is_sent(workspace: Workspace) -> None:
+    """SageMaker refuses its objects as a job's input, after they have been uploaded."""
+    name = f"elsewhere-{uuid.uuid4().hex[:8]}"
+    where = {"LocationConstraint": "eu-west-1"}
+    workspace.aws.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration=where)
+    with pytest.raises(SettingsError, match="is in eu-west-1, and jobs in us-east-1") as caught:
+        buckets.ensure_bucket(workspace.aws, name, may_create=False)
+    assert "set region to 'eu-west-1'" in caught.value.fix

@@ -173,7 +173,11 @@ def deployed_and_deleted(workspace: Workspace) -> None:
         workspace, inference.deployed(workspace, "sums"), "What is 2 plus 2?", max_new_tokens=4
     ).text
     assert [item.endpoint_name for item in endpoints.list_own(workspace)] == [name]
-    assert endpoints.extend(workspace, name, 60) > datetime.now(UTC)
+    longer = settings.DeploySettings(**common, endpoint_name=name, max_instances=2, time_to_live_minutes=600)
+    assert endpoints.deploy(workspace, longer).reused
+    until = endpoints.status(workspace, name).expires_at
+    assert until is not None
+    assert until > datetime.now(UTC) + timedelta(minutes=590)
     gone = cleanup.clean_up(workspace, settings.CleanupSettings(**common)).removed
     assert gone[:2] == ("scaling target", f"endpoint {name}")
     (endpoint,) = [line for line in receipts.receipt(workspace, "sums").lines if line.what.startswith("endpoint")]

@@ -35,10 +35,6 @@ class TextEncoding:
     name: str
     certain: bool = True
 
-    @property
-    def is_utf8(self) -> bool:
-        return self.name in ("utf-8", "utf-8-sig")
-
 
 def detect(path: Path, *, json: bool = False) -> TextEncoding:
     """The encoding of a file, from all of its bytes and in bounded memory.

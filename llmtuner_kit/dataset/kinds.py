@@ -27,7 +27,6 @@ KINDS = {
 }
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar"}
-TABLES = frozenset({"csv", "tsv", "xlsx", "parquet"})
 DOCUMENTS = frozenset({"text", "markdown", "rst", "html", "pdf", "docx"})
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import llmtuner_kit
-from llmtuner_kit import access, costs, images, job_code, logs, paths, staging
+from llmtuner_kit import access, costs, images, job_code, job_names, logs, staging
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import quotes, versions
@@ -37,7 +37,6 @@ PROGRESS = "progress"
 """First word of the job's progress lines: `progress 120 400 reading and checking rows`."""
 _TERMINAL = ("Completed", "Failed", "Stopped")
 _POLL_SECONDS = 2.0
-_ATTEMPTS = 100
 
 
 class Watch(Protocol):
@@ -136,7 +135,8 @@ def prepare(
     quoted = quotes.quote(workspace, settings, listing)
     quotes.require_budget(quoted)
     code_uri = staging.stage(workspace, workspace.paths.code(sha), files)
-    job_name = _job_name(workspace, listing.dataset, sha)
+    base = f"prepare-{listing.dataset}"
+    job_name = job_names.of_inputs(base, sha[:8], workspace.user_id, lambda name: _status(workspace, name))
     plan = Plan(
         job_name=job_name,
         role_arn=access.execution_role(workspace.aws, settings.role_arn, workspace.user_id),
@@ -266,16 +266,8 @@ def _made_before(workspace: Workspace, dataset: str, origin: str) -> tuple[Repor
     return versions.existing(workspace, workspace.paths.dataset(dataset, json.loads(body.read())["version"]))
 
 
-def _job_name(workspace: Workspace, dataset: str, sha: str) -> str:
-    """A name that follows from the inputs. A job of that name that failed or was stopped makes room for a next try."""
-    base, mark = paths.slug(f"prepare-{dataset}"), access.user_mark(workspace.user_id)
-    for attempt in range(1, _ATTEMPTS):
-        tail = f"{sha[:8]}-{mark}" if attempt == 1 else f"{sha[:8]}-{attempt}-{mark}"
-        name = paths.check_name(paths.fit_name(base, tail), "job_name")
-        found = described(workspace, name)
-        if found is None or found["ProcessingJobStatus"] not in ("Failed", "Stopped"):
-            return name
-    raise JobFailedError(f"{_ATTEMPTS - 1} processing jobs of the same inputs have failed; the last: {name}.")
+def _status(workspace: Workspace, job_name: str) -> str:
+    return str((described(workspace, job_name) or {}).get("ProcessingJobStatus", ""))
 
 
 def _wait(workspace: Workspace, job_name: str, progress: Watch) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.errors import not_found, validation
-from llmtuner_local.emulator.operations import listing, models, tags
+from llmtuner_local.emulator.errors import validation
+from llmtuner_local.emulator.operations import models
+from llmtuner_local.emulator.operations.records import RecordKind
 
-KIND = "endpoint-config"
+CONFIGS = RecordKind("endpoint-config", "endpoint configuration", "EndpointConfig", "EndpointConfigs")
+require, describe, list_configs, delete = CONFIGS.require, CONFIGS.describe, CONFIGS.list, CONFIGS.delete
 _COPIED = (
     "ProductionVariants", "DataCaptureConfig", "KmsKeyId", "AsyncInferenceConfig", "ExplainerConfig",
     "ShadowProductionVariants", "ExecutionRoleArn", "VpcConfig", "EnableNetworkIsolation",
@@ -16,20 +18,9 @@ _COPIED = (
 
 
 def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    name = params["EndpointConfigName"]
-    arn = context.arn(KIND, name)
-    if context.store.get(KIND, name):
-        raise validation(f'Cannot create already existing endpoint configuration "{arn}".')
+    CONFIGS.must_not_exist(context, params["EndpointConfigName"])
     _check_variants(context, params)
-    document = {
-        "EndpointConfigName": name,
-        "EndpointConfigArn": arn,
-        "CreationTime": context.now(),
-        **{member: params[member] for member in _COPIED if member in params},
-    }
-    context.store.put(KIND, name, document)
-    tags.put(context, arn, params.get("Tags", []))
-    return {"EndpointConfigArn": arn}
+    return CONFIGS.put(context, params, {member: params[member] for member in _COPIED if member in params})
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -81,28 +72,3 @@ def _check_serverless(params: dict[str, Any], variant: dict[str, Any]) -> None:
         raise validation(f"MemorySizeInMB must be a multiple of 1024; it is {serverless['MemorySizeInMB']}.")
     if serverless.get("ProvisionedConcurrency", 0) > serverless["MaxConcurrency"]:
         raise validation("ProvisionedConcurrency must be at most MaxConcurrency.")
-
-
-def require(context: Context, name: str) -> dict[str, Any]:
-    """A configuration by name; AWS names it by its ARN when it is missing."""
-    document = context.store.get(KIND, name)
-    if document is None:
-        raise not_found(f'Could not find endpoint configuration "{context.arn(KIND, name)}".')
-    return document
-
-
-def describe(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    return require(context, params["EndpointConfigName"])
-
-
-def list_configs(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    summary = listing.pick("EndpointConfigName", "EndpointConfigArn", "CreationTime")
-    documents = context.store.all(KIND)
-    return listing.page(documents, params, name="EndpointConfigName", output="EndpointConfigs", summary=summary)
-
-
-def delete(context: Context, params: dict[str, Any]) -> dict[str, Any] | None:
-    document = require(context, params["EndpointConfigName"])
-    context.store.delete(KIND, params["EndpointConfigName"])
-    tags.drop(context, document["EndpointConfigArn"])
-    return None

@@ -5,32 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.errors import not_found, validation
-from llmtuner_local.emulator.operations import listing, tags
+from llmtuner_local.emulator.errors import validation
+from llmtuner_local.emulator.operations.records import RecordKind
 from llmtuner_local.emulator.shim import cloud
 
 KIND = "model"
+MODELS = RecordKind(KIND, "model", "Model", "Models")
+require, describe, list_models, delete = MODELS.require, MODELS.describe, MODELS.list, MODELS.delete
 _COPIED = ("PrimaryContainer", "Containers", "InferenceExecutionConfig", "ExecutionRoleArn", "VpcConfig")
 
 
 def create(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    name = params["ModelName"]
-    arn = context.arn(KIND, name)
-    if context.store.get(KIND, name):
-        raise validation(f'Cannot create already existing model "{arn}".')
+    MODELS.must_not_exist(context, params["ModelName"])
     if ("PrimaryContainer" in params) == ("Containers" in params):
         raise validation("You must specify either PrimaryContainer or Containers, and not both.")
     _check_containers(context, params)
     document = {
-        "ModelName": name,
-        "ModelArn": arn,
-        "CreationTime": context.now(),
         "EnableNetworkIsolation": params.get("EnableNetworkIsolation", False),
         **{member: params[member] for member in _COPIED if member in params},
     }
-    context.store.put(KIND, name, document)
-    tags.put(context, arn, params.get("Tags", []))
-    return {"ModelArn": arn}
+    return MODELS.put(context, params, document)
 
 
 def containers_of(model: dict[str, Any]) -> list[dict[str, Any]]:
@@ -118,27 +112,3 @@ def check_access(context: Context, uri: str, kind: str, role: str) -> None:
         'If your Model uses multiple models or uncompressed models, please ensure that the role has "s3:ListBucket" '
         "permission."
     )
-
-
-def require(context: Context, name: str) -> dict[str, Any]:
-    """A model by name; AWS names it by its ARN when it is missing."""
-    document = context.store.get(KIND, name)
-    if document is None:
-        raise not_found(f'Could not find model "{context.arn(KIND, name)}".')
-    return document
-
-
-def describe(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    return require(context, params["ModelName"])
-
-
-def list_models(context: Context, params: dict[str, Any]) -> dict[str, Any]:
-    summary = listing.pick("ModelName", "ModelArn", "CreationTime")
-    return listing.page(context.store.all(KIND), params, name="ModelName", output="Models", summary=summary)
-
-
-def delete(context: Context, params: dict[str, Any]) -> dict[str, Any] | None:
-    document = require(context, params["ModelName"])
-    context.store.delete(KIND, params["ModelName"])
-    tags.drop(context, document["ModelArn"])
-    return None
