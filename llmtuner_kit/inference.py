@@ -173,6 +173,8 @@ def _plain(error: ClientError, target: Deployed) -> Exception:
         return KitError(
             f"The model's server answered {error.response.get('OriginalStatusCode', '')}: {_inner(original)}"
         )
+    if is_error(error, "ModelStreamError", "InternalStreamFailure"):
+        return KitError(f"The answer broke off: {message}", fix="ask again; for fewer tokens when it took too long")
     if is_error(error, "ServiceUnavailable", "ModelNotReadyException"):
         return NotReadyError(f"Endpoint {name!r} has no instance free: {message}", fix="try again in a moment")
     return error

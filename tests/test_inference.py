@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmtuner_kit import inference
+from llmtuner_kit.aws import ClientError
 from llmtuner_kit.errors import KitError, SettingsError
+from llmtuner_kit.workspace import Workspace
 
 TEXT = "Grüße, 世界! 🙂\nZweite Zeile: data: [DONE]?"
 
@@ -47,6 +51,23 @@ def test_error_inside_a_stream_is_raised_with_its_message() -> None:
     assert next(pieces) == "a"
     with pytest.raises(KitError, match="out of memory"):
         next(pieces)
+
+
+def test_a_stream_that_the_service_ends_is_an_error_with_its_words() -> None:
+    told = {
+        "Error": {"Code": "ModelStreamError", "Message": "Your model primary did not complete in the allotted time."}
+    }
+
+    def parts() -> Iterator[dict[str, Any]]:
+        yield {"PayloadPart": {"Bytes": openai_stream("half an ")}}
+        raise ClientError(told, "InvokeEndpointWithResponseStream")
+
+    runtime = SimpleNamespace(invoke_endpoint_with_response_stream=lambda **_: {"Body": parts()})
+    workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(client=lambda _: runtime)))
+    pieces = inference.stream(workspace, inference.Deployed("x", "causal"), "hello")
+    assert next(pieces)
+    with pytest.raises(KitError, match="The answer broke off: Your model primary did not complete"):
+        list(pieces)
 
 
 def test_decoder_models_get_messages_and_encoder_decoders_get_inputs() -> None:
