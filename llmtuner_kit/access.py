@@ -222,7 +222,7 @@ _OPERATORS = {
     "StringEquals": "is",
     "StringEqualsIfExists": "is, where it is given,",
     "StringLike": "is like",
-    "StringLikeIfExists": "is like, where it is given,",
+    "StringLikeIfExists": "is, where it is given, like",
     "Bool": "is",
 }
 
