@@ -157,6 +157,10 @@ def test_model_data_that_is_not_there_is_refused(emulator: Cloud) -> None:
     container = {"Image": "example/vllm:1", "ModelDataUrl": f"s3://{BUCKET}/nothing.tar.gz"}
     with pytest.raises(ClientError, match=r"Could not access model data at s3://emulator-tests/nothing"):
         emulator.sagemaker.create_model(ModelName=emulator.name(), PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    there = container | {"ModelDataUrl": emulator.put("models/there.tar.gz", "weights")}
+    role = ROLE.replace(ROLE.rpartition("/")[2], "nobody-has-this")
+    with pytest.raises(ClientError, match=f'Please ensure that the role "{role}" exists'):
+        emulator.sagemaker.create_model(ModelName=emulator.name(), PrimaryContainer=there, ExecutionRoleArn=role)
 
 
 def test_body_over_the_limit_is_refused(emulator: Cloud, endpoint: str) -> None:

@@ -21,6 +21,15 @@ _SERVICE = "sagemaker.amazonaws.com"
 
 def check_role(context: Context, role: str) -> None:
     """The role must exist in this account and trust SageMaker."""
+    if not can_assume(context, role):
+        raise validation(
+            f"Could not assume role {role}. Please ensure that the role exists and allows principal '{_SERVICE}' to assume "
+            "the role."
+        )
+
+
+def can_assume(context: Context, role: str) -> bool:
+    """Whether a role exists in this account and trusts SageMaker."""
     name = role.rpartition("/")[2]
     missing = context.iam.exceptions.NoSuchEntityException
     try:
@@ -28,11 +37,7 @@ def check_role(context: Context, role: str) -> None:
     except missing:
         found = None
     trust = (found or {}).get("AssumeRolePolicyDocument", {})
-    if not any(_trusts(statement) for statement in _listed(trust.get("Statement", []))):
-        raise validation(
-            f"Could not assume role {role}. Please ensure that the role exists and allows principal '{_SERVICE}' to assume "
-            "the role."
-        )
+    return any(_trusts(statement) for statement in _listed(trust.get("Statement", [])))
 
 
 def _trusts(statement: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.errors import validation
+from llmtuner_local.emulator.operations import jobs
 from llmtuner_local.emulator.operations.records import RecordKind
 from llmtuner_local.emulator.shim import cloud
 
@@ -93,18 +94,22 @@ def _check_data(context: Context, container: dict[str, Any], role: str) -> None:
         check_access(context, item["uri"], item["kind"], role)
 
 
-def check_access(context: Context, uri: str, kind: str, role: str) -> None:
-    """Refuse model data that is not there, in AWS's words."""
+def _is_there(context: Context, uri: str, kind: str) -> bool:
     bucket, key = cloud.split_uri(uri)
     client = context.s3
     try:
-        if kind != "prefix":
-            client.head_object(Bucket=bucket, Key=key)
-            return
-        if client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"):
-            return
+        if kind == "prefix":
+            return bool(client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"))
+        client.head_object(Bucket=bucket, Key=key)
     except client.exceptions.ClientError:
-        pass
+        return False
+    return True
+
+
+def check_access(context: Context, uri: str, kind: str, role: str) -> None:
+    """Refuse model data that is not there, or that a role which cannot be assumed would fetch, in AWS's words."""
+    if _is_there(context, uri, kind) and (not role or jobs.can_assume(context, role)):
+        return
     raise validation(
         f'Could not access model data at {uri}. Please ensure that the role "{role}" exists and that its trust '
         'relationship policy allows the action "sts:AssumeRole" for the service principal "sagemaker.amazonaws.com". '
