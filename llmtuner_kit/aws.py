@@ -26,17 +26,24 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
+    ConfigParseError,
+    ConnectionClosedError,
+    CredentialRetrievalError,
     IncompleteReadError,
+    InvalidConfigError,
+    InvalidRegionError,
+    LoginError,
+    NoAuthTokenError,
     NoCredentialsError,
     NoRegionError,
     PartialCredentialsError,
     ProfileNotFound,
     ReadTimeoutError,
     ResponseStreamingError,
+    SSOError,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
 
 from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
 
@@ -53,6 +60,13 @@ _CONFIG = Config(
 )
 # Left to itself botocore signs links to objects the old way, which S3 refuses for objects under a KMS key.
 _S3_CONFIG = _CONFIG.merge(Config(signature_version="s3v4"))
+# Who am I, the first thing that is asked of a target: where nothing answers, that is known after seconds, not minutes.
+_FIRST_CONTACT = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=5, read_timeout=20)
+_CONFIGS = {"s3": _S3_CONFIG, "sts": _FIRST_CONTACT}
+_NO_CREDENTIALS = (
+    CredentialRetrievalError, InvalidConfigError, LoginError, NoAuthTokenError, NoCredentialsError,
+    PartialCredentialsError, SSOError, TokenRetrievalError,
+)  # fmt: skip
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden"}
 _BAD_CREDENTIALS = {
     "UnrecognizedClientException",
@@ -100,8 +114,13 @@ class Aws:
         """A boto3 client whose everyday failures (denied, quota, credentials, unreachable) are KitErrors."""
         with self._making:  # clients may be shared between threads, but not be made by two at once
             if service not in self._clients:
-                config = _S3_CONFIG if service == "s3" else _CONFIG
-                self._clients[service] = self.session.client(service, config=config)
+                try:
+                    self._clients[service] = self.session.client(service, config=_CONFIGS.get(service, _CONFIG))
+                except BotoCoreError as error:  # a profile may be half written
+                    plain = translate(error)
+                    if plain is None:
+                        raise
+                    raise plain from error
             return self._clients[service]
 
     def endpoint_url(self, service: str) -> str:
@@ -118,8 +137,8 @@ def connect(target: str = "local", region: str = "") -> Aws:
     session = botocore.session.Session()
     try:
         chosen = region or session.get_config_variable("region")
-    except ProfileNotFound as error:
-        raise _no_profile(error) from None
+    except (ProfileNotFound, ConfigParseError) as error:
+        raise _misconfigured(error) from None
     if not chosen:
         raise SettingsError(
             "No AWS region is set.",
@@ -177,7 +196,7 @@ def _open(target: str, session: botocore.session.Session, region: str) -> Aws:
         session.set_default_client_config(Config(s3=s3))
         return Aws(target, region, boto3.Session(botocore_session=session, region_name=region))
     except ProfileNotFound as error:
-        raise _no_profile(error) from None
+        raise _misconfigured(error) from None
 
 
 def _speak_plainly(base_classes: list[type], **_: object) -> None:
@@ -199,16 +218,19 @@ class _PlainErrors:
 
 def translate(error: Exception, operation: str = "") -> KitError | None:
     """The KitError for a failure every user can meet at any call; None for all others."""
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | TokenRetrievalError):
+    if isinstance(error, _NO_CREDENTIALS):
         return AccessError(
             f"No AWS credentials: {error}", fix="run `aws configure` or `aws sso login`, or use target local"
         )
-    if isinstance(error, NoRegionError):
-        return SettingsError("No AWS region is set.", fix="set region, or AWS_DEFAULT_REGION")
-    if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
+    if isinstance(error, NoRegionError | InvalidRegionError):
+        return SettingsError(str(error), valid="such as us-east-1", fix="set region, or AWS_DEFAULT_REGION")
+    if isinstance(error, NoConnectionError | ConnectionClosedError):
+        aws = ".amazonaws.com" in str(error)
         return NotReadyError(
             f"{operation}: nothing answers: {error}",
-            fix="check the network; for target local run `llmtuner local status` and `llmtuner local up`",
+            fix="check the network, a proxy if you need one, and the region's name in the address"
+            if aws
+            else "check the network; for target local run `llmtuner local status` and `llmtuner local up`",
         )
     if isinstance(error, ReadTimeoutError):
         return NotReadyError(
@@ -243,9 +265,10 @@ def _quota_fix(message: str) -> str:
     return f"ask for more of {name} in the Service Quotas console (Amazon SageMaker), or choose another instance_type"
 
 
-def _no_profile(error: Exception) -> SettingsError:
+def _misconfigured(error: Exception) -> SettingsError:
     return SettingsError(
-        f"AWS configuration: {error}", fix="set AWS_PROFILE to a profile of `aws configure list-profiles`"
+        f"AWS configuration: {error}",
+        fix="repair the file it names, or set AWS_PROFILE to a profile of `aws configure list-profiles`",
     )
 
 

@@ -17,6 +17,7 @@ from llmtuner_kit.catalog import cache_folder
 from llmtuner_kit.errors import DataError
 
 Use = Literal["hosting", "processing", "training"]
+HOURS_PER_MONTH = 730
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmtuner_kit import catalog, costs, fit, training
 from llmtuner_kit.errors import BudgetError, SettingsError
+from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
 
@@ -32,10 +33,15 @@ class EndpointQuote:
     budget_usd: float
     charged: bool
 
+    @property
+    def usd_per_month(self) -> float | None:
+        """USD of the fewest instances for 730 hours: what an endpoint costs that is left on."""
+        return None if self.usd_per_hour is None else self.usd_per_hour * self.min_instances * costs.HOURS_PER_MONTH
 
-def quote(workspace: Workspace, settings: DeploySettings) -> EndpointQuote:
-    """The quote of the settings; raises NotFoundError when the run has no job yet."""
-    job_name = training.job_of(workspace, settings.run_name, settings.job_name)
+
+def quote(workspace: Workspace, settings: DeploySettings, run: Run | None = None) -> EndpointQuote:
+    """The quote of the settings; `run`: their run, if it is open. Raises NotFoundError when the run has no job yet."""
+    job_name = training.job_of(workspace, settings.run_name, settings.job_name, run)
     job = training.require_own_job(workspace, job_name)
     model = catalog.base_model(job["HyperParameters"]["model_id"])
     region = workspace.aws.region

@@ -84,6 +84,18 @@ class Quote:
     notes: tuple[str, ...]
 
     @property
+    def usd_at_most(self) -> float | None:
+        """USD when the job runs until its limit and then saves its work."""
+        if self.price is None:
+            return None
+        return self.price.usd_per_hour * self.instance_count * (self.max_runtime_seconds + self.save_seconds) / 3600
+
+    @property
+    def endpoint_per_month(self) -> float | None:
+        """USD for 730 hours of one instance."""
+        return None if self.endpoint_per_hour is None else self.endpoint_per_hour * costs.HOURS_PER_MONTH
+
+    @property
     def cheapest(self) -> str:
         """The instance type on which the job is cheapest; empty when it fits none."""
         return self.options[0].instance_type if self.options else ""
@@ -99,9 +111,12 @@ class Work:
     max_length: int
 
 
-def quote(workspace: Workspace, settings: TrainSettings) -> Quote:
-    """What the job will take. Raises BudgetError when even the low end is above the budget."""
-    run = runs.open_run(workspace, settings.run_name)
+def quote(workspace: Workspace, settings: TrainSettings, run: Run | None = None) -> Quote:
+    """What the job will take; `run`: the settings' run, if it is open.
+
+    Raises BudgetError when even the low end is above the budget.
+    """
+    run = run or runs.open_run(workspace, settings.run_name)
     model = chosen_model(run, settings)
     work = work_of(run.result("prepare"), model, settings)
     measured = measured_speed(workspace, model, settings) if workspace.aws.charged else None

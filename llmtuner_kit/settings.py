@@ -36,6 +36,13 @@ class RunSettings(BaseModel):
     def _label(cls, value: str, info: Any) -> str:
         return paths.check_label(value, info.field_name) if value else value
 
+    @field_validator("region")
+    @classmethod
+    def _region(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[a-z]+(-[a-z]+)+-\d+", value):
+            raise ValueError(f"{value!r} is no AWS region; valid: such as us-east-1 or eu-central-1")
+        return value
+
     @field_validator("bucket")
     @classmethod
     def _bucket(cls, value: str) -> str:
@@ -262,7 +269,9 @@ class DeploySettings(RunSettings):
     invocations_per_instance: int = Field(
         60, ge=1, description="invocations a minute and instance that autoscaling aims at"
     )
-    time_to_live_minutes: int = Field(120, ge=5, le=43200, description="the guard deletes the endpoint after this time")
+    time_to_live_minutes: int = Field(
+        120, ge=5, le=43200, description="after this time `llmtuner guard --delete` deletes it; nothing does by itself"
+    )
     budget_usd: float = Field(
         0.0, ge=0, description="most you will pay for its time to live in USD; needed where endpoints are charged"
     )

@@ -75,7 +75,8 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
     Raises BudgetError where jobs are charged and no budget is set, SettingsError when the model cannot fit,
     ConflictError when the job's name is taken by something else.
     """
-    made = quote(workspace, settings)
+    run = runs.open_run(workspace, settings.run_name)
+    made = quote(workspace, settings, run)
     if not made.fit.fits:
         raise SettingsError(
             f"{made.model_id} with {made.method} does not fit {made.instance_type}: {made.fit.why}.",
@@ -88,7 +89,6 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
             f"This job is charged and no budget is set; the quote is {made.money}.",
             fix=f"set budget_usd, at least {costs.usd(made.money.high)}" if made.money.known else "set budget_usd",
         )
-    run = runs.open_run(workspace, settings.run_name)
     plan = make_plan(workspace, settings, run, made)
     request = training_job_request(plan)
     client = workspace.aws.client("sagemaker")
@@ -303,6 +303,6 @@ def require_own_job(workspace: Workspace, job_name: str) -> dict[str, Any]:
     return found
 
 
-def job_of(workspace: Workspace, run_name: str, job_name: str) -> str:
-    """The job named in the settings, else the one the run started."""
-    return job_name or str(runs.open_run(workspace, run_name).result("train")["job_name"])
+def job_of(workspace: Workspace, run_name: str, job_name: str, run: Run | None = None) -> str:
+    """The job named in the settings, else the one the run started; `run`: that run, if it is open."""
+    return job_name or str((run or runs.open_run(workspace, run_name)).result("train")["job_name"])

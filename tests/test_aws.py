@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore import exceptions as botocore_errors
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from llmtuner_kit import aws
 from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
@@ -17,6 +19,14 @@ from llmtuner_kit.workspace import Workspace
 
 if TYPE_CHECKING:
     import boto3
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of this machine at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def failure(code: str, message: str = "why", operation: str = "GetObject") -> ClientError:
@@ -67,6 +77,64 @@ def test_no_credentials_says_how_to_get_some() -> None:
     plain = aws.translate(NoCredentialsError(), "PutObject")
     assert isinstance(plain, AccessError)
     assert "aws configure" in plain.fix
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        botocore_errors.UnauthorizedSSOTokenError(),
+        botocore_errors.SSOTokenLoadError(error_msg="no file"),
+        botocore_errors.LoginRefreshRequired(),
+        botocore_errors.CredentialRetrievalError(provider="custom-process", error_msg="it ended with 1"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_sign_in_that_has_ended_says_how_to_sign_in_again(error: BotoCoreError) -> None:
+    plain = aws.translate(error, "GetCallerIdentity")
+    assert isinstance(plain, AccessError)
+    assert str(error) in plain.problem
+    assert "aws sso login" in plain.fix
+
+
+def test_nothing_that_answers_is_looked_for_where_the_address_leads() -> None:
+    far = botocore_errors.EndpointConnectionError(endpoint_url="https://sts.eu-wst-1.amazonaws.com/")
+    near = botocore_errors.ConnectionClosedError(endpoint_url="http://127.0.0.1:4566/")
+    (remote, local) = (aws.translate(error, "GetCallerIdentity") for error in (far, near))
+    assert isinstance(remote, NotReadyError)
+    assert isinstance(local, NotReadyError)
+    assert "region's name" in remote.fix
+    assert "llmtuner local up" in local.fix
+
+
+def test_a_target_that_does_not_answer_is_known_after_seconds(
+    monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port}")
+    began = time.monotonic()
+    with pytest.raises(NotReadyError, match="nothing answers"):
+        _ = aws.connect("aws", "us-east-1").account_id
+    assert time.monotonic() - began < 4  # one repetition, at most a second later
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[default\n",
+        "[default]\nregion = us east\n",
+        "[default]\nregion = us-east-1\nsso_start_url = https://x.awsapps.com/start\n",
+    ],
+    ids=["no INI file", "no region", "half of an SSO profile"],
+)
+def test_an_aws_configuration_that_is_half_written_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: str
+) -> None:
+    file = tmp_path / "config"
+    file.write_text(written)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    with pytest.raises((SettingsError, AccessError)):
+        _ = aws.connect("aws", "").account_id
 
 
 def test_codes_are_found_behind_a_translated_error() -> None:

@@ -56,6 +56,12 @@ def test_shared_parameters_go_to_the_steps_that_have_them(tmp_path: Path) -> Non
         ("parameters: {epochs: 2}\nsteps:\n  - upload\n", ["epochs"]),
         ("stepps:\n  - upload\n", ["stepps"]),
         ("steps: [", ["YAML"]),
+        ("steps: train\n", ["steps: one line for each step"]),
+        ("steps:\n  train: {epochs: 3}\n", ["steps: one line for each step"]),
+        ("steps:\n  - train:\n    epochs: 3\n", ["train: its parameters stand in braces"]),
+        ("steps:\n  - train: 3\n  - {}\n", ["train: its parameters", "{}: no such step"]),
+        ("parameters: [epochs]\nsteps: [train]\nsweep: {epochs: 2}\n", ["parameters: one line", "sweep: a list"]),
+        ("steps: [train]\nsweep: {epochs: []}\n", ["sweep: a list of values"]),
     ],
 )
 def test_every_problem_is_named_before_anything_runs(
@@ -100,6 +106,24 @@ def test_a_changed_parameter_runs_its_step_and_all_that_follow(tmp_path: Path, r
     (pipeline,) = pipelines.load(write(tmp_path, text % 0.2), NOTEBOOKS)
     pipelines.run(pipeline, tell=lambda _: None)
     assert ran == ["02_prepare", "03_train"]
+
+
+def test_what_a_clean_up_has_deleted_is_deployed_again_for_a_changed_step(tmp_path: Path, ran: list[str]) -> None:
+    text = "steps:\n  - monitor\n  - deploy\n  - invoke: {compare: %s}\n  - cleanup\n"
+    (pipeline,) = pipelines.load(write(tmp_path, text % 2), NOTEBOOKS)
+    pipelines.run(pipeline, tell=lambda _: None)
+    ran.clear()
+    (pipeline,) = pipelines.load(write(tmp_path, text % 3), NOTEBOOKS)
+    pipelines.run(pipeline, tell=lambda _: None)
+    assert ran == ["06_deploy", "07_invoke", "08_cleanup"]
+    ran.clear()
+    pipelines.run(pipeline, tell=lambda _: None)
+    assert ran == []
+
+
+def test_a_name_for_people_gives_the_run_a_name_for_aws(tmp_path: Path) -> None:
+    (pipeline,) = pipelines.load(write(tmp_path, "name: My Tickets (2024)\nsteps: [upload]\n"), NOTEBOOKS)
+    assert (pipeline.name, pipeline.run_name) == ("My Tickets (2024)", "my-tickets-2024")
 
 
 def test_a_sweep_is_one_pipeline_for_each_combination(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llmtuner_kit import runs, settings
+from llmtuner_kit import runs, settings, uploads
 from llmtuner_kit.errors import KitError, NotFoundError, SettingsError
-from llmtuner_kit.faces import standing
+from llmtuner_kit.faces import preparation, standing, views
 from llmtuner_kit.faces.show import Table
 from llmtuner_kit.workspace import Workspace
 
@@ -16,20 +16,20 @@ from llmtuner_kit.workspace import Workspace
 def test_an_empty_run_name_is_shown_as_the_newest_run(workspace: Workspace) -> None:
     runs.open_run(workspace, "a-run", create=True)
     runs.open_run(workspace, "b-run", create=True).save("train", result={"job_name": "job-1"})
-    found = dict(standing.run(settings.MonitorSettings(user_id=workspace.user_id)).facts)
+    found = dict(standing.run()(settings.MonitorSettings(user_id=workspace.user_id)).facts)
     assert found["run"] == "b-run, the newest"
     assert found["training job"] == "job-1"
     chosen = settings.CleanupSettings(user_id=workspace.user_id, run_name="a-run")
-    assert dict(standing.run(chosen).facts)["run"] == "a-run"
+    assert dict(standing.run()(chosen).facts)["run"] == "a-run"
 
 
 def test_the_notebook_that_has_to_run_before_is_named(workspace: Workspace) -> None:
     runs.open_run(workspace, "new", create=True)
     for step, needed in (("monitor", "03_train"), ("download", "03_train"), ("invoke", "06_deploy")):
         with pytest.raises(NotFoundError, match=needed):
-            standing.run(settings.load(step, {"user_id": workspace.user_id}))
+            standing.run()(settings.load(step, {"user_id": workspace.user_id}))
     named = settings.InvokeSettings(user_id=workspace.user_id, endpoint_name="another")
-    assert standing.run(named).title == "This is about"
+    assert standing.run()(named).title == "This is about"
 
 
 def test_what_would_be_sent_is_listed_with_what_would_not(workspace: Workspace, tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_what_would_be_sent_is_listed_with_what_would_not(workspace: Workspace, 
     for number in range(12):
         (tmp_path / f"{number:02d}.md").write_text("text")
     (tmp_path / "picture.png").write_bytes(b"x")
-    card = standing.to_upload(settings.UploadSettings(user_id=workspace.user_id, source=str(tmp_path)))
+    card = standing.to_upload()(settings.UploadSettings(user_id=workspace.user_id, source=str(tmp_path)))
     assert dict(card.facts)["files"] == "12, 48 bytes in all"
     left = card.parts[-1]
     assert isinstance(left, Table)
@@ -45,9 +45,58 @@ def test_what_would_be_sent_is_listed_with_what_would_not(workspace: Workspace, 
 
 
 @pytest.mark.parametrize(("source", "kind"), [("", SettingsError), ("nowhere/at-all.csv", NotFoundError)])
-def test_a_file_that_is_not_there_is_said_before_anything_runs(source: str, kind: type[KitError]) -> None:
+def test_a_file_that_is_not_there_is_said_before_anything_runs(
+    workspace: Workspace, source: str, kind: type[KitError]
+) -> None:
+    runs.open_run(workspace, "new", create=True)
     with pytest.raises(kind):
-        standing.to_upload(settings.UploadSettings(source=source))
+        standing.to_upload()(settings.UploadSettings(user_id=workspace.user_id, source=source))
+
+
+@pytest.fixture
+def reads(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the runs whose record was read; there is one that can be trained and one that cannot."""
+    runs.open_run(workspace, "bare", create=True).save("start", settings={"model_id": "tiny-llama"})
+    splits = {"train": {"rows": 40, "tokens": 900}}
+    ready = runs.open_run(workspace, "ready", create=True)
+    ready.save("prepare", result={"model_id": "tiny-llama", "splits": splits, "max_length": 128})
+    found: list[str] = []
+    reload = runs.Run.reload
+    monkeypatch.setattr(runs.Run, "reload", lambda run: found.append(run.name) or reload(run))
+    return found
+
+
+def test_the_record_is_read_again_only_when_an_edit_names_another_run(workspace: Workspace, reads: list[str]) -> None:
+    asked = settings.TrainSettings(user_id=workspace.user_id)
+    look = views.live_quote()
+    assert dict(look(asked).facts)["run"] == "ready, the newest"
+    for change in ({"epochs": 3.0}, {"lora_r": 8}, {"instance_type": "ml.g5.2xlarge"}):
+        look(asked.model_copy(update=change))
+    assert reads == ["ready"]
+    assert dict(look(asked.model_copy(update={"run_name": "ready"})).facts)["run"] == "ready"
+    assert reads == ["ready", "ready"]
+
+
+def test_what_was_missing_is_looked_for_again(workspace: Workspace, reads: list[str]) -> None:
+    asked = settings.TrainSettings(user_id=workspace.user_id, run_name="bare")
+    look = views.live_quote()
+    with pytest.raises(NotFoundError, match="02_prepare"):
+        look(asked)
+    made = runs.open_run(workspace, "ready").result("prepare")
+    runs.open_run(workspace, "bare").save("prepare", result=made)
+    assert dict(look(asked).facts)["work"] == "900 tokens of 40 rows"
+
+
+def test_the_preview_reads_the_record_once_too(workspace: Workspace, reads: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("question,answer\nIs it on?,It is.\n")
+    uploads.upload(workspace, settings.UploadSettings(user_id=workspace.user_id, run_name="bare", source=str(file)))
+    asked = settings.PrepareSettings(user_id=workspace.user_id, run_name="bare")
+    look = preparation.first_rows()
+    reads.clear()
+    for change in ({}, {"leave_out": "*.md"}, {"output_template": "Answer: {answer}"}, {"shape": "question-answer"}):
+        assert "It is." in repr(look(asked.model_copy(update=change)))
+    assert reads == ["bare"]
 
 
 def test_a_base_model_says_where_it_can_be_trained() -> None:

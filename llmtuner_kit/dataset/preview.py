@@ -23,6 +23,7 @@ from llmtuner_kit.dataset.drafts import drafts_of
 from llmtuner_kit.dataset.shapes import ColumnMapping
 from llmtuner_kit.dataset.sources import Listing, Stored
 from llmtuner_kit.errors import KitError
+from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -82,11 +83,11 @@ class Preview:
     _listings: dict[tuple[str, str, str, str], Listing] = field(default_factory=dict)
     _heads: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
 
-    def look(self, settings: PrepareSettings) -> Previewed:
-        """How the files would be read; raises KitError when there are none."""
-        key = (settings.run_name, settings.source, settings.dataset, settings.leave_out)
+    def look(self, settings: PrepareSettings, run: Run | None = None) -> Previewed:
+        """How the files would be read; raises KitError when there are none. `run`: the settings' run, if it is open."""
+        key = (run.name if run else settings.run_name, settings.source, settings.dataset, settings.leave_out)
         if key not in self._listings:
-            run = runs.open_run(self.workspace, settings.run_name)
+            run = run or runs.open_run(self.workspace, settings.run_name)
             self._listings[key] = sources.find(self.workspace, run, settings)
         listing = self._listings[key]
         shown = tuple(self._file(listing, item, settings) for item in listing.files[:FILES])

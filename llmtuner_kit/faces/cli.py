@@ -91,7 +91,11 @@ def _value(name: str, text: str, default: Any) -> Any:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--fresh", is_flag=True, help="run every step again, finished or not")
 def pipeline(file: Path, *, fresh: bool) -> None:
-    """Run several notebooks in order; a second call goes on at the first unfinished step."""
+    """Run several notebooks in order; a second call goes on at the first unfinished step.
+
+    The file names the steps and their parameters: notebooks/samples/support-tickets.yaml is a worked example.
+    Executed notebooks and report.html go into out/NAME, below the folder this is called in.
+    """
     from llmtuner_kit.faces import pipelines, report
 
     for item in pipelines.load(file):

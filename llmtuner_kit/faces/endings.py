@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from llmtuner_kit import costs, endpoint_quotes, evaluation, inference
@@ -14,9 +13,9 @@ from llmtuner_kit.errors import SettingsError
 from llmtuner_kit.evaluation import HeldOut
 from llmtuner_kit.faces import reading, standing
 from llmtuner_kit.faces.show import Card, Folded, Part, Table, duration
-from llmtuner_kit.settings import DeploySettings, InvokeSettings
+from llmtuner_kit.settings import InvokeSettings
 from llmtuner_kit.start import Start
-from llmtuner_kit.workspace import Workspace, open_workspace
+from llmtuner_kit.workspace import Workspace
 
 
 def status(seen: EndpointStatus) -> Card:
@@ -37,11 +36,9 @@ def status(seen: EndpointStatus) -> Card:
     return Card(f"Endpoint {seen.endpoint_name}", facts, phase=seen.status)
 
 
-def live_quote(settings: DeploySettings) -> Card:
-    """What an endpoint would cost, for settings as they stand in the form."""
-    workspace = open_workspace(settings)
-    card = quote(endpoint_quotes.quote(workspace, settings))
-    return replace(card, facts=[*standing.run_of(workspace, settings), *card.facts])
+def live_quote() -> standing.OnRun:
+    """What an endpoint would cost, for the settings as they stand in the form of 06_deploy."""
+    return standing.OnRun(lambda run, settings: quote(endpoint_quotes.quote(run.workspace, settings, run)))
 
 
 def quote(made: EndpointQuote) -> Card:
@@ -53,17 +50,24 @@ def quote(made: EndpointQuote) -> Card:
         ("runs on", f"{count} x {made.instance_type}"),
         ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
         ("price", costs.priced(made.price) + (" for each" if most > 1 else "")),
-        ("deleted after", f"{duration(made.time_to_live_minutes * 60)}, {costs.usd(made.usd_until_expiry)} at most"),
+        ("time to live", f"{duration(made.time_to_live_minutes * 60)}, {costs.usd(made.usd_until_expiry)} at most"),
+        ("after that", f"{_deleted_by(charged=made.charged)}; left on, {costs.usd(made.usd_per_month)} a month"),
         ("is it charged", f"yes, this is AWS{budget}" if made.charged else "no, this runs on your machine"),
     ]
     return Card("Quote", facts)
 
 
+def _deleted_by(*, charged: bool) -> str:
+    """Nothing deletes an endpoint by itself, and who pays for it has to know that."""
+    where = "" if charged else " --target local"
+    return f"`llmtuner guard --delete{where}` deletes it when you run it, 08_cleanup at any time"
+
+
 def endpoint(made: Endpoint) -> Card:
     facts = [
         ("model of", made.job_name),
-        ("costs", f"{costs.usd(made.usd_per_hour)} an hour, {costs.usd(made.usd_until_expiry)} until it is deleted"),
-        ("deleted at", f"{made.expires_at:%Y-%m-%d %H:%M} UTC, or in 08_cleanup"),
+        ("costs", f"{costs.usd(made.usd_per_hour)} an hour, {costs.usd(made.usd_until_expiry)} for its time to live"),
+        ("time to live", f"until {made.expires_at:%Y-%m-%d %H:%M} UTC; then {_deleted_by(charged=made.charged)}"),
         ("autoscaling", made.autoscaling or "none"),
     ]
     return Card("Reused the endpoint of this run" if made.reused else "Deployed", facts, following="07_invoke")

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import KitError, SettingsError
-from llmtuner_kit.faces import groups
+from llmtuner_kit.faces import groups, show
 from llmtuner_kit.settings import RunSettings
 
 _LABELS = {
@@ -80,6 +80,7 @@ class Form:
         self._box = self._layout()
         self._judge()
         self._refresh()
+        show.speak_calmly()
 
     def values(self) -> dict[str, Any]:
         """What the fields hold now: a control that was used, else the parameter as it was given."""
@@ -243,7 +244,7 @@ def _control(name: str, field: FieldInfo, value: Any) -> Any:
     if field.annotation is float:
         return ipywidgets.FloatText(value=value if type(value) in (int, float) else 0.0, **short)
     if extra.get("multiline"):
-        return ipywidgets.Textarea(value=str(value), rows=4, placeholder=empty, **long)
+        return ipywidgets.Textarea(value=str(value), continuous_update=False, rows=4, placeholder=empty, **long)
     return ipywidgets.Text(value=str(value), continuous_update=False, placeholder=empty, **long)
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from llmtuner_kit import paths
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import NotFoundError, SettingsError
 from llmtuner_kit.faces import notebooks
@@ -72,21 +73,12 @@ def load(file: Path | str, notebooks_folder: Path | None = None) -> list[Pipelin
             f"There is no pipeline file {str(path)!r}.",
             fix="give the path of one; notebooks/samples/support-tickets.yaml is a worked example",
         )
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path.name} is not YAML: {error}") from None
-    unknown = sorted(set(document) - {"name", "parameters", "steps", "sweep"}) if isinstance(document, dict) else []
-    if not isinstance(document, dict) or unknown or not document.get("steps"):
-        raise SettingsError(
-            f"{path.name} is not a pipeline" + (f": it has {', '.join(unknown)}." if unknown else "."),
-            valid="name, parameters, steps, sweep",
-        )
+    document = _document(path)
     folder = notebooks_folder or _notebooks_near(path)
     name = str(document.get("name") or path.stem)
-    shared = _from(path, dict(document.get("parameters") or {}))
-    run_name = str(shared.get("run_name") or name)
-    sweep = {key: list(values) for key, values in (document.get("sweep") or {}).items()}
+    shared = _from(path, document.get("parameters") or {})
+    run_name = str(shared.get("run_name") or paths.slug(name) or name)
+    sweep: dict[str, list[Any]] = document.get("sweep") or {}
     combinations = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
     made, problems = [], []
     for number, chosen in enumerate(combinations, 1):
@@ -99,27 +91,70 @@ def load(file: Path | str, notebooks_folder: Path | None = None) -> list[Pipelin
     return made
 
 
+_PARTS = ("name", "parameters", "steps", "sweep")
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The file as it is, when it has the form of a pipeline."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path.name} is not YAML: {error}") from None
+    unknown = sorted(map(str, set(document) - set(_PARTS))) if isinstance(document, dict) else []
+    if not isinstance(document, dict) or unknown or not document.get("steps"):
+        raise SettingsError(
+            f"{path.name} is not a pipeline" + (f": it has {', '.join(unknown)}." if unknown else "."),
+            valid=", ".join(_PARTS),
+        )
+    wrong = []
+    if not isinstance(document["steps"], list):
+        wrong.append("steps: one line for each step, in order: `- train`, or `- train: {epochs: 2}`")
+    if not isinstance(document.get("parameters") or {}, dict):
+        wrong.append("parameters: one line for each: `epochs: 2`")
+    sweep = document.get("sweep") or {}
+    if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
+        wrong.append("sweep: a list of values for each parameter: `learning_rate: [0.0002, 0.001]`")
+    if wrong:
+        raise SettingsError.of(wrong, fix=f"change them in {path}; notebooks/samples has worked examples")
+    return document
+
+
 def run(pipeline: Pipeline, *, fresh: bool = False, tell: Callable[[str], None] = print) -> list[StepDone]:
     """Run the steps that are not done yet. Raises NotebookError at the first that fails; a second call goes on there."""
     pipeline.folder.mkdir(parents=True, exist_ok=True)
     state = pipeline.folder / "state.json"
-    done = [] if fresh else _read(state)
-    finished: list[StepDone] = []
+    finished = [] if fresh else _kept(pipeline, _read(state))
     for number, step in enumerate(pipeline.steps):
-        digest = _digest(step, finished)
         place = f"[{number + 1}/{len(pipeline.steps)}] {step.notebook.stem}"
-        before = done[number] if number < len(done) else None
-        if before is not None and before.digest == digest:
+        if number < len(finished):
             tell(f"{place} was done before")
-            finished.append(before)
             continue
-        # From the first step that has to run, later ones run too: their input has changed.
-        done = []
         tell(f"\n{place}")
+        digest = _digest(step, finished)
         result = notebooks.run(step.notebook, step.parameters, pipeline.folder / step.notebook.name)
         finished.append(StepDone(step.step, result.seconds, str(result.output), digest))
         _write(state, finished)
     return finished
+
+
+def _kept(pipeline: Pipeline, done: list[StepDone]) -> list[StepDone]:
+    """The steps that need not run again: from the first that has changed, later ones run too.
+
+    So does 06_deploy, when 08_cleanup has deleted since what it had made.
+    """
+    kept: list[StepDone] = []
+    for step, before in zip(pipeline.steps, done, strict=False):
+        if before.digest != _digest(step, kept):
+            break
+        kept.append(before)
+    names = [item.step for item in kept]
+    if (
+        len(kept) < len(pipeline.steps)
+        and "deploy" in names
+        and any(item.step == "cleanup" for item in done[len(kept) :])
+    ):
+        return kept[: names.index("deploy")]
+    return kept
 
 
 def state_of(pipeline: Pipeline) -> list[StepDone]:
@@ -130,9 +165,14 @@ def state_of(pipeline: Pipeline) -> list[StepDone]:
 def _steps(items: list[Any], shared: Mapping[str, Any], path: Path, folder: Path) -> tuple[tuple[Step, ...], list[str]]:
     steps, problems, used = [], [], {"run_name"}
     for item in items:
-        (step, own), *_ = item.items() if isinstance(item, dict) else [(item, {})]
+        (step, own), *others = item.items() if isinstance(item, dict) and item else [(str(item), None)]
         if step not in kit_settings.STEPS:
             problems.append(f"{step}: no such step (there are {', '.join(kit_settings.STEPS)})")
+            continue
+        if others or not isinstance(own or {}, dict):
+            problems.append(
+                f"{step}: its parameters stand in braces, or indented below it: `- {step}: {{name: value}}`"
+            )
             continue
         fields = kit_settings.STEPS[step].model_fields
         given = {name: value for name, value in shared.items() if name in fields} | _from(path, own or {})

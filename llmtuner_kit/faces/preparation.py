@@ -12,33 +12,33 @@ from llmtuner_kit.dataset.quotes import JobQuote
 from llmtuner_kit.dataset.report import FindingCount
 from llmtuner_kit.faces import standing
 from llmtuner_kit.faces.show import Bars, Card, Chart, Masked, Table, duration, shortened, size
+from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import PrepareSettings
-from llmtuner_kit.workspace import Workspace, open_workspace
 
 _BY = {"setting": "a setting here", "file": "the file", "you": "your decision", "nobody": "nothing to do"}
 _PREVIEW = 200
 
 
-class Preview:
-    """What stands beside the form of 02_prepare: `Form("prepare", globals()).beside(Preview())`."""
+def first_rows() -> standing.OnRun:
+    """The first rows of the files as the settings in the form of 02_prepare would write them."""
+    fetched: list[preview.Preview] = []  # of the workspace in use: the beginnings of its files
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str, str, str], tuple[Workspace, preview.Preview]] = {}
+    def look(run: Run, settings: PrepareSettings) -> Card:
+        if not fetched or fetched[0].workspace is not run.workspace:
+            fetched[:] = [preview.Preview(run.workspace)]
+        return _first_rows(fetched[0].look(settings, run))
 
-    def __call__(self, settings: PrepareSettings) -> Card:
-        where = (settings.target, settings.region, settings.user_id, settings.bucket)
-        if where not in self._known:
-            workspace = open_workspace(settings)
-            self._known[where] = workspace, preview.Preview(workspace)
-        workspace, known = self._known[where]
-        seen = known.look(settings)
-        parts: list[Any] = [part for file in seen.files for part in _previewed(file)]
-        if seen.more:
-            parts.append(f"and {seen.more} more files")
-        if seen.left_out:
-            parts.append(_left_out(seen.left_out))
-        facts = [*standing.run_of(workspace, settings), *(_quote(seen.quote) if seen.quote else [])]
-        return Card(f"First rows of {seen.dataset} as they would be written", facts, parts)
+    return standing.OnRun(look)
+
+
+def _first_rows(seen: preview.Previewed) -> Card:
+    parts: list[Any] = [part for file in seen.files for part in _previewed(file)]
+    if seen.more:
+        parts.append(f"and {seen.more} more files")
+    if seen.left_out:
+        parts.append(_left_out(seen.left_out))
+    facts = _quote(seen.quote) if seen.quote else []
+    return Card(f"First rows of {seen.dataset} as they would be written", facts, parts)
 
 
 def _quote(made: JobQuote) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner_kit import evaluation, monitoring, receipts, runs
-from llmtuner_kit.errors import KitError
+from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.faces import endings, pipelines, reading
 from llmtuner_kit.faces.pipelines import Pipeline
 from llmtuner_kit.faces.show import Card, Table, duration
@@ -28,7 +28,13 @@ def cards(pipeline: Pipeline) -> list[Card]:
     workspace = open_workspace(
         RunSettings(**{name: value for name, value in pipeline.steps[0].parameters.items() if name in fields})
     )
-    run = runs.open_run(workspace, pipeline.run_name)
+    try:
+        run = runs.open_run(workspace, pipeline.run_name)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error.problem} The steps were done, but what they made has been deleted since.",
+            fix="`llmtuner pipeline FILE --fresh` runs all of them again",
+        ) from None
     trained = (run.section("train") or {}).get("result")
     if trained:
         made += [_training(workspace, trained), *_held_out(workspace, trained["job_name"])]

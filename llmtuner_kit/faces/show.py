@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from IPython import get_ipython
 from IPython.display import clear_output, display
 
 _NOTEBOOK = re.compile(r"0\d_[a-z]+")
@@ -178,6 +179,24 @@ class Progress:
         left = f"about {duration(spent / share - spent)} left" if 0.02 < share < 1 and spent > 2 else ""
         facts = [(name, text) for name, text in (("time", left), ("job", note)) if text]
         self._live(Card(f"{self._title}: {what}", facts, done=share), now=share >= 1)
+
+
+def speak_calmly() -> None:
+    """In a notebook: a cell that is interrupted says what that means, in place of a traceback."""
+    if shell := get_ipython():
+        shell.set_custom_exc((KeyboardInterrupt,), _interrupted)
+
+
+def _interrupted(shell: Any, kind: type, error: BaseException, *_: Any, **__: Any) -> None:
+    shell._showtraceback(
+        kind,
+        error,
+        [
+            "Interrupted.",
+            "  What has been started as a job or an endpoint runs on; nothing that was done is lost.",
+            "  Next: run the cell again, it goes on where it stopped",
+        ],
+    )
 
 
 def show(*cards: Any) -> None:

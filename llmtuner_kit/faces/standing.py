@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from llmtuner_kit import catalog, runs, uploads
+from llmtuner_kit.errors import NotFoundError
 from llmtuner_kit.faces.show import Card, Link, Part, listed, size
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import (
@@ -27,23 +30,50 @@ _NEEDS: dict[type[RunSettings], tuple[str, str]] = {
 }
 
 
-def run(settings: RunSettings) -> Card:
-    """The run of these settings and how far it is. Raises NotFoundError naming the notebook that has to run before."""
-    found = runs.open_run(open_workspace(settings), settings.run_name)
+class OnRun:
+    """Beside a form: which run is meant, then what `look(run, settings)` says of it.
+
+    The run's record is read once, and again when a field that names the run was edited, or after something was
+    missing in it: the notebook that makes it may have run meanwhile.
+    """
+
+    def __init__(self, look: Callable[[Run, Any], Card]) -> None:
+        self._look = look
+        self._workspace: Workspace | None = None
+        self._run: Run | None = None
+        self._where: tuple[str, ...] = ()
+        self._name = ""
+
+    def __call__(self, settings: RunSettings) -> Card:
+        found = self._opened(settings)
+        try:
+            card = self._look(found, settings)
+        except NotFoundError:
+            self._run = None
+            raise
+        # An empty name means the newest run, and which that is, is worth knowing.
+        meant = found.name + ("" if settings.run_name else ", the newest")
+        return dataclasses.replace(card, facts=[("run", meant), *card.facts])
+
+    def _opened(self, settings: RunSettings) -> Run:
+        where = (settings.target, settings.region, settings.user_id, settings.bucket)
+        if self._workspace is None or where != self._where:
+            self._workspace, self._where, self._run = open_workspace(settings), where, None
+        if self._run is None or settings.run_name != self._name:
+            self._run, self._name = runs.open_run(self._workspace, settings.run_name), settings.run_name
+        return self._run
+
+
+def run() -> OnRun:
+    """The run of a form and how far it is. Raises NotFoundError naming the notebook that has to run before."""
+    return OnRun(_run)
+
+
+def _run(found: Run, settings: RunSettings) -> Card:
     step, instead = _NEEDS.get(type(settings), ("", ""))
     if step and not getattr(settings, instead):
         found.result(step)
-    return Card("This is about", [*run_facts(found, settings), *_made(found)])
-
-
-def run_facts(found: Run, settings: RunSettings) -> list[tuple[str, str]]:
-    """Which run is meant: an empty name means the newest one, and which that is, is worth knowing."""
-    return [("run", found.name + ("" if settings.run_name else ", the newest"))]
-
-
-def run_of(workspace: Workspace, settings: RunSettings) -> list[tuple[str, str]]:
-    """`run_facts` of a run that is still to be opened."""
-    return run_facts(runs.open_run(workspace, settings.run_name), settings)
+    return Card("This is about", _made(found))
 
 
 def _made(found: Run) -> list[tuple[str, str]]:
@@ -83,15 +113,15 @@ def _weights(count: int) -> str:
     return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:,.1f} million"
 
 
-def to_upload(settings: UploadSettings) -> Card:
+def to_upload() -> OnRun:
     """The files that would be sent. Raises what the upload would raise: no such file, nothing readable, no run."""
+    return OnRun(_to_upload)
+
+
+def _to_upload(_: Run, settings: UploadSettings) -> Card:
     found, ignored = uploads.find_files(settings.source)
-    about = runs.open_run(open_workspace(settings), settings.run_name)
     sizes = [(name, path.stat().st_size) for name, path in found]
-    facts = [
-        *run_facts(about, settings),
-        ("files", f"{len(sizes):,}, {size(sum(count for _, count in sizes))} in all"),
-    ]
+    facts = [("files", f"{len(sizes):,}, {size(sum(count for _, count in sizes))} in all")]
     parts = listed("Files", ("file", "size"), [(name, size(count)) for name, count in sizes], 8)
     if ignored:
         parts += listed("Left out", ("file", "why"), ignored, 8)

@@ -12,10 +12,9 @@ from llmtuner_kit.dataset import Prepared
 from llmtuner_kit.faces import endings, preparation, standing
 from llmtuner_kit.faces.show import Card, Chart, Folded, Link, Table, duration, listed, shortened, size
 from llmtuner_kit.monitoring import Snapshot
-from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.training import Quote, TrainingJob
 from llmtuner_kit.uploads import Upload
-from llmtuner_kit.workspace import Workspace, open_workspace
+from llmtuner_kit.workspace import Workspace
 
 _OPTIONS = 6
 
@@ -26,11 +25,9 @@ def of(result: Any) -> Card:
     return view(result) if view else _plain(result)
 
 
-def live_quote(settings: TrainSettings) -> Card:
-    """The quote for settings as they stand in the form."""
-    workspace = open_workspace(settings)
-    card = quote(training.quote(workspace, settings))
-    return dataclasses.replace(card, facts=[*standing.run_of(workspace, settings), *card.facts])
+def live_quote() -> standing.OnRun:
+    """The quote for the settings as they stand in the form of 03_train."""
+    return standing.OnRun(lambda run, settings: quote(training.quote(run.workspace, settings, run)))
 
 
 def upload(made: Upload) -> Card:
@@ -63,8 +60,14 @@ def quote(made: Quote) -> Card:
         ("time on AWS", _range(made.seconds)),
         ("money on AWS", str(made.money)),
         ("price", costs.priced(made.price)),
-        ("stopped after", duration(made.max_runtime_seconds)),
-        ("an endpoint of this type", f"{costs.usd(made.endpoint_per_hour)} an hour"),
+        (
+            "stopped after",
+            f"{duration(made.max_runtime_seconds)}, {costs.usd(made.usd_at_most)} at most; what it has learnt is kept",
+        ),
+        (
+            "an endpoint of this type",
+            f"{costs.usd(made.endpoint_per_hour)} an hour, left on {costs.usd(made.endpoint_per_month)} a month",
+        ),
         (
             "is it charged",
             f"yes, this is AWS{budget}"

@@ -11,7 +11,7 @@ from llmtuner_kit import runs, uploads
 from llmtuner_kit.dataset import preview
 from llmtuner_kit.errors import DataError, NotFoundError
 from llmtuner_kit.faces.forms import Form
-from llmtuner_kit.faces.preparation import Preview
+from llmtuner_kit.faces.preparation import first_rows
 from llmtuner_kit.settings import PrepareSettings, UploadSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -84,7 +84,7 @@ def test_the_preview_reads_the_upload_and_leaves_the_run_as_it_was(
 
 
 def test_the_form_shows_the_preview_and_follows_it(workspace: Workspace, uploaded: PrepareSettings) -> None:
-    form = Form("prepare", **uploaded.model_dump()).beside(Preview())
+    form = Form("prepare", **uploaded.model_dump()).beside(first_rows())
     shown = form._beside.value
     assert "customer wrote" in shown
     assert "Proposal, used only when you set it" in shown

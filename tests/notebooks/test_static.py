@@ -48,6 +48,28 @@ def test_every_parameter_is_a_plain_line_that_papermill_can_read(path: Path) -> 
 
 
 @each
+def test_parameters_are_explained_in_the_words_of_their_settings(path: Path) -> None:
+    fields = kit_settings.STEPS[notebooks.step_of(path)].model_fields
+    told = dict(line.split("  # ", 1) for line in cells(path)["parameters"].source.split("\n"))
+    assert {line.split(" = ")[0]: text for line, text in told.items()} == {
+        name: field.description for name, field in fields.items()
+    }
+
+
+@each
+def test_no_text_has_a_number_that_could_go_stale(path: Path) -> None:
+    for cell in cells(path).values():
+        if cell.cell_type == "markdown":
+            assert not re.search(r"(?<![A-Za-z])\d(?!\d?_[a-z])", cell.source), cell.id
+    if notebooks.step_of(path) == "download":
+        assert "a link that works for an hour" in cells(path)["title"].source
+        assert notebooks.parameters_of(path)["link_minutes"] == 60
+    if notebooks.step_of(path) == "start":
+        assert "the nine notebooks" in cells(path)["title"].source
+        assert len(FOUND) == 9
+
+
+@each
 def test_parts_are_parameters_form_action_result_in_order(path: Path) -> None:
     assert [cell.id for cell in code(path)] == ["parameters", "form", "run", "result"]
     assert list(cells(path)) == ["title", "parameters", "form-note", "form", "run-note", "run", "result-note", "result"]
