@@ -77,18 +77,7 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
     """
     run = runs.open_run(workspace, settings.run_name)
     made = quote(workspace, settings, run)
-    if not made.fit.fits:
-        raise SettingsError(
-            f"{made.model_id} with {made.method} does not fit {made.instance_type}: {made.fit.why}.",
-            fix=f"set instance_type to {made.fit.smallest!r}"
-            if made.fit.smallest
-            else "choose qlora or a smaller model",
-        )
-    if made.charged and not settings.budget_usd:
-        raise BudgetError(
-            f"This job is charged and no budget is set; the quote is {made.money}.",
-            fix=f"set budget_usd, at least {costs.usd(made.money.high)}" if made.money.known else "set budget_usd",
-        )
+    require_startable(made)
     plan = make_plan(workspace, settings, run, made)
     request = training_job_request(plan)
     client = workspace.aws.client("sagemaker")
@@ -106,6 +95,22 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
     run.save("train", settings=settings.model_dump(), result=record)
     run.note("jobs", plan.job_name, {"kind": "training", "instance_type": made.instance_type, "quote": record["quote"]})
     return TrainingJob(plan.job_name, arn, request_model_uri(request), request, made, reused)
+
+
+def require_startable(made: Quote) -> None:
+    """Raises SettingsError when the model does not fit the instance, BudgetError where a charged job has no budget."""
+    if not made.fit.fits:
+        raise SettingsError(
+            f"{made.model_id} with {made.method} does not fit {made.instance_type}: {made.fit.why}.",
+            fix=f"set instance_type to {made.fit.smallest!r}"
+            if made.fit.smallest
+            else "choose qlora or a smaller model",
+        )
+    if made.charged and not made.budget_usd:
+        raise BudgetError(
+            f"This job is charged and no budget is set; the quote is {made.money}.",
+            fix=f"set budget_usd, at least {costs.usd(made.money.high)}" if made.money.known else "set budget_usd",
+        )
 
 
 def _record(plan: Plan, made: Quote, arn: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,22 @@ def test_the_most_is_all_instances_until_the_time_to_live_ends(quoted: EndpointQ
         assert text in shown
 
 
+def test_what_an_endpoint_costs_that_nobody_deletes_is_said_with_who_can(quoted: EndpointQuote) -> None:
+    rate = costs.hourly("ml.g5.2xlarge", "us-east-1")
+    assert rate is not None
+    assert quoted.usd_per_month == pytest.approx(rate * 2 * 730)
+    after = str(dict(endings.quote(quoted).facts)["after that"])
+    assert after.startswith(f"{costs.usd(rate * 2 * 730)} a month")
+    assert "08_cleanup or `llmtuner guard --delete` deletes it" in after
+    assert "--target local" in repr(endings.quote(dataclasses.replace(quoted, charged=False)))
+
+
+def test_beside_the_form_stands_what_deploy_would_refuse(quoted: EndpointQuote) -> None:
+    assert "no budget is set" in endings.quote(quoted).blocked
+    assert "the budget is" in endings.quote(dataclasses.replace(quoted, budget_usd=1.0)).blocked
+    assert endings.quote(dataclasses.replace(quoted, budget_usd=100.0)).blocked == ""
+
+
 def test_a_budget_must_be_there_and_cover_the_most(quoted: EndpointQuote) -> None:
     with pytest.raises(BudgetError, match="no budget is set"):
         endpoint_quotes.require_budget(quoted)

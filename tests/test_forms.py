@@ -11,6 +11,7 @@ from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import NotFoundError, SettingsError
 from llmtuner_kit.faces import groups
 from llmtuner_kit.faces.forms import Form, label
+from llmtuner_kit.faces.show import Card
 
 
 def controls(form: Form) -> dict[str, ipywidgets.Widget]:
@@ -129,7 +130,22 @@ def test_an_error_beside_the_form_is_text_and_does_not_raise() -> None:
 
     form = Form("train").beside(look)
     assert "There is no dataset &lt;yet&gt;." in form._beside.value
+    assert "Not ready yet" in form._verdict.value
     assert "All settings are valid" not in form._verdict.value
+
+
+def test_what_the_next_cell_would_refuse_is_said_before_it_is_run() -> None:
+    def look(settings: kit_settings.TrainSettings) -> Card:
+        return Card("Quote", blocked="" if settings.budget_usd else "no budget is set")
+
+    form = Form("train").beside(look)
+    assert "no budget is set" in form._verdict.value
+    controls(form)["Budget in USD"].value = 5.0
+    assert form._verdict.value == "<p role='status'>All settings are valid. Run the next cell.</p>"
+
+
+def test_a_text_of_several_lines_is_looked_at_when_it_is_written_not_while_it_is_typed() -> None:
+    assert controls(Form("invoke"))["Prompt"].continuous_update is False
 
 
 def test_headless_the_form_shows_its_values_as_text() -> None:

@@ -30,6 +30,17 @@ def test_amounts_are_never_read_as_a_formula() -> None:
         assert text.count("$") <= 1
 
 
+def test_an_interrupted_cell_says_what_that_means_and_shows_no_traceback() -> None:
+    shell = InteractiveShell.instance()
+    show.speak_calmly()
+    with capture_output() as captured:
+        shell.run_cell("raise KeyboardInterrupt")
+    InteractiveShell.clear_instance()
+    assert "Interrupted" in captured.stdout
+    assert "runs on" in captured.stdout
+    assert "Traceback" not in captured.stdout
+
+
 def test_what_users_wrote_is_escaped() -> None:
     markup = Card("<b>x</b>", [("k", "<script>")], [Masked("row", ["<i>", "b"], [True, False])])._repr_html_()
     assert "<script>" not in markup

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from llmtuner_kit import runs, settings, uploads
+from llmtuner_kit import runs, settings, training, uploads
 from llmtuner_kit.errors import KitError, NotFoundError, SettingsError
 from llmtuner_kit.faces import preparation, standing, views
 from llmtuner_kit.faces.show import Table
@@ -85,6 +86,21 @@ def test_what_was_missing_is_looked_for_again(workspace: Workspace, reads: list[
     made = runs.open_run(workspace, "ready").result("prepare")
     runs.open_run(workspace, "bare").save("prepare", result=made)
     assert dict(look(asked).facts)["work"] == "900 tokens of 40 rows"
+
+
+def test_a_quote_says_what_is_paid_at_most_and_what_the_step_would_refuse(
+    workspace: Workspace, reads: list[str]
+) -> None:
+    asked = settings.TrainSettings(user_id=workspace.user_id, budget_usd=5.0)
+    card = views.live_quote()(asked)
+    facts = {name: str(value) for name, value in card.facts}
+    assert "$5.00 at most; what it has learnt is kept" in facts["stopped after"]
+    assert facts["an endpoint of this type"].endswith("a month")
+    assert card.blocked == ""
+    large = asked.model_copy(update={"model_id": "llama-2-13b"})
+    assert "set instance_type to" in views.live_quote()(large).blocked
+    charged = dataclasses.replace(training.quote(workspace, asked), charged=True, budget_usd=0.0)
+    assert "no budget is set" in views.quote(charged).blocked
 
 
 def test_the_preview_reads_the_record_once_too(workspace: Workspace, reads: list[str], tmp_path: Path) -> None:

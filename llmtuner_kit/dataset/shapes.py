@@ -22,6 +22,10 @@ _ANSWER_COLUMNS = (
 )  # fmt: skip
 
 
+# Columns that hold no text to learn from or to ask with.
+_NO_TEXT = re.compile(r"(^|_)(id|date|datum|time|status|priority|nr|no|number)$")
+
+
 @dataclass(frozen=True)
 class ColumnMapping:
     """How the keys of a row become instruction, input and output (or messages).
@@ -159,9 +163,9 @@ def propose(keys: Sequence[str]) -> ColumnMapping | None:
 
 
 def _likeliest(names: Mapping[str, str], wanted: Sequence[str], *, last: bool) -> str:
+    texts = [key for key, name in names.items() if name and not _NO_TEXT.search(name)]
     exact = [key for word in wanted for key, name in names.items() if name == word]
-    partial = [key for word in wanted for key, name in names.items() if word in name.split("_")]
-    texts = [key for key, name in names.items() if not re.search(r"(^|_)(id|date|time|status|priority|nr|no)$", name)]
+    partial = [key for word in wanted for key in texts if word in names[key].split("_")]
     ordered = exact or partial
     if ordered:
         return ordered[0]

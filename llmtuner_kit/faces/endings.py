@@ -51,23 +51,24 @@ def quote(made: EndpointQuote) -> Card:
         ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
         ("price", costs.priced(made.price) + (" for each" if most > 1 else "")),
         ("time to live", f"{duration(made.time_to_live_minutes * 60)}, {costs.usd(made.usd_until_expiry)} at most"),
-        ("after that", f"{_deleted_by(charged=made.charged)}; left on, {costs.usd(made.usd_per_month)} a month"),
+        ("after that", f"{costs.usd(made.usd_per_month)} a month, as it {_deleted_by(charged=made.charged)}"),
         ("is it charged", f"yes, this is AWS{budget}" if made.charged else "no, this runs on your machine"),
     ]
-    return Card("Quote", facts)
+    refused = standing.refusal(made, endpoint_quotes.require_fit, endpoint_quotes.require_budget)
+    return Card("Quote", facts, blocked=refused)
 
 
 def _deleted_by(*, charged: bool) -> str:
     """Nothing deletes an endpoint by itself, and who pays for it has to know that."""
     where = "" if charged else " --target local"
-    return f"`llmtuner guard --delete{where}` deletes it when you run it, 08_cleanup at any time"
+    return f"stays on until 08_cleanup or `llmtuner guard --delete{where}` deletes it"
 
 
 def endpoint(made: Endpoint) -> Card:
     facts = [
         ("model of", made.job_name),
         ("costs", f"{costs.usd(made.usd_per_hour)} an hour, {costs.usd(made.usd_until_expiry)} for its time to live"),
-        ("time to live", f"until {made.expires_at:%Y-%m-%d %H:%M} UTC; then {_deleted_by(charged=made.charged)}"),
+        ("time to live", f"until {made.expires_at:%Y-%m-%d %H:%M} UTC; it {_deleted_by(charged=made.charged)}"),
         ("autoscaling", made.autoscaling or "none"),
     ]
     return Card("Reused the endpoint of this run" if made.reused else "Deployed", facts, following="07_invoke")

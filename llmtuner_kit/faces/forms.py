@@ -35,6 +35,7 @@ _SHORT, _LONG = {"width": "26em", "flex": "0 0 auto"}, {"width": "36em", "flex":
 _HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;white-space:normal'>{}</div>"
 # A hint stands to the right of its control, or below it where something stands beside the form.
 _RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 6px 13.6em", "flex": "1 0 60%"}
+_LINES = "white-space:pre-line;line-height:1.4;overflow-wrap:anywhere"
 _WHEN_EMPTY = "; empty: "
 
 
@@ -96,7 +97,7 @@ class Form:
     def beside(self, look: Callable[[Any], Any]) -> Form:
         """Show `look(settings)` beside the form, again after each change: the quote beside the training form.
 
-        `look` returns something with `_repr_html_`; what the user can put right is shown as text.
+        `look` returns a card, or raises what the user can put right, which is shown as text.
         """
         self._look = look
         self._box.children[0].layout.flex = "0 1 40em"
@@ -177,10 +178,15 @@ class Form:
         if "<table" not in self._beside.value:
             self._beside.value = "<p role='status'>Looking …</p>"  # the first look may have to start the local cloud
         try:
-            self._beside.value = self._look(settings)._repr_html_()
+            seen = self._look(settings)
+            self._beside.value, blocked = seen._repr_html_(), getattr(seen, "blocked", "")
         except KitError as error:
-            self._verdict.value = "<p role='status'>Not ready yet: see what is said beside the form.</p>"
-            self._beside.value = f"<pre role='status' style='white-space:pre-wrap'>{html.escape(str(error))}</pre>"
+            blocked = "See what is said beside the form."
+            self._beside.value = f"<div role='status' style='{_LINES}'>{html.escape(str(error))}</div>"
+        if blocked:
+            self._verdict.value = (
+                f"<div role='status' style='{_LINES}'><b>Not ready yet</b>\n{html.escape(blocked)}</div>"
+            )
 
 
 def text(markup: str) -> Any:

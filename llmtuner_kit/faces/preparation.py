@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmtuner_kit import costs
-from llmtuner_kit.dataset import Prepared, Report, preview
+from llmtuner_kit.dataset import Prepared, Report, preview, quotes
 from llmtuner_kit.dataset.preview import PreviewedFile
 from llmtuner_kit.dataset.quotes import JobQuote
 from llmtuner_kit.dataset.report import FindingCount
@@ -38,7 +38,15 @@ def _first_rows(seen: preview.Previewed) -> Card:
     if seen.left_out:
         parts.append(_left_out(seen.left_out))
     facts = _quote(seen.quote) if seen.quote else []
-    return Card(f"First rows of {seen.dataset} as they would be written", facts, parts)
+    title = f"First rows of {seen.dataset} as they would be written"
+    return Card(title, facts, parts, blocked=_blocked(seen))
+
+
+def _blocked(seen: preview.Previewed) -> str:
+    """Why the preparation would stop, as far as the first rows tell."""
+    if wrong := [file.name for file in seen.files if file.problem]:
+        return f"{', '.join(wrong)}: needs a change.\nNext: set what is said beside the form, or name it in leave_out"
+    return standing.refusal(seen.quote, quotes.require_budget) if seen.quote else ""
 
 
 def _quote(made: JobQuote) -> list[tuple[str, str]]:
@@ -56,17 +64,17 @@ def _quote(made: JobQuote) -> list[tuple[str, str]]:
 
 def _previewed(file: PreviewedFile) -> list[Table | str]:
     title = f"{file.name} ({file.kind}, {size(file.bytes)})"
-    columns = f"Columns: {', '.join(file.columns)}" if file.columns else ""
+    columns = f"Columns: {', '.join(filter(None, file.columns))}" if file.columns else ""
     if file.problem:
         lines = [title, f"Needs a change: {file.problem}"]
-        if columns and columns not in file.problem:
+        if not all(name in file.problem for name in file.columns):
             lines.append(columns)
         if file.proposed:
             lines.append(
                 f"Proposal, used only when you set it: instruction_column = {file.proposed.instruction!r}, "
                 f"output_column = {file.proposed.output!r}"
             )
-        return ["\n".join(lines)]
+        return [*lines]
     caption = "\n".join(text for text in (f"{title}: {file.mapping}" if file.mapping else title, columns) if text)
     rows = [(row.number, *(_parts(row.row) if row.row else (f"rejected: {row.reason}", "", ""))) for row in file.rows]
     return [Table(caption, ("row", "instruction", "input", "answer"), rows)]
@@ -92,7 +100,7 @@ def prepared(made: Prepared) -> Card:
         ("accepted + rejected + duplicates", f"{report.accepted} + {report.rejected} + {report.duplicates}"),
         *([("large originals of rejected rows", _originals(report))] if report.originals else []),
         ("held-out rows whose question is trained on", report.leaks),
-        ("languages", ", ".join(f"{code} {share:.0%}" for code, share in list(report.languages.items())[:6])),
+        ("languages", ", ".join(f"{_language(code)} {share:.0%}" for code, share in [*report.languages.items()][:6])),
     ]
     parts = [
         _splits(report),
@@ -107,6 +115,10 @@ def prepared(made: Prepared) -> Card:
         *_masks(made),
     ]
     return Card(title, facts, parts, "03_train")
+
+
+def _language(code: str) -> str:
+    return "not recognised" if code == "und" else code
 
 
 def _originals(report: Report) -> str:

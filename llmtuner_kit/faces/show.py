@@ -29,7 +29,7 @@ _STYLE = (
     "<style>.lt{font-family:system-ui,sans-serif;line-height:1.4;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
     ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
     "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt h4{margin:.2em 0 .4em;white-space:pre-line}.lt h4:empty{display:none}.lt summary{cursor:pointer;font-weight:600;margin:.5em 0}.lt tr>th,.lt .n td:first-child{white-space:nowrap}.lt p{margin:.3em 0}.lt .t{background:#2a78;border-radius:2px}"
-    ".lt img{max-width:100%}.lt pre{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:.3em 0}.lt .m{line-height:1.9}</style>"
+    ".lt img{max-width:100%}[data-jp-theme-light=false] .lt img{filter:invert(.9) hue-rotate(180deg)}.lt a{color:var(--jp-content-link-color,#0645ad)}.lt pre{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:.3em 0}.lt .m{line-height:1.9}</style>"
 )
 
 
@@ -100,6 +100,7 @@ class Card:
         following: the notebook to open next, or what to do.
         said: what a log says of a card that will be replaced; empty: the title and the facts.
         phase: when it changes, a log hears of it at once.
+        blocked: why the step would refuse to start; beside a form it stands in place of "run the next cell".
     """
 
     title: str
@@ -109,6 +110,7 @@ class Card:
     done: float | None = None
     said: str = ""
     phase: str = ""
+    blocked: str = ""
 
     def __repr__(self) -> str:
         lines = [self.title + (f" [{self.done:.0%}]" if self.done is not None else "")]
@@ -338,6 +340,7 @@ def _drawn(chart: Chart) -> bytes:
             axes.plot(xs, ys, label=name, marker="o" if len(xs) < 30 else "", markersize=3)
     if chart.mark is not None:
         axes.axvline(chart.mark, linestyle="--", color="black", linewidth=1)
+    axes.locator_params(axis="x", integer=True)  # steps and tokens
     axes.set_title(chart.title, fontsize=10)
     axes.set_xlabel(chart.x)
     axes.grid(visible=True, alpha=0.3)

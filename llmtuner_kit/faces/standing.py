@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmtuner_kit import catalog, runs, uploads
-from llmtuner_kit.errors import NotFoundError
+from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.faces.show import Card, Link, Part, listed, size
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import (
@@ -87,6 +87,16 @@ def _made(found: Run) -> list[tuple[str, str]]:
         ("done so far", ", ".join(notebook_of(step) for step, result in results.items() if result)),
     ]
     return [(name, text) for name, text in made if text]
+
+
+def refusal(made: Any, *checks: Callable[[Any], None]) -> str:
+    """Why a step would refuse to start with this quote, by its own checks and in its own words; else nothing."""
+    try:
+        for check in checks:
+            check(made)
+    except KitError as error:
+        return str(error)
+    return ""
 
 
 def base_model(settings: StartSettings) -> Card:

@@ -84,7 +84,7 @@ def quote(made: Quote) -> Card:
                 "The same job on other machines, the cheapest", [Table("", ("instance type", "time", "money"), others)]
             )
         )
-    return Card("Quote", facts, parts)
+    return Card("Quote", facts, parts, blocked=standing.refusal(made, training.require_startable))
 
 
 def _range(seconds: tuple[float, float]) -> str:
@@ -175,7 +175,8 @@ def finished(workspace: Workspace, seen: Snapshot) -> Card:
     ]
     card = snapshot(seen, log_lines=0)
     table = Table("What you can do now", ("action", "in", "now"), rows)
-    following = "05_download" if any(name == "download" and now == "yes" for name, _, now in rows) else "03_train"
+    has_model = any(name == "download" and now == "yes" for name, _, now in rows)
+    following = "05_download" if has_model else "03_train" if seen.done else "04_monitor"
     return Card(card.title, card.facts, [table], following)
 
 
@@ -197,8 +198,8 @@ def downloaded(made: Downloaded) -> Card:
         ("job", made.job_name),
         ("link until", f"{made.link.expires_at:%Y-%m-%d %H:%M} UTC"),
         ("size", size(made.link.bytes)),
-        ("archive", made.archive or "not fetched"),
-        ("unpacked in", made.folder or "not unpacked"),
+        ("archive", made.archive.resolve() if made.archive else "not fetched"),
+        ("unpacked in", made.folder.resolve() if made.folder else "not unpacked"),
         ("verified", f"all {made.verified} files of the manifest" if made.folder else "not unpacked, so not checked"),
     ]
     rows = [(name, size(count)) for name, count in sorted(made.files.items(), key=lambda item: -item[1])]

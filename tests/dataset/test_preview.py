@@ -11,7 +11,7 @@ from llmtuner_kit import runs, uploads
 from llmtuner_kit.dataset import preview
 from llmtuner_kit.errors import DataError, NotFoundError
 from llmtuner_kit.faces.forms import Form
-from llmtuner_kit.faces.preparation import first_rows
+from llmtuner_kit.faces.preparation import _first_rows, first_rows
 from llmtuner_kit.settings import PrepareSettings, UploadSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -31,6 +31,15 @@ def test_a_mapping_that_is_not_known_is_proposed_with_the_columns_there_are() ->
     )
     assert told.rows[0].row == {"instruction": "Where is my parcel", "input": "", "output": "It is on its way"}
     assert told.mapping == "columns: customer wrote -> instruction, we said -> output"
+
+
+def test_a_number_is_never_proposed_as_what_is_asked_and_columns_are_told_once() -> None:
+    data = b"Ticket Nr.;Frage des Kunden;Antwort (Agent);;\n1;Wo ist es?;Hier.;;\n"
+    seen = preview.read("t.csv", data, len(data), PrepareSettings())
+    assert seen.proposed is not None
+    assert (seen.proposed.instruction, seen.proposed.output) == ("Frage des Kunden", "Antwort (Agent)")
+    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, ())))
+    assert shown.count("Frage des Kunden") == 2  # among the columns, and in the proposal
 
 
 def test_a_template_shows_what_it_makes_and_a_wrong_one_what_it_could_name() -> None:
@@ -88,6 +97,7 @@ def test_the_form_shows_the_preview_and_follows_it(workspace: Workspace, uploade
     shown = form._beside.value
     assert "customer wrote" in shown
     assert "Proposal, used only when you set it" in shown
+    assert "t.csv: needs a change" in form._verdict.value
     form._controls["instruction_column"].value = "customer wrote"
     form._controls["output_column"].value = "we said"
     assert "Where is my parcel" not in shown
