@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from llmtuner_kit.faces import notebooks
 from llmtuner_kit.faces.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,16 @@ def test_a_mistake_is_answered_with_what_to_do(arguments: list[str], told: str) 
     assert done.exit_code != 0
     assert told in done.output
     assert "Traceback" not in done.output
+
+
+def test_an_interrupted_command_says_that_it_goes_on_and_ends_as_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebooks, "run", interrupted)
+    done = run("run", TRAIN)
+    assert done.exit_code == 130
+    assert "goes on where it stopped" in done.output
 
 
 def test_the_parameters_of_a_notebook_are_listed_with_their_defaults_and_meaning() -> None:

@@ -78,6 +78,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         pipelines.load(tmp_path / "nothing.yaml")
 
 
+def test_a_file_kept_anywhere_finds_the_notebooks_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (pipeline,) = pipelines.load(write(tmp_path, "steps: [upload]\n"))
+    assert pipeline.steps[0].notebook == NOTEBOOKS / "01_upload.ipynb"
+
+
 def test_a_second_run_does_nothing_and_fresh_does_all(tmp_path: Path, ran: list[str]) -> None:
     (pipeline,) = pipelines.load(write(tmp_path, "steps: [upload, prepare]\n"), NOTEBOOKS)
     pipelines.run(pipeline, tell=lambda _: None)

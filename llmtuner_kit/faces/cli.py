@@ -24,6 +24,10 @@ class _Plain(click.Group):
         except KitError as error:
             click.echo(click.style(type(error).__name__, bold=True) + f": {error}", err=True)
             context.exit(1)
+        except KeyboardInterrupt:
+            told = "the same command goes on where it stopped; a job or endpoint that was started runs on"
+            click.echo(f"\n{click.style('Interrupted', bold=True)}: {told}", err=True)
+            context.exit(130)
 
 
 _FIRST_STEPS = """\b

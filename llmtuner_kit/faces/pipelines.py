@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+import llmtuner_kit
 from llmtuner_kit import paths
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import NotFoundError, SettingsError
@@ -188,8 +189,9 @@ def _steps(items: list[Any], shared: Mapping[str, Any], path: Path, folder: Path
 
 
 def _notebooks_near(path: Path) -> Path:
-    """The folder with the nine notebooks: that of the file or one above it, else `notebooks` here."""
-    for folder in (*path.resolve().parents, Path("notebooks").resolve()):
+    """The folder with the nine notebooks: that of the file or one above it, else `notebooks` here or of the project."""
+    project = Path(llmtuner_kit.__file__).parents[1]
+    for folder in (*path.resolve().parents, Path("notebooks").resolve(), project):
         for candidate in (folder, folder / "notebooks"):
             if (candidate / "00_start.ipynb").is_file():
                 return candidate
