@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -47,7 +47,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 
 from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
 
-__all__ = ["BROKEN_BODY", "Aws", "ClientError", "connect", "error_code", "error_message", "is_error"]
+__all__ = ["BROKEN_BODY", "Aws", "ClientError", "connect", "described", "error_code", "error_message", "is_error"]
 
 # The local cloud's profiles by target; it writes them, this is the shared vocabulary.
 _LOCAL_PROFILES = {"local": "llmtuner-local", "local-docker": "llmtuner-local-docker"}
@@ -287,3 +287,13 @@ def error_message(error: BaseException) -> str:
 def is_error(error: BaseException, *codes: str) -> bool:
     """Whether an error is AWS's answer with one of these codes."""
     return error_code(error) in codes
+
+
+def described(describe: Callable[..., dict[str, Any]], **names: str) -> dict[str, Any] | None:
+    """What a Describe of SageMaker answers, or None where there is nothing of the name."""
+    try:
+        return describe(**names)
+    except ClientError as error:
+        if is_error(error, "ValidationException", "ResourceNotFound"):
+            return None
+        raise

@@ -19,6 +19,7 @@ from llmtuner_kit import (
     access,
     archive_checks,
     artifacts,
+    aws,
     catalog,
     costs,
     endpoint_quotes,
@@ -242,25 +243,18 @@ def _status(workspace: Workspace, found: dict[str, Any], tags: dict[str, str]) -
 
 
 def _instance_type(workspace: Workspace, config_name: str) -> str:
+    """Empty where the configuration was deleted under a living endpoint, which AWS allows."""
+    describe = workspace.aws.client("sagemaker").describe_endpoint_config
     try:
-        config = workspace.aws.client("sagemaker").describe_endpoint_config(EndpointConfigName=config_name)
-    except ClientError as error:
-        if is_error(error, "ValidationException"):
-            return ""  # deleted under a living endpoint, which AWS allows
-        raise
+        config = aws.described(describe, EndpointConfigName=config_name)
     except AccessError:
-        return ""  # where a policy goes by tags, AWS says this of what is gone
-    return str(config["ProductionVariants"][0].get("InstanceType", ""))
+        config = None  # where a policy goes by tags, AWS says this of what is gone
+    return str(config["ProductionVariants"][0].get("InstanceType", "")) if config else ""
 
 
 def described(workspace: Workspace, name: str) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = workspace.aws.client("sagemaker").describe_endpoint(EndpointName=name)
-    except ClientError as error:
-        if is_error(error, "ValidationException", "ResourceNotFound"):
-            return None
-        raise
-    return found
+    """An endpoint as SageMaker describes it, or None."""
+    return aws.described(workspace.aws.client("sagemaker").describe_endpoint, EndpointName=name)
 
 
 def _tags_of(workspace: Workspace, arn: str) -> dict[str, str]:

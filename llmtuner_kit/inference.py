@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmtuner_kit import runs
-from llmtuner_kit.aws import ClientError, is_error
+from llmtuner_kit.aws import ClientError, described, is_error
 from llmtuner_kit.catalog import Family
 from llmtuner_kit.errors import KitError, NotFoundError, NotReadyError, SettingsError
 from llmtuner_kit.workspace import Workspace
@@ -221,12 +221,9 @@ def client_examples(workspace: Workspace, target: Deployed, prompt: str = "Hello
 
 def require_serving(workspace: Workspace, target: Deployed) -> None:
     """Raises NotFoundError or NotReadyError unless the endpoint is in service."""
-    try:
-        found = workspace.aws.client("sagemaker").describe_endpoint(EndpointName=target.endpoint_name)
-    except ClientError as error:
-        if is_error(error, "ValidationException"):
-            raise NotFoundError(f"There is no endpoint {target.endpoint_name!r}.", fix="run 06_deploy") from None
-        raise
+    found = described(workspace.aws.client("sagemaker").describe_endpoint, EndpointName=target.endpoint_name)
+    if found is None:
+        raise NotFoundError(f"There is no endpoint {target.endpoint_name!r}.", fix="run 06_deploy")
     if found["EndpointStatus"] not in ("InService", "Updating"):
         raise NotReadyError(
             f"Endpoint {target.endpoint_name!r} is {found['EndpointStatus']}.",

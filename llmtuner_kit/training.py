@@ -16,7 +16,7 @@ from typing import Any
 
 import llmtuner_kit
 from llmtuner_kit import access, catalog, costs, images, job_names, paths, runs, staging
-from llmtuner_kit.aws import ClientError, error_message, is_error
+from llmtuner_kit.aws import ClientError, described, error_message, is_error
 from llmtuner_kit.errors import BudgetError, ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, chosen_model, quote
 from llmtuner_kit.runs import Run
@@ -58,7 +58,6 @@ class Plan:
     model: catalog.BaseModel
     role_arn: str
     image: str
-    bucket: str
     user_paths: paths.UserPaths
     code_uri: str
     model_uri: str
@@ -173,7 +172,6 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
         model=model,
         role_arn=access.execution_role(workspace.aws, settings.role_arn, workspace.user_id),
         image=images.training_image(workspace.aws.region),
-        bucket=workspace.bucket,
         user_paths=workspace.paths,
         code_uri=code_uri,
         model_uri=model_uri,
@@ -207,13 +205,8 @@ def _environment(model: catalog.BaseModel, user_id: str) -> dict[str, str]:
 
 def job_status(workspace: Workspace, job_name: str) -> str:
     """TrainingJobStatus, or an empty text when there is no such job."""
-    try:
-        found = workspace.aws.client("sagemaker").describe_training_job(TrainingJobName=job_name)
-    except ClientError as error:
-        if is_error(error, "ValidationException", "ResourceNotFound"):
-            return ""
-        raise
-    return str(found["TrainingJobStatus"])
+    found = described(workspace.aws.client("sagemaker").describe_training_job, TrainingJobName=job_name)
+    return str(found["TrainingJobStatus"]) if found else ""
 
 
 def training_job_request(plan: Plan) -> dict[str, Any]:
@@ -296,14 +289,11 @@ def stop(workspace: Workspace, job_name: str) -> str:
 
 def require_own_job(workspace: Workspace, job_name: str) -> dict[str, Any]:
     """DescribeTrainingJob of a job whose output lies in the user's prefix; raises NotFoundError or AccessError."""
-    try:
-        found: dict[str, Any] = workspace.aws.client("sagemaker").describe_training_job(TrainingJobName=job_name)
-    except ClientError as error:
-        if is_error(error, "ValidationException", "ResourceNotFound"):
-            raise NotFoundError(
-                f"There is no training job {job_name!r}.", fix="run 03_train, or set job_name to an existing job"
-            ) from None
-        raise
+    found = described(workspace.aws.client("sagemaker").describe_training_job, TrainingJobName=job_name)
+    if found is None:
+        raise NotFoundError(
+            f"There is no training job {job_name!r}.", fix="run 03_train, or set job_name to an existing job"
+        )
     workspace.require_own(found["OutputDataConfig"]["S3OutputPath"] + "/")
     return found
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import llmtuner_kit
-from llmtuner_kit import access, costs, images, job_code, job_names, logs, staging
+from llmtuner_kit import access, aws, costs, images, job_code, job_names, logs, staging
 from llmtuner_kit.aws import ClientError, error_message, is_error
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import quotes, versions
@@ -223,12 +223,7 @@ def requirements() -> list[str]:
 
 def described(workspace: Workspace, job_name: str) -> dict[str, Any] | None:
     """A processing job as SageMaker describes it, or None."""
-    try:
-        return dict(workspace.aws.client("sagemaker").describe_processing_job(ProcessingJobName=job_name))
-    except ClientError as error:
-        if is_error(error, "ValidationException", "ResourceNotFound"):
-            return None
-        raise
+    return aws.described(workspace.aws.client("sagemaker").describe_processing_job, ProcessingJobName=job_name)
 
 
 def billable_seconds(job: dict[str, Any]) -> float:
