@@ -56,6 +56,7 @@ class Quote:
         tokens_per_second: of all instances together.
         startup_seconds: the part of `seconds` in which nothing is trained yet.
         seconds: billable seconds per instance (low, high).
+        save_seconds: what is taken off the budget, so that a job stopped by it can still pack and upload its work.
         max_runtime_seconds: the hard limit the job gets.
         endpoint_per_hour: USD of one hosting instance of the same type; None: unknown.
         options: instance types the job fits, the cheapest job first, those without a known price last.
@@ -75,6 +76,7 @@ class Quote:
     fit: fit.Fit
     basis: str
     budget_usd: float
+    save_seconds: int
     max_runtime_seconds: int
     endpoint_per_hour: float | None
     charged: bool
@@ -179,6 +181,7 @@ def make_quote(
         fit=fits,
         basis=basis,
         budget_usd=settings.budget_usd,
+        save_seconds=save,
         max_runtime_seconds=runtime_limit(settings, seconds, region, save),
         endpoint_per_hour=costs.hourly(instance.instance_type, region),
         charged=charged,

@@ -13,7 +13,7 @@ import pytest
 from botocore.validate import ParamValidator
 
 from dataset.conftest import as_bytes, distinct
-from llmtuner_kit import access, paths, runs, uploads
+from llmtuner_kit import access, runs, uploads
 from llmtuner_kit.dataset import Prepared, prepare, processing
 from llmtuner_kit.dataset.sources import Listing, Stored
 from llmtuner_kit.errors import JobFailedError
@@ -146,13 +146,6 @@ def test_what_the_user_can_put_right_comes_back_in_the_jobs_own_words(workspace:
     (folder / "t.csv").write_text("alpha,beta\nsome words here,other words there\n")
     with pytest.raises(JobFailedError, match="columns do not say"):
         prepared(workspace, folder, compute="processing-job")
-
-
-def test_a_job_keeps_its_name_until_it_fails(workspace: Workspace) -> None:
-    name = processing._job_name(workspace, "lamps", "abcdef0123456789")
-    assert name == processing._job_name(workspace, "lamps", "abcdef0123456789")
-    assert paths.NAME_PATTERN.fullmatch(name)
-    assert name.endswith(access.user_mark(workspace.user_id))
 
 
 def test_the_jobs_files_follow_from_content_alone(workspace: Workspace) -> None:
