@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -148,6 +149,10 @@ def test_job_is_started_once_found_again_and_its_results_are_there(
         "deploy": True,
     }
     job, head = training.require_own_job(fresh, first.job_name), archive_head(fresh, first.job_name)
+    link = presign(fresh, first.job_name)
+    with urllib.request.urlopen(link.url) as answer:
+        assert len(answer.read()) == link.bytes == head["ContentLength"]
+        assert link.file_name in answer.headers["Content-Disposition"]
     manifest = archive_checks.require_checked(fresh, job, head)
     monkeypatch.setattr(archive_checks, "_MARGIN", timedelta(days=-1))  # as if it had been touched since
     assert archive_checks.require_checked(fresh, job, head) == manifest
