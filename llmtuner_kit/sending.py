@@ -149,9 +149,11 @@ class Sender:
         return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
 
     def _unfinished(self, prefix: str) -> dict[str, str]:
-        """Key -> its newest interrupted upload."""
+        """Key -> its newest interrupted upload; of ours only, for to others no part with a SHA-256 can be added."""
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
-        found = [item for page in pages for item in page.get("Uploads", [])]
+        found = [
+            item for page in pages for item in page.get("Uploads", []) if item.get("ChecksumAlgorithm") == "SHA256"
+        ]
         return {item["Key"]: item["UploadId"] for item in sorted(found, key=lambda item: item["Initiated"])}
 
     def _parts(self, key: str, upload_id: str) -> dict[int, dict[str, Any]]:

@@ -121,6 +121,20 @@ def test_an_interrupted_file_that_changed_is_sent_anew(send, workspace: Workspac
     assert stored(workspace, f"users/{workspace.user_id}/uploads/big/big.jsonl") == file.read_bytes()
 
 
+@pytest.mark.parametrize("algorithm", ["CRC32", ""])
+def test_an_upload_that_another_program_left_is_not_gone_on_with(
+    send, workspace: Workspace, tmp_path: Path, algorithm: str
+) -> None:  # type: ignore[no-untyped-def]
+    """S3 takes no SHA-256 for a part of an upload that was begun with another checksum, or with none."""
+    file = tmp_path / "big.jsonl"
+    file.write_bytes(os.urandom(checksums.PART * 2))
+    key = f"users/{workspace.user_id}/uploads/big/big.jsonl"
+    kept = {"ChecksumAlgorithm": algorithm} if algorithm else {}
+    workspace.aws.client("s3").create_multipart_upload(Bucket=workspace.bucket, Key=key, **kept)
+    assert send(file).bytes_sent == file.stat().st_size
+    assert stored(workspace, key) == file.read_bytes()
+
+
 def test_a_file_that_changes_on_the_way_is_refused(send, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "rows.jsonl"
     file.write_bytes(os.urandom(checksums.PART + 1))
