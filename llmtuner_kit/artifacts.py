@@ -172,9 +172,13 @@ def verify(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.exists():
         raise IntegrityError(f"{folder} has no manifest.json: it is no archive of this kit, or it is not complete.")
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    try:
+        manifest: dict[str, Any] = dict(json.loads(path.read_text()))
+        listed: dict[str, Any] = dict(manifest["files"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", fix="download the archive again") from error
     wrong = []
-    for name, expected in manifest["files"].items():
+    for name, expected in listed.items():
         file = folder / name
         wanted = expected["sha256"] if isinstance(expected, dict) else expected
         if not file.is_file():
@@ -182,7 +186,7 @@ def verify(folder: Path) -> dict[str, Any]:
         elif _sha256(file) != wanted:
             wrong.append(f"{name} has other bytes")
     extra = {item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file()}
-    extra -= {*manifest["files"], "manifest.json"}
+    extra -= {*listed, "manifest.json"}
     wrong += [f"{name} is not in the manifest" for name in sorted(extra)]
     if wrong:
         raise IntegrityError(f"{folder.name}: " + "; ".join(wrong[:8]), fix="download the archive again")

@@ -104,7 +104,7 @@ def held_out(workspace: Workspace, job_name: str) -> HeldOut:
         tuned=tuned,
         change=tuned.perplexity / base.perplexity - 1 if math.isfinite(base.perplexity) else math.nan,
         interval=interval,
-        verdict=verdict(interval),
+        verdict=verdict(interval, found["rows"]),
         samples=tuple(_sample(item) for item in found.get("samples", [])),
     )
 
@@ -131,9 +131,14 @@ def paired_interval(rows: list[dict[str, float]], *, seed: int = 0) -> tuple[flo
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
 
 
-def verdict(interval: tuple[float, float]) -> str:
-    """Better, worse, or no clear difference: whether the interval of the loss difference leaves out zero."""
+def verdict(interval: tuple[float, float], count: int) -> str:
+    """Better, worse, or no clear difference: whether the interval of the loss difference leaves out zero.
+
+    Fewer than six pairs cannot tell: even if all agree, one in 2^5 does so by chance.
+    """
     low, high = interval
+    if count < FEWEST_FOR_A_VERDICT:
+        return "no clear difference"
     if high < 0:
         return "better"
     return "worse" if low > 0 else "no clear difference"
@@ -155,9 +160,7 @@ def judged(endpoint_name: str, samples: tuple[Sample, ...]) -> Comparison:
     # A loss is better when lower, an agreement when higher: one interval serves both with its sign turned.
     low, high = paired_interval([{"tokens": 1, "base_loss": -base, "tuned_loss": -tuned} for base, tuned in pairs])
     base, tuned = (sum(values) / len(values) for values in zip(*pairs, strict=True))
-    # Fewer than six pairs cannot tell: even if all agree, one in 2^5 does so by chance.
-    said = verdict((low, high)) if len(samples) >= FEWEST_FOR_A_VERDICT else "no clear difference"
-    return Comparison(endpoint_name, samples, "", base, tuned, (-high, -low), said)
+    return Comparison(endpoint_name, samples, "", base, tuned, (-high, -low), verdict((low, high), len(samples)))
 
 
 def test_rows(workspace: Workspace, run_name: str, count: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from isal import igzip_threaded, isal_zlib
 
@@ -36,13 +36,35 @@ class _TarFile(tarfile.TarFile):
     copybufsize = BLOCK  # what is moved to the disk at once; tarfile's own 16 KB make it the slowest part
 
 
+class _Inflated:
+    """The bytes of an archive, as many as one of a model may have: tarfile reads a header into memory however long."""
+
+    def __init__(self, file: IO[bytes], archive: Path) -> None:
+        self._file, self._archive, self._left = file, archive, _most_bytes(archive)
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise _bomb(self._archive)
+        return data
+
+
+def _most_bytes(archive: Path) -> int:
+    return min(MOST_BYTES, max(SMALL_BYTES, BEST_RATIO * archive.stat().st_size))
+
+
+def _bomb(archive: Path) -> IntegrityError:
+    return IntegrityError(f"{archive.name} unpacks to more than an archive of a model can.", fix="do not use it")
+
+
 @contextmanager
 def members(archive: Path) -> Iterator[tarfile.TarFile]:
     """The archive as a stream of members, each to be read before the next. Raises IntegrityError when it is damaged."""
     try:
         with (
             igzip_threaded.open(archive, "rb") as inflated,
-            _TarFile.open(fileobj=inflated, mode="r|", bufsize=BLOCK) as opened,
+            _TarFile.open(fileobj=cast("IO[bytes]", _Inflated(inflated, archive)), mode="r|", bufsize=BLOCK) as opened,
         ):
             yield opened
     except (tarfile.ReadError, _InflateError, EOFError, OSError) as error:
@@ -55,7 +77,7 @@ def members(archive: Path) -> Iterator[tarfile.TarFile]:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack into a fresh folder that takes its name at the end. Raises IntegrityError for what must not be unpacked."""
-    most = min(MOST_BYTES, max(SMALL_BYTES, BEST_RATIO * archive.stat().st_size))
+    most = _most_bytes(archive)
     free = shutil.disk_usage(folder.parent).free
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
         with members(archive) as opened:
@@ -64,9 +86,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 size += item.size
                 _check(archive, item)
                 if count > MOST_MEMBERS or size > most:
-                    raise IntegrityError(
-                        f"{archive.name} unpacks to more than an archive of a model can.", fix="do not use it"
-                    )
+                    raise _bomb(archive)
                 if size > free:
                     raise IntegrityError(
                         f"{archive.name} unpacks to {size / 1e9:.1f} GB or more; {folder.parent} has {free / 1e9:.1f} GB free.",

@@ -68,6 +68,22 @@ def test_bomb_is_refused_before_it_is_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
+def test_bomb_in_a_header_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "SMALL_BYTES", 20_000)
+    archive = tmp_path / "a.tar.gz"
+    with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as opened:
+        info = tarfile.TarInfo("model.safetensors")
+        info.pax_headers = {"comment": "x" * 3_000_000}
+        opened.addfile(info)
+    with (
+        pytest.raises(IntegrityError, match="more than an archive of a model can"),
+        packing.members(archive) as members,
+    ):
+        list(members)
+
+
 def test_archive_larger_than_the_disk_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     archive = packed(tmp_path / "a.tar.gz", ("model.safetensors", bytes(11)))
@@ -96,6 +112,13 @@ def test_missing_changed_and_extra_files_are_all_named(tmp_path: Path) -> None:
     for part in ("gone.txt is missing", "other.txt has other bytes", "extra.txt is not in the manifest"):
         assert part in caught.value.problem
     assert "same.txt" not in caught.value.problem
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"files": 3}'])
+def test_manifest_that_is_none_is_told_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(IntegrityError, match=r"manifest\.json is damaged"):
+        artifacts.verify(tmp_path)
 
 
 def test_whole_archive_unpacks_and_verifies(tmp_path: Path) -> None:

@@ -24,14 +24,27 @@ def test_verdict_is_right_in_nearly_all_seeded_draws(shift: float, expected: str
     right = 0
     for seed in range(40):
         interval = evaluation.paired_interval(rows(random.Random(seed), 40, shift), seed=seed)
-        right += evaluation.verdict(interval) == expected
+        right += evaluation.verdict(interval, 40) == expected
     assert right >= 36
 
 
 def test_no_rows_is_no_verdict() -> None:
     low, high = evaluation.paired_interval([])
     assert math.isnan(low)
-    assert evaluation.verdict((low, high)) == "no clear difference"
+    assert evaluation.verdict((low, high), 0) == "no clear difference"
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, "no clear difference"), (5, "no clear difference"), (6, "better")])
+def test_a_verdict_needs_six_pairs(count: int, expected: str) -> None:
+    all_better = [{"tokens": 9, "base_loss": 3.0, "tuned_loss": 2.0}] * count
+    assert evaluation.verdict(evaluation.paired_interval(all_better), count) == expected
+
+
+@pytest.mark.parametrize("loss", [0.0, 2.5])
+def test_identical_models_have_no_clear_difference(loss: float) -> None:
+    same = [{"tokens": 7, "base_loss": loss, "tuned_loss": loss}] * 20
+    interval = evaluation.paired_interval(same)
+    assert (interval, evaluation.verdict(interval, 20)) == ((0.0, 0.0), "no clear difference")
 
 
 def test_prompt_of_a_row_is_the_user_turn_of_training() -> None:

@@ -94,6 +94,8 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[st
         weights = load_file(weights_path)
     except (ValueError, SafetensorError) as error:
         raise AdapterError(f"{folder} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(alpha := config.get("lora_alpha"), int | float):
+        raise AdapterError(f"{config_path} has no number lora_alpha, as PEFT saves it")
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         kind = "DORA" if config.get("use_dora") else config.get("peft_type")
         raise AdapterError(f"the adapter is of type {kind}, only plain LoRA can be swapped: deploy its merged archive")
@@ -109,7 +111,7 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[st
         if up is None or shapes.get(module) != (len(up), down.shape[1]):
             raise AdapterError(f"{module} of the adapter does not fit the served model: it was tuned from another base")
         root = math.sqrt(len(down)) if config.get("use_rslora") else len(down)
-        found[module] = Lora(down.float(), up.float() * (config["lora_alpha"] / root))
+        found[module] = Lora(down.float(), up.float() * (alpha / root))
     if not found:
         raise AdapterError("the adapter has no LoRA weights")
     return found

@@ -5,10 +5,11 @@ settings; `adapter/` as PEFT saves it; `code/` with the server; evaluation.json,
 last, with the SHA-256 of every file. Nothing in it is a pickle.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import transformers
 import parity
 from encoding import Encoder
 from failures import TrainingError
+from generation import context_length
 
 CODE = (
     "serve.py",
@@ -67,58 +69,72 @@ def write_archive(
     The model in memory is merged by it and must not be trained afterwards. Raises TrainingError when the archive,
     loaded as a server loads it, answers differently.
     """
-    model_dir.mkdir(parents=True, exist_ok=True)
-    work = model_dir / ".writing"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    network: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    network.eval()
-    # As servers do: training's own attention knows no cache.
-    network.set_attn_implementation("sdpa")
-    tokenizer.save_pretrained(work)
-    encoder = Encoder(work, base_info["family"])
-    prompts = [(messages, encoder.prompt_ids(messages)) for messages in probes]
-    if recorded is None:
-        recorded = parity.record(network, base_info["family"], prompts, stop_ids)
-    if isinstance(model, peft.PeftModel):
-        model.save_pretrained(str(work / "adapter"))
-        _name_base(work / "adapter", base_info)
-        network = _merge(model, base_info)
-    network.generation_config = _generation_config(network, tokenizer, stop_ids)
-    network.to(torch.bfloat16)
-    network.save_pretrained(work, max_shard_size="4GB")
-    _write_json(work / "parity.json", {"dtype": "bfloat16", "stop_ids": sorted(stop_ids), "probes": recorded})
-    if evaluation is not None:
-        _write_json(work / "evaluation.json", evaluation)
-    (work / "code").mkdir()
-    for name in CODE:
-        shutil.copyfile(Path(__file__).with_name(name), work / "code" / name)
-    (work / "README.md").write_text(_card(base_info, hyperparameters, metrics, dataset_sha256), encoding="utf-8")
-    try:
-        difference = parity.check(work)
-    except parity.ParityError as error:
-        raise TrainingError(str(error)) from error
-    manifest = {
-        "format": FORMAT,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base": {name: base_info[name] for name in ("model_id", "revision", "family")},
-        "dataset_sha256": dataset_sha256,
-        "hyperparameters": hyperparameters,
-        "metrics": metrics,
-        "parity": difference,
-        "kit_version": hyperparameters.get("kit_version", ""),
-        "files": {
-            path.relative_to(work).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
-            for path in sorted(work.rglob("*"))
-            if path.is_file()
-        },
-    }
-    for path in work.rglob("*"):
-        # safetensors makes its files readable to their owner only; a server may run as someone else.
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    _publish(work, model_dir)
+    with _work_folder(model_dir) as work:
+        network: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        network.eval()
+        # As servers do: training's own attention knows no cache.
+        network.set_attn_implementation("sdpa")
+        tokenizer.save_pretrained(work)
+        encoder = Encoder(work, base_info["family"])
+        prompts = [(messages, encoder.prompt_ids(messages)) for messages in probes]
+        if recorded is None:
+            recorded = parity.record(network, base_info["family"], prompts, stop_ids)
+        if isinstance(model, peft.PeftModel):
+            model.save_pretrained(str(work / "adapter"))
+            _name_base(work / "adapter", base_info)
+            network = _merge(model, base_info)
+        longest = hyperparameters.get("max_length", 0)
+        if base_info["family"] == "seq2seq" and longest > context_length(network.config.to_dict()):
+            network.config.n_positions = longest  # T5 reads any length; servers go by what is said here
+        network.generation_config = _generation_config(network, tokenizer, stop_ids)
+        network.to(torch.bfloat16)
+        network.save_pretrained(work, max_shard_size="4GB")
+        _write_json(work / "parity.json", {"dtype": "bfloat16", "stop_ids": sorted(stop_ids), "probes": recorded})
+        if evaluation is not None:
+            _write_json(work / "evaluation.json", evaluation)
+        (work / "code").mkdir()
+        for name in CODE:
+            shutil.copyfile(Path(__file__).with_name(name), work / "code" / name)
+        (work / "README.md").write_text(_card(base_info, hyperparameters, metrics, dataset_sha256), encoding="utf-8")
+        try:
+            difference = parity.check(work)
+        except parity.ParityError as error:
+            raise TrainingError(str(error)) from error
+        manifest = {
+            "format": FORMAT,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "base": {name: base_info[name] for name in ("model_id", "revision", "family")},
+            "dataset_sha256": dataset_sha256,
+            "hyperparameters": hyperparameters,
+            "metrics": metrics,
+            "parity": difference,
+            "kit_version": hyperparameters.get("kit_version", ""),
+            "files": _files(work),
+        }
+        _publish(work, model_dir)
     _write_json(model_dir / "manifest.json", manifest)
     return manifest
+
+
+@contextlib.contextmanager
+def _work_folder(model_dir: Path) -> Iterator[Path]:
+    """Where an archive is put together; nothing stays of one that failed, or a full disk had no room to say why."""
+    work = model_dir / ".writing"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _files(work: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file."""
+    return {
+        path.relative_to(work).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(work.rglob("*"))
+        if path.is_file()
+    }
 
 
 def sha256(path: Path) -> str:
@@ -172,12 +188,14 @@ def _name_base(folder: Path, base_info: dict[str, str]) -> None:
 
 def _publish(work: Path, model_dir: Path) -> None:
     """Move the finished files to the archive's root, over those of an earlier attempt."""
+    for path in work.rglob("*"):
+        # safetensors makes its files readable to their owner only; a server may run as someone else.
+        path.chmod(0o755 if path.is_dir() else 0o644)
     for old in model_dir.iterdir():
         if old != work:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     for path in work.iterdir():
         path.rename(model_dir / path.name)
-    work.rmdir()
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -43,6 +43,10 @@ class Base:
         known = [text.get(name) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
         return min([value for value in known if value] or [LONGEST_DEFAULT])
 
+    def longest_prompt(self, max_length: int) -> int:
+        """Tokens of prompt and answer (seq2seq: of each) that the tuned model can be asked for."""
+        return max(self.longest_row, max_length) if self.family == "seq2seq" else self.longest_row
+
     def max_length(self, asked: int) -> int:
         """The row length to train with. Raises TrainingError for more than the model can read."""
         is_relative = "relative_attention_num_buckets" in self.config  # T5 reads any length
@@ -148,4 +152,9 @@ def _names(folder: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{path.name} of the base model is damaged ({error}): stage the model again") from error

@@ -10,6 +10,7 @@ before it is used.
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from model import TunedModel
 from sharding import like, whole
 
 KEPT = 2
+NAME = re.compile(r"step-\d{8}")
+NEEDED = {"state.json", "weights.safetensors", "optimizer.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -76,19 +79,26 @@ def save(
     for abandoned in folder.glob(".step-*"):
         shutil.rmtree(abandoned)
     temporary.mkdir()
-    if isinstance(model.module, peft.PeftModel):
-        model.module.save_pretrained(str(temporary / "adapter"), state_dict=weights)
-    _save(weights, temporary / "weights.safetensors")
-    _save(moments, temporary / "optimizer.safetensors")
-    if best:
-        _save(best, temporary / "best.safetensors")
-    (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    files = {path.relative_to(temporary).as_posix(): _sha256(path) for path in _files(temporary)}
-    (temporary / "manifest.json").write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
+    try:
+        if isinstance(model.module, peft.PeftModel):
+            model.module.save_pretrained(str(temporary / "adapter"), state_dict=weights)
+        _save(weights, temporary / "weights.safetensors")
+        _save(moments, temporary / "optimizer.safetensors")
+        if best:
+            _save(best, temporary / "best.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        files = {path.relative_to(temporary).as_posix(): _sha256(path) for path in _files(temporary)}
+        (temporary / "manifest.json").write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(temporary)  # on a full disk there must be room to say why
+        raise
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    for old in _folders(folder)[:-KEPT]:
-        shutil.rmtree(old)
+    # One of a later step was passed over as incomplete: it must not count as one that is kept.
+    kept = [each for each in _folders(folder) if each.name <= final.name][-KEPT:]
+    for other in _folders(folder):
+        if other not in kept:
+            shutil.rmtree(other)
     return final
 
 
@@ -113,15 +123,20 @@ def _save(tensors: dict[str, Any], path: Path) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    found = folder.glob("step-*") if folder.is_dir() else []
+    return sorted(path for path in found if path.is_dir() and NAME.fullmatch(path.name))
 
 
 def _is_complete(folder: Path) -> bool:
     try:
         files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, json.JSONDecodeError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in files.items())
+    return (
+        isinstance(files, dict)
+        and files.keys() >= NEEDED
+        and all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in files.items())
+    )
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ middle takes up exactly the row it stopped at. Data that cannot teach anything s
 loaded.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,19 +60,30 @@ class Channel:
         return sum(row.labels for row in self.rows)
 
 
+def fingerprint(rows: Sequence[Row]) -> str:
+    """Hex digest of what the model sees of the rows, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        source = np.empty(0, np.int32) if row.source_ids is None else row.source_ids
+        for part in (np.array([len(row.ids), len(source)], np.int64), row.ids, row.trained, source):
+            digest.update(part.tobytes())
+    return digest.hexdigest()
+
+
 def read_rows(folder: Path) -> tuple[list[Any], list[str]]:
     """The rows of every .jsonl file under the folder, and the file and line each stands at."""
     rows: list[Any] = []
     places: list[str] = []
     for path in sorted(folder.rglob("*.jsonl")):
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    rows.append(RowError(f"not JSON: {error}"))
+                    rows.append(json.loads(line.decode()))
+                except (ValueError, RecursionError) as error:
+                    kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
+                    rows.append(RowError(f"not {kind}: {error}"))
                 places.append(f"{path.name} line {number}")
     return rows, places
 

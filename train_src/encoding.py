@@ -68,7 +68,7 @@ class EncodedRow:
 class Encoder:
     """Encodes rows and prompts with the tokenizer in a model folder.
 
-    Raises FileNotFoundError when the folder has no tokenizer.json. `chat_template` is the text of the template in use,
+    Raises FileNotFoundError when the folder has no tokenizer.json, ValueError when it is damaged. `chat_template` is the text of the template in use,
     the kit's default one when the folder has none.
     """
 
@@ -79,7 +79,10 @@ class Encoder:
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{folder} has no tokenizer.json, which every supported base model has")
         self.family = family
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         config = _read_json(folder / "tokenizer_config.json")

@@ -10,7 +10,12 @@ class TrainingError(Exception):
 
 
 def write_failure(path: Path, reason: str, details: str = "") -> None:
-    """Write the reason first, so that it survives SageMaker's cut, and the details (a traceback) after it."""
+    """Write the reason first, so that it survives SageMaker's cut, and the details (a traceback) after it.
+
+    The first reason of a job stays: its other processes fail next, and know only that one is gone.
+    """
+    if path.is_file():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     text = reason.strip()
     path.write_text(f"{text}\n\n{details.strip()}\n" if details else f"{text}\n", encoding="utf-8")

@@ -91,7 +91,7 @@ class Generator:
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         self.encoder = Encoder(folder, self.family)
         self.stop_ids = _stop_ids(model, self.tokenizer)
-        self.limit = _context_length(config)
+        self.limit = context_length(config)
         self.decoder = _decoder(model, self.limit)
         self.is_base = not (folder / "manifest.json").is_file() and not (folder / "adapter").is_dir()
         self.adapters: dict[str, Adapter] = {}
@@ -230,6 +230,7 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(each for each in [*ids, tokenizer.eos_token_id] if each is not None)
 
 
-def _context_length(config: dict[str, Any]) -> int:
+def context_length(config: dict[str, Any]) -> int:
+    """Tokens that a served model reads, by its config.json."""
     text = config.get("text_config") or config
     return text.get("max_position_embeddings") or text.get("n_positions") or 2048

@@ -69,6 +69,8 @@ class Hyperparameters:
                     parsed[name] = _parsed(fields[name], str(value))
                 except ValueError as error:
                     problems.append(str(error))
+        if not parsed.get("target_modules", "auto").strip(" ,"):
+            problems.append("target_modules is empty, it must be auto or names of layers separated by commas")
         if problems:
             raise TrainingError("wrong hyperparameters: " + "; ".join(problems))
         return cls(**parsed)

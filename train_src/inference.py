@@ -16,7 +16,7 @@ from generation import Generator, RequestError
 def model_fn(model_dir: str, _context: Any = None) -> Generator:
     """Load and check the archive."""
     generator = Generator(Path(model_dir))
-    if (Path(model_dir) / "parity.json").is_file():
+    if not generator.is_base:
         parity.check(Path(model_dir), generator)
     return generator
 
@@ -25,11 +25,7 @@ def transform_fn(
     model: Generator, input_data: str | bytes, _content_type: str, _accept: str, _context: Any = None
 ) -> str:
     """One request: a JSON body in, a JSON body out. Raises RequestError, which the image reports as a 400."""
-    try:
-        body = json.loads(input_data)
-    except ValueError as error:
-        raise RequestError(f"the body is not JSON: {error}") from error
-    request = protocol.parse(body)
+    request = protocol.parse(protocol.parse_json(input_data))
     if request.stream:
         raise RequestError("this container cannot stream: set stream to false")
     answers = [

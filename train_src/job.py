@@ -1,28 +1,32 @@
 """One training job from a checked data set to a finished archive."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 import attention
+import checkpoints
+import disk
 import parity
 from base import Base, fetch_weights
 from conversations import prompt_messages, row_messages
-from data import Channel, read_rows
+from data import Channel, fingerprint, read_rows
 from encoding import Encoder
-from evaluation import Interrupted, Score, answers, score
+from evaluation import ANSWER_TOKENS, Interrupted, Score, answers, score
 from failures import TrainingError
 from folders import Folders
 from group import Group
 from hyperparameters import Hyperparameters
-from memory import GB, Plan
+from memory import GB, Plan, Shape
 from metrics import perplexity, report
 from model import TunedModel, load_model, load_sharded, load_tokenizer, plan_memory
 from sharding import whole
@@ -70,6 +74,7 @@ class Job:
             group=group,
             stop=self.stop,
         )
+        self._require_disk(model)
         base_result = None
         with contextlib.suppress(Interrupted):
             base_result = self._base_result(model, tokenizer, test, trainer) if test else None
@@ -102,6 +107,14 @@ class Job:
             self._write_archive(model, tokenizer, metrics, evaluation, probes, recorded)
         group.close()
 
+    def _require_disk(self, model: TunedModel) -> None:
+        trained = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        has_adapter, has_best = self.settings.method != "full", self.settings.early_stopping_patience > 0
+        # Weights and two moments, the adapter in PEFT's form, the best weights.
+        checkpoint = trained * (3 + has_adapter + has_best)
+        archive = 2 * Shape.from_config(self.base.config).weights + trained * has_adapter
+        disk.require_room(self.folders, checkpoints=(checkpoints.KEPT + 1) * checkpoint, archive=archive)
+
     def _check_tokenizer(self, tokenizer: Any) -> None:
         """The archive ships transformers' tokenizer: it must give the ids that were trained on."""
         if self.base.family == "seq2seq":
@@ -118,11 +131,12 @@ class Job:
                 )
 
     def _base_result(self, model: TunedModel, tokenizer: Any, test: Channel, trainer: Trainer) -> dict[str, Any]:
-        """The base model on the test rows. Kept beside the checkpoints: a resumed full fine-tune has no base left."""
+        """The base model on the test rows. Kept beside the checkpoints: a job that goes on need not ask it again."""
         path = self.folders.checkpoints / BASE_RESULT
         group = trainer.group
-        known = json.loads(path.read_text(encoding="utf-8")) if group.leads and path.is_file() else None
-        if known := group.from_leader(known):
+        asked = [self.base.model_id, self.base.revision, str(model.dtype), fingerprint(test.rows), len(self._samples())]
+        known = group.from_leader(_read_json(path) if group.leads else None)
+        if known and known.get("of") == asked:
             return known
         started = time.monotonic()
         if group.leads and test.rows:
@@ -134,8 +148,14 @@ class Job:
                     f"the loss of {self.base.model_id} is {result.loss} before any training: its weights are damaged, or "
                     "too large for this precision; fetch the model again, or set precision fp32"
                 )
-            texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
-        found = {"losses": result.losses, "correct": result.correct, "labels": result.labels, "answers": texts}
+            texts = self._answers(model, tokenizer)
+        found = {
+            "of": asked,
+            "losses": result.losses,
+            "correct": result.correct,
+            "labels": result.labels,
+            "answers": texts,
+        }
         if not group.leads:
             return found
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,9 +171,8 @@ class Job:
     ) -> dict[str, Any]:
         """Base against tuned on the test rows; written to the job's output folder."""
         tuned = score(model, test.rows, trainer.micro_batch_tokens, trainer.group, self.stop)
-        texts = answers(model, tokenizer, self.encoder, self._prompts(), self._stop_ids(tokenizer))
+        texts = self._answers(model, tokenizer)
         base = Score(base_result["losses"], base_result["correct"], base_result["labels"])
-        rows = read_rows(self.folders.channel("test"))[0]
         found = {
             "rows": len(test.rows),
             "tokens": sum(tuned.labels),
@@ -165,14 +184,12 @@ class Job:
             ],
             "samples": [
                 {
-                    "prompt": "\n\n".join(message["content"] for message in prompt),
-                    "reference": row_messages(row)[len(prompt)]["content"],
+                    "prompt": "\n\n".join(message["content"] for message in prompt_messages(row)),
+                    "reference": row_messages(row)[len(prompt_messages(row))]["content"],
                     "base": before,
                     "tuned": after,
                 }
-                for prompt, row, before, after in zip(
-                    self._prompts(), rows, base_result["answers"], texts, strict=False
-                )
+                for row, before, after in zip(self._samples(), base_result["answers"], texts, strict=True)
             ],
         }
         if not trainer.group.leads:
@@ -189,15 +206,27 @@ class Job:
         path.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
         return found
 
-    def _prompts(self) -> list[list[dict[str, str]]]:
-        """The first test rows without their answers."""
-        rows = read_rows(self.folders.channel("test"))[0][: self.settings.evaluation_samples]
-        return [prompt_messages(row) for row in rows]
+    def _answers(self, model: TunedModel, tokenizer: Any) -> list[str]:
+        prompts = [prompt_messages(row) for row in self._samples()]
+        return answers(model, tokenizer, self.encoder, prompts, self._stop_ids(tokenizer))
+
+    def _samples(self) -> list[Any]:
+        """The first test rows whose questions the model can read, with room for an answer."""
+        return self._readable("test", self.settings.evaluation_samples, ANSWER_TOKENS)
 
     def _probes(self) -> list[list[dict[str, str]]]:
         """Prompts whose answers must be the same after the archive is loaded again."""
-        rows = read_rows(self.folders.channel("test" if "test" in self.channels else "train"))[0][:PROBES]
-        return [prompt_messages(row) for row in rows]
+        found = self._readable("test", PROBES, parity.PROBE_TOKENS) or self._readable(
+            "train", PROBES, parity.PROBE_TOKENS
+        )
+        return [prompt_messages(row) for row in found] or [[{"role": "user", "content": "Hello"}]]
+
+    def _readable(self, channel: str, count: int, answer_tokens: int) -> list[Any]:
+        """The first rows of a channel whose prompt fits the model together with an answer."""
+        most = self.base.longest_prompt(self.settings.max_length) - answer_tokens
+        rows = read_rows(self.folders.channel(channel))[0] if channel in self.channels else []
+        fitting = (row for row in rows if len(self.encoder.prompt_ids(prompt_messages(row))) <= most)
+        return list(itertools.islice(fitting, count))
 
     def _stop_ids(self, tokenizer: Any) -> set[int]:
         """Every token that ends an answer: the tokenizer's own, and what the template puts after one."""
@@ -257,6 +286,15 @@ class Job:
         path = self.folders.output / "manifest.json"
         path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
         print(f"archive written in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of an earlier run says; None when there is none, or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _described(plan: Plan) -> str:

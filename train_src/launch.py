@@ -33,12 +33,19 @@ def worker_environments(folders: Folders) -> list[dict[str, str]]:
     current = resources.get("current_host", hosts[0])
     if current not in hosts:
         raise TrainingError(f"resourceconfig.json: current_host {current!r} is not among the hosts {hosts}")
-    per_host = int(os.environ.get("LLMTUNER_PROCESSES") or max(1, count_gpus()))
+    processes = os.environ.get("LLMTUNER_PROCESSES") or str(max(1, count_gpus()))
+    if not processes.isdecimal() or not int(processes):
+        raise TrainingError(
+            f"LLMTUNER_PROCESSES is {processes!r}, it must be a whole number from 1: unset it for one a GPU"
+        )
+    per_host = int(processes)
     world = per_host * len(hosts)
     if world == 1:
         return []
     master = os.environ.get("LLMTUNER_MASTER") or f"{'127.0.0.1' if len(hosts) == 1 else hosts[0]}:{PORT}"
     address, _, port = master.rpartition(":")
+    if not address or not port.isdecimal():
+        raise TrainingError(f"LLMTUNER_MASTER is {master!r}, it must be host:port of the first host")
     shared = {
         "MASTER_ADDR": address,
         "MASTER_PORT": port,

@@ -14,6 +14,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import attention
@@ -219,12 +220,10 @@ def load_sharded(base: Base, settings: Hyperparameters, *, recompute: bool) -> T
     for is_mine in turns(size, _device_bytes(torch.device("cpu"))):
         if is_mine:
             model = load_model(base, settings, recompute=recompute, device=torch.device("cpu"), computed_on=device)
-            if settings.method == "full" and model.autocast:
-                # Gathered in bf16 at once: half the bytes to send, and no copies of all layers as autocast keeps.
-                model.autocast = False
-                shard(model.network, device, model.dtype)
-            else:
-                shard(model.network, device)
+            # Full weights are gathered in bf16: half the bytes to send, and no copies of all layers as autocast keeps.
+            gathers_bf16 = settings.method == "full" and model.autocast
+            model.autocast = model.autocast and not gathers_bf16
+            shard(model.network, device, model.dtype if gathers_bf16 else None)
     assert model is not None
     return model
 
@@ -278,7 +277,7 @@ def _adapted(module: nn.Module) -> int:
 
 
 def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype, computed_on: torch.device) -> Any:
-    loader = transformers.AutoModelForSeq2SeqLM if base.family == "seq2seq" else transformers.AutoModelForCausalLM
+    loader: Any = transformers.AutoModelForSeq2SeqLM if base.family == "seq2seq" else transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"dtype": torch.float32 if settings.method == "full" else dtype}
     if settings.method == "qlora":
         options["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -293,9 +292,15 @@ def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype, com
     elif computed_on.type == "cpu":
         options["attn_implementation"] = attention.NAME
     try:
-        network = loader.from_pretrained(base.folder, **options)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"the base model {base.model_id} does not load: {error}") from error
+        network, loaded = loader.from_pretrained(base.folder, output_loading_info=True, use_safetensors=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"the base model {base.model_id} does not load: {error}; stage it again") from error
+    if missing := sorted(loaded["missing_keys"]):
+        # transformers gives them random values.
+        raise TrainingError(
+            f"the weights of {base.model_id} are incomplete: {len(missing)} are missing ({', '.join(missing[:3])}, ...): "
+            "stage the model again"
+        )
     if base.family == "seq2seq" and computed_on.type == "cpu":
         t5_attention.pack(network)
     return network

@@ -68,7 +68,7 @@ def check(folder: Path, generator: Generator | None = None) -> dict[str, float]:
     recorded = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
     generator = generator or Generator(folder)
     problems = []
-    if set(recorded["stop_ids"]) - generator.stop_ids:
+    if set(recorded["stop_ids"]) != generator.stop_ids:
         problems.append(f"stop tokens are {sorted(generator.stop_ids)}, trained were {recorded['stop_ids']}")
     if generator.dtype != recorded["dtype"]:
         problems.append(f"weights are {generator.dtype}, the archive was written in {recorded['dtype']}")

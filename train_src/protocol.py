@@ -29,6 +29,22 @@ PARAMETERS = (
     "return_full_text",
     "details",
 )
+# What OpenAI has beside them and would change the answer, with the values that ask for nothing.
+NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
 LARGEST_ANSWER = 8192
 Prompt = str | list[dict[str, str]]
 
@@ -47,6 +63,14 @@ class Request:
     model: str = "tuned"
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
+
+
+def parse_json(raw: bytes | bytearray | str) -> Any:
+    """The body as a JSON value. Raises RequestError for anything else."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {error}") from error
 
 
 def parse(body: Any) -> Request:
@@ -129,7 +153,8 @@ def error(problem: BaseException, status: int) -> dict[str, Any]:
         429: "overloaded",
         503: "unavailable",
     }
-    return {"error": {"message": str(problem), "type": kinds.get(status, "server_error"), "code": status}}
+    message = str(problem).encode(errors="backslashreplace").decode()  # it may quote half a character of the request
+    return {"error": {"message": message, "type": kinds.get(status, "server_error"), "code": status}}
 
 
 def encode_prompts(generator: Generator, request: Request) -> list[list[int]]:
@@ -171,6 +196,9 @@ def _parse_inputs(body: dict[str, Any]) -> Request:
 def _parse_openai(body: dict[str, Any], style: str, prompts: list[Prompt]) -> Request:
     if body.get("n") not in (None, 1):
         raise RequestError(f"n is {body['n']}, this server gives one answer to a prompt (n = 1)")
+    for name, neutral in NOT_OFFERED.items():
+        if body.get(name) not in (None, *neutral):
+            raise RequestError(f"{name} is {body[name]!r}, which this server does not offer: leave it out")
     longest = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     temperature = _number(body, "temperature", 1.0, 0.0, 10.0)
     options = body.get("stream_options") or {}
@@ -236,7 +264,11 @@ def _messages(value: Any) -> list[dict[str, str]]:
             raise RequestError(f"message {number} needs a role: system, user or assistant")
         content = message.get("content")
         if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+            if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+                raise RequestError(
+                    f"content of message {number} has a part that is no text: this model reads only text"
+                )
+            content = "".join(part["text"] for part in content)
         checked.append({"role": message["role"], "content": _text(content, f"content of message {number}")})
     return checked
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-5  # below, logits divided by it leave the range of a float: the likeliest token is taken
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -38,7 +40,7 @@ def choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[tuple[int, float
         if chooser.seen:
             _penalise(logits[row], chooser.seen, chooser.sampling.repetition_penalty)
     tokens = logits.argmax(-1)
-    drawn = [row for row, chooser in enumerate(choosers) if chooser.sampling.temperature > 0]
+    drawn = [row for row, chooser in enumerate(choosers) if chooser.sampling.temperature >= LEAST_TEMPERATURE]
     if drawn:
         tokens[drawn] = _draw(logits[drawn], [choosers[row] for row in drawn])
     picked = tokens.tolist()

@@ -13,6 +13,7 @@ LLMTUNER_PREFIX_SHARE of the free memory (0.1; 0 turns it off), for all who ask 
 import asyncio
 import contextlib
 import json
+import math
 import os
 import sys
 import threading
@@ -33,10 +34,25 @@ from starlette.requests import Request as HttpRequest  # noqa: E402
 from starlette.responses import JSONResponse, Response, StreamingResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
-MOST_ROWS = int(os.environ.get("LLMTUNER_BATCH", "16"))  # answers decoded together
-LONGEST_QUEUE = int(os.environ.get("LLMTUNER_QUEUE", "64"))  # requests
+
+def _setting(name: str, default: float, low: float, high: float) -> Any:
+    """A number from the environment. Ends the program with what is wrong when it is none, or out of range."""
+    text = os.environ.get(name) or str(default)
+    try:
+        value = type(default)(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        sys.exit(f"{name} is {text!r}, it must be {kind} from {low} to {high}: correct it, or unset it for {default}")
+    return value
+
+
+MOST_ROWS = _setting("LLMTUNER_BATCH", 16, 1, 1024)  # answers decoded together
+LONGEST_QUEUE = _setting("LLMTUNER_QUEUE", 64, 1, 100_000)  # requests
 CACHE_SHARE = 0.5  # of the memory free after loading, for keys and values of running answers
-PREFIX_SHARE = float(os.environ.get("LLMTUNER_PREFIX_SHARE", "0.1"))  # and for those that prompts have begun with
+PREFIX_SHARE = _setting("LLMTUNER_PREFIX_SHARE", 0.1, 0.0, 0.4)  # and for those that prompts have begun with
+PORT = _setting("SAGEMAKER_BIND_TO_PORT", 8080, 1, 65535)
 LARGEST_BODY = 6 * 1024 * 1024  # bytes, as SageMaker's own limit for a real-time endpoint
 ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
 
@@ -60,7 +76,7 @@ class Server:
 
         try:
             generator = Generator(self.folder)
-            if (self.folder / "parity.json").is_file():
+            if not generator.is_base:
                 parity.check(self.folder, generator)
             ids = generator.prompt_ids([{"role": "user", "content": "Hello"}])
             answer = list(generator.stream(ids, Sampling(max_new_tokens=4)))
@@ -103,7 +119,8 @@ class Server:
             if isinstance(body, dict) and (adapter := http.headers.get(ADAPTER_HEADER)):
                 body["model"] = adapter
             request = protocol.parse(body)
-            prompts = protocol.encode_prompts(scheduler.generator, request)
+            # Long prompts take seconds; others, and /ping, need not wait.
+            prompts = await asyncio.to_thread(protocol.encode_prompts, scheduler.generator, request)
             ticket = scheduler.submit(prompts, request.sampling, request.model, deliver)
         except RequestError as error:
             return self._refusal(error)
@@ -234,14 +251,16 @@ async def _events(request: Any, pieces: "asyncio.Queue[Any]", ticket: Any) -> As
 
 async def _body(http: HttpRequest) -> Any:
     from generation import RequestError
+    from protocol import parse_json
 
-    raw = await http.body()
-    if len(raw) > LARGEST_BODY:
-        raise RequestError(f"the body has {len(raw)} bytes, at most {LARGEST_BODY} are taken", status=413)
-    try:
-        return json.loads(raw)
-    except ValueError as error:
-        raise RequestError(f"the body is not JSON: {error}") from error
+    raw, size = bytearray(), 0
+    async for part in http.stream():
+        size += len(part)
+        if size <= LARGEST_BODY:
+            raw += part
+    if size > LARGEST_BODY:  # all of it was read, or the client would still be sending and miss the answer
+        raise RequestError(f"the body has {size} bytes, at most {LARGEST_BODY} are taken", status=413)
+    return parse_json(raw)
 
 
 async def _hang_up(http: HttpRequest) -> None:
@@ -275,6 +294,5 @@ def _routes(server: Server) -> Iterator[Route]:
 
 if __name__ == "__main__":
     model_folder = Path(os.environ.get("SM_MODEL_DIR") or "/opt/ml/model")
-    port = int(os.environ.get("SAGEMAKER_BIND_TO_PORT") or 8080)
     host = os.environ.get("LLMTUNER_HOST", "0.0.0.0")  # noqa: S104 (SageMaker calls the container from outside)
-    uvicorn.run(create_app(model_folder), host=host, port=port, log_level="warning")
+    uvicorn.run(create_app(model_folder), host=host, port=PORT, log_level="warning")

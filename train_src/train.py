@@ -18,6 +18,7 @@ if os.environ.get("RANK", "0") == "0":
 import traceback  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import disk  # noqa: E402
 import launch  # noqa: E402
 import requirements  # noqa: E402
 from failures import TrainingError, write_failure  # noqa: E402
@@ -29,6 +30,8 @@ def main() -> int:
     """Run the job; the exit code says whether it succeeded."""
     folders = Folders.from_environment()
     stop = Stop(folders)
+    if "RANK" not in os.environ:
+        folders.failure.unlink(missing_ok=True)  # of an earlier try in the same folders
     try:
         requirements.install_missing(Path(__file__).with_name("requirements.txt"))
         if launch.count_gpus() and "RANK" not in os.environ:
@@ -44,7 +47,13 @@ def main() -> int:
         print(f"failed: {error}", file=sys.stderr, flush=True)
         return 1
     except Exception as error:
-        write_failure(folders.failure, f"{type(error).__name__}: {error}", traceback.format_exc())
+        reason = f"{type(error).__name__}: {error}"
+        if disk.is_full(error):
+            reason = (
+                f"the disk of {folders.base} is full: give the job a larger volume (VolumeSizeInGB); what was saved "
+                f"in {folders.checkpoints} before is whole ({reason})"
+            )
+        write_failure(folders.failure, reason, traceback.format_exc())
         raise
     return 0
 
@@ -60,10 +69,13 @@ def _run(folders: Folders, stop: Stop) -> None:
         raise TrainingError("method qlora needs an NVIDIA GPU, this machine has none: use lora, or a GPU instance")
     base = locate_base(folders, settings)
     max_length = base.max_length(settings.max_length)
-    encoder = Encoder(base.folder, base.family)
+    try:
+        encoder = Encoder(base.folder, base.family)
+    except (FileNotFoundError, ValueError) as error:
+        raise TrainingError(f"the tokenizer of {base.model_id} cannot be used: {error}") from error
     channels = {}
     for name in ("train", "validation", "test"):
-        if name == "train" or any(folders.channel(name).rglob("*.jsonl")):
+        if name == "train" or folders.channel(name).is_dir():
             channel = load_channel(folders.channel(name), encoder, max_length=max_length, long_rows=settings.long_rows)
             channels[name] = channel
             print(
@@ -71,6 +83,11 @@ def _run(folders: Folders, stop: Stop) -> None:
                 f"{channel.cut} rows cut and {channel.dropped} left out at max_length {max_length}",
                 flush=True,
             )
+    if settings.early_stopping_patience and "validation" not in channels:
+        raise TrainingError(
+            f"early_stopping_patience is {settings.early_stopping_patience}, but there is nothing to evaluate on: give "
+            "the job a channel validation, or set it to 0"
+        )
     print(f"data checked after {time.monotonic() - STARTED:.1f} s; loading {base.model_id}", flush=True)
 
     from job import Job

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import checkpoints
 import evaluation
-from data import Channel, Row, iterate_steps, passes_of, plan_epoch
+from data import Channel, Row, fingerprint, iterate_steps, passes_of, plan_epoch
 from failures import TrainingError
 from folders import Folders
 from group import Group
@@ -71,11 +71,13 @@ class Trainer:
     ) -> None:
         self.model, self.train_rows, self.settings, self.folders = model, train.rows, settings, folders
         self.validation_rows = validation.rows if validation else []
+        self.data = fingerprint(train.rows)
         self.group = group or Group()
         self.micro_batch_tokens = micro_batch_tokens
         self.total_steps = count_steps(train.rows, settings)
         self.warmup_steps = math.ceil(self.total_steps * settings.warmup_ratio)
         self.progress = Progress()
+        self.saved_step = 0
         self.stop = stop or Stop(folders)
         self.grad_norm = 0.0
         self.best_weights: dict[str, Tensor] = {}
@@ -94,8 +96,7 @@ class Trainer:
         saved_at = progress.window.started = time.monotonic()
         while progress.step < self.total_steps and not self._has_run_out_of_patience():
             if not self._step(next(steps)):
-                if progress.step:
-                    self._save()
+                self._save()
                 return False
             is_last = progress.step == self.total_steps
             if progress.step == 1 or is_last or progress.step % self._log_steps() == 0:
@@ -127,7 +128,6 @@ class Trainer:
         )
         # Sums stay on the device: reading one would make it wait for the next pass to be prepared.
         sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
-        last = torch.zeros(())
         for part, counts in passes:
             if self.stop.asked and self.group.size == 1:
                 self.optimizer.zero_grad()
@@ -135,8 +135,7 @@ class Trainer:
             losses, right = self.model.losses(self.model.batch([rows[number] for number in part]))
             total = losses.sum()
             (total * counts / labels).backward()
-            last = total.detach()
-            sums += torch.stack([last.double(), right.sum().double()]) * counts
+            sums += torch.stack([total.detach().double(), right.sum().double()]) * counts
         # Processes must agree to stop, or one would wait for the others for ever.
         loss_sum, hits, stopping = self.group.sum(*sums.tolist(), self.stop.asked)
         if stopping:
@@ -149,10 +148,13 @@ class Trainer:
         self.grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         for each in self.optimizer.param_groups:
             each["lr"] = self.learning_rate(progress.step)
+        is_first_full_size = progress.step == max(self.warmup_steps - 1, 0)
+        sample = [rows[number] for number in passes[-1][0]] if is_first_full_size and passes else []
+        before = self._loss_of(sample)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if progress.step == max(self.warmup_steps - 1, 0):
-            self._check_effect(passes[-1][0] if passes else [], float(last))
+        if is_first_full_size:
+            self._check_effect(before, self._loss_of(sample), sample)
         tokens = sum(len(rows[number]) for number in numbers)
         progress.step += 1
         progress.rows += len(numbers)
@@ -189,14 +191,19 @@ class Trainer:
                 + advice
             )
 
-    def _check_effect(self, part: list[int], before: float) -> None:
-        """Stop a job whose updates change nothing: the last rows again right after the first full-size update."""
-        after = count = 0.0
-        if part:
-            with torch.no_grad():
-                losses, _ = self.model.losses(self.model.batch([self.train_rows[number] for number in part]))
-            after, count = float(losses.sum()), float(len(losses))
-        before, after, count = self.group.sum(before, after, count)
+    def _loss_of(self, sample: list[Row]) -> float:
+        """Sum of the losses of some rows as they are without dropout, which would hide how little an update does."""
+        if not sample:
+            return 0.0
+        self.model.network.eval()
+        with torch.no_grad():
+            losses, _ = self.model.losses(self.model.batch(sample))
+        self.model.network.train()
+        return float(losses.sum())
+
+    def _check_effect(self, before: float, after: float, sample: list[Row]) -> None:
+        """Stop a job whose updates change nothing: the losses of the same rows around the first full-size update."""
+        before, after, count = self.group.sum(before, after, sum(row.labels for row in sample))
         if abs(after - before) < LEAST_EFFECT * abs(before):
             raise TrainingError(
                 f"learning_rate {self.settings.learning_rate:g} changes nothing: the loss of the same rows stayed at "
@@ -265,12 +272,12 @@ class Trainer:
         return time.monotonic() - saved_at > SAVE_SECONDS
 
     def _save(self) -> None:
-        if not (self.group.leads or self.model.sharded):
+        if self.saved_step == self.progress.step or not (self.group.leads or self.model.sharded):
             return
         window = self.progress.window
         state = asdict(replace(self.progress, window=Window()))
         state["window"] = window.state()
-        state["settings"] = self.settings.as_dict()
+        state["settings"], state["data"] = self.settings.as_dict(), self.data
         folder = checkpoints.save(
             self.folders.checkpoints,
             self.progress.step,
@@ -280,6 +287,7 @@ class Trainer:
             self.best_weights,
             writes=self.group.leads,
         )
+        self.saved_step = self.progress.step
         print(f"checkpoint {folder.name} saved", flush=True)
 
     def _resume(self) -> None:
@@ -287,20 +295,30 @@ class Trainer:
         found = self.group.from_leader(checkpoints.newest(self.folders.checkpoints) if self.group.leads else None)
         if found is None:
             return
-        self._check_same_job(found.state.pop("settings"))
-        found.restore(self.model, self.optimizer)
-        self.progress = Progress(**{**found.state, "window": Window(**found.state["window"])})
-        parameters = self.model.named_parameters()
-        self.best_weights = {name: like(tensor, parameters[name]) for name, tensor in found.best.items()}
+        try:
+            self._check_same_job(found.state.pop("settings"), found.state.pop("data"))
+            found.restore(self.model, self.optimizer)
+            self.progress = Progress(**{**found.state, "window": Window(**found.state["window"])})
+            parameters = self.model.named_parameters()
+            self.best_weights = {name: like(tensor, parameters[name]) for name, tensor in found.best.items()}
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise TrainingError(
+                f"checkpoint {found.name} in {self.folders.checkpoints} is not of this version or not of this base model "
+                f"({type(error).__name__}: {error}): use a new checkpoint location"
+            ) from error
+        self.saved_step = self.progress.step
         print(f"resumed from checkpoint {found.name}", flush=True)
 
-    def _check_same_job(self, saved: dict[str, Any]) -> None:
+    def _check_same_job(self, saved: dict[str, Any], data: str) -> None:
         """A checkpoint continues the job it came from; other data or another adapter would silently mix two jobs."""
         free = {"log_steps", "save_steps", "evaluation_samples", "kit_version", "run_name"}
         ours = self.settings.as_dict()
         changed = [name for name in ours if name not in free and saved.get(name) != ours[name]]
-        if changed:
-            differences = ", ".join(f"{name} was {saved.get(name)!r} and is {ours[name]!r}" for name in changed)
+        found = [f"{name} was {saved.get(name)!r} and is {ours[name]!r}" for name in changed]
+        if data != self.data and not changed:
+            found = ["the rows of channel train were others"]
+        if found:
+            differences = ", ".join(found)
             raise TrainingError(
                 f"the checkpoints in {self.folders.checkpoints} belong to another job ({differences}): use a new "
                 "checkpoint location, or the same settings"

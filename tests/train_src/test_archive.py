@@ -205,6 +205,21 @@ def test_a_planted_fault_keeps_the_endpoint_out_of_service(archive: Path, spoil:
     assert server.scheduler is None
 
 
+def test_an_endpoint_that_would_stop_earlier_than_training_is_caught(archive: Path) -> None:
+    path = archive / "generation_config.json"
+    edit(path, eos_token_id=[*json.loads(path.read_text())["eos_token_id"], 40])
+    with pytest.raises(parity.ParityError, match="stop tokens are"):
+        parity.check(archive)
+
+
+def test_an_archive_without_its_probes_is_not_served(archive: Path) -> None:
+    (archive / "parity.json").unlink()
+    server = Server(archive)
+    with pytest.raises(FileNotFoundError):
+        server.load()
+    assert "parity.json" in server.failure
+
+
 # PEFT asks models for a property that transformers has renamed.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("spoil", FAULTS, ids=lambda fault: fault.__name__)

@@ -18,6 +18,7 @@ import openai
 import pytest
 
 import inference
+import serve
 from generation import Generator, RequestError
 from sampling import Sampling
 
@@ -169,6 +170,13 @@ def test_a_seed_repeats_a_sampled_answer(endpoint: Endpoint) -> None:
     assert len({sample(seed) for seed in range(5)}) > 1
 
 
+def test_a_temperature_next_to_zero_takes_the_likeliest_token(endpoint: Endpoint) -> None:
+    greedy = endpoint.post({"inputs": QUESTION, "parameters": {"max_new_tokens": 8}}).json()
+    for temperature in (1e-45, 1e-30, 1e-5):
+        parameters = {"max_new_tokens": 8, "temperature": temperature}
+        assert endpoint.post({"inputs": QUESTION, "parameters": parameters}).json() == greedy
+
+
 def test_a_stop_sequence_ends_the_answer_and_is_not_part_of_it(endpoint: Endpoint) -> None:
     parameters = {"max_new_tokens": 30}
     whole = endpoint.post({"inputs": QUESTION, "parameters": parameters}).json()[0]["generated_text"]
@@ -194,19 +202,60 @@ def test_several_prompts_get_an_answer_each(endpoint: Endpoint) -> None:
         ({"inputs": "a", "parameters": {"max_new_tokens": 0}}, 400, "max_new_tokens is 0, it must be a whole number"),
         ({"messages": [{"role": "robot", "content": "a"}]}, 400, "message 1 needs a role: system, user or assistant"),
         ({"prompt": "a", "n": 2}, 400, "n is 2"),
+        ({"prompt": "a", "logprobs": 2}, 400, "logprobs is 2, which this server does not offer: leave it out"),
+        ({"prompt": "a", "frequency_penalty": 0.5}, 400, "frequency_penalty is 0.5, which this server does not offer"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "has a part that is no text"),
+        ({"inputs": "a", "model": "nobody"}, 404, "there is no model 'nobody'; there are: tuned, base"),
+        ({"inputs": "half a \ud83d character"}, 400, "surrogates not allowed"),
+        ({"inputs": "a", "parameters": {"\ud83d": 1}}, 400, "unknown parameters \\ud83d"),
+        (
+            {"inputs": "a", "parameters": {"temperature": -1}},
+            400,
+            "temperature is -1, it must be a number from 0 to 10",
+        ),
         ({"inputs": "word " * 600}, 413, "tokens, the model reads 512"),
     ],
 )
 def test_a_bad_request_is_told_what_is_wrong(endpoint: Endpoint, body: Any, status: int, reason: str) -> None:
-    answer = endpoint.post(body)
+    answer = endpoint.client.post("/invocations", content=json.dumps(body))
     assert answer.status_code == status
     assert reason in answer.json()["error"]["message"]
 
 
-def test_a_body_that_is_not_json_is_told_so(endpoint: Endpoint) -> None:
-    answer = endpoint.client.post("/invocations", content=b"{broken")
+@pytest.mark.parametrize(
+    "body", [b"{broken", b"", b"\xff", b"[" * 100_000, b'{"inputs": "a", "seed": ' + b"1" * 5000 + b"}"]
+)
+def test_a_body_that_is_not_json_is_told_so(endpoint: Endpoint, body: bytes) -> None:
+    answer = endpoint.client.post("/invocations", content=body)
     assert answer.status_code == 400
     assert "the body is not JSON" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_is_too_large_is_refused_and_not_kept(endpoint: Endpoint) -> None:
+    answer = endpoint.client.post("/invocations", content=(bytes(1_000_000) for _ in range(100)))
+    assert answer.status_code == 413
+    assert answer.json()["error"]["message"] == "the body has 100000000 bytes, at most 6291456 are taken"
+    lines = Path(f"/proc/{endpoint.process.pid}/status").read_text().splitlines()
+    peak, now = (int(line.split()[1]) for name in ("VmHWM", "VmRSS") for line in lines if line.startswith(name))
+    assert peak - now < 50_000  # kB
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "valid"),
+    [
+        ("LLMTUNER_BATCH", "0", "a whole number from 1 to 1024: correct it, or unset it for 16"),
+        ("LLMTUNER_QUEUE", "1.5", "a whole number from 1 to 100000: correct it, or unset it for 64"),
+        ("LLMTUNER_PREFIX_SHARE", "10%", "a number from 0.0 to 0.4: correct it, or unset it for 0.1"),
+        ("LLMTUNER_PREFIX_SHARE", "nan", "a number from 0.0 to 0.4: correct it, or unset it for 0.1"),
+        ("SAGEMAKER_BIND_TO_PORT", "http", "a whole number from 1 to 65535: correct it, or unset it for 8080"),
+    ],
+)
+def test_a_wrong_environment_variable_ends_the_server_with_one_line(name: str, value: str, valid: str) -> None:
+    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", name: value}
+    ended = subprocess.run(
+        [sys.executable, serve.__file__], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (1, f"{name} is {value!r}, it must be {valid}\n")
 
 
 def test_a_full_queue_refuses_at_once_and_recovers(finished: dict[str, Path]) -> None:

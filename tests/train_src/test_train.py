@@ -1,8 +1,10 @@
 """Whole jobs on tiny models, through train.py and the files SageMaker sees."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +15,13 @@ from typing import IO, Any
 
 import pytest
 from safetensors import safe_open
-from tiny_jobs import ROWS, JobMaker, run_job
+from tiny_jobs import ROWS, JobMaker, own_model, run_job
 
 import evaluation
 import train
 import trainer
+from generation import Generator
+from sampling import Sampling
 
 SCRIPT = Path(train.__file__)
 # Method, sharding, activations recomputed, precision.
@@ -284,6 +288,68 @@ def test_a_half_written_checkpoint_is_passed_over(make_job: JobMaker, capfd: pyt
     text = capfd.readouterr().out
     assert "checkpoint step-00000003 is incomplete and is passed over" in text
     assert "resumed from checkpoint step-00000002" in text
+
+
+def test_a_later_checkpoint_that_is_broken_does_not_push_out_the_ones_before_it(make_job: JobMaker) -> None:
+    base = make_job(max_steps=4, save_steps=2)
+    for name in ("step-00000020", "step-00000030", "step-of-mine"):
+        (base / "checkpoints" / name).mkdir(parents=True)
+    assert run_job(base) == 0
+    left = {path.name for path in (base / "checkpoints").glob("step-*")}
+    assert left == {"step-00000002", "step-00000004", "step-of-mine"}
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_a_strangers_passed_over(make_job: JobMaker) -> None:
+    base = make_job(max_steps=2)
+    assert run_job(base) == 0
+    folder = base / "checkpoints" / "step-00000002"
+    manifest, state = (json.loads((folder / name).read_text()) for name in ("manifest.json", "state.json"))
+    (folder / "state.json").write_text(json.dumps({**state, "shuffled": True}))
+    digest = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({"files": {**manifest["files"], "state.json": digest}}))
+    assert run_job(base) == 1
+    reason = (base / "output" / "failure").read_text()
+    assert reason.startswith(f"checkpoint step-00000002 in {base / 'checkpoints'} is not of this version")
+    (folder / "manifest.json").write_text('{"files": {}}')
+    assert run_job(base) == 0
+
+
+def test_other_rows_do_not_go_on_from_a_checkpoint_nor_take_an_earlier_base_evaluation(make_job: JobMaker) -> None:
+    base = make_job(max_steps=2)
+    assert run_job(base) == 0
+    first = json.loads((base / "output" / "data" / "evaluation.json").read_text())
+    for name in ("train", "test"):
+        path = base / "input" / "data" / name / f"{name}.jsonl"
+        path.write_text(path.read_text().replace("blue", "red"))
+    assert run_job(base) == 1
+    assert "(the rows of channel train were others)" in (base / "output" / "failure").read_text()
+    shutil.rmtree(base / "checkpoints" / "step-00000002")
+    assert run_job(base) == 0
+    assert json.loads((base / "output" / "data" / "evaluation.json").read_text())["base"] != first["base"]
+
+
+@pytest.mark.parametrize(("kind", "words"), [("causal", 700), ("seq2seq", 700)])
+def test_questions_longer_than_the_model_reads_do_not_cost_the_job_its_archive(
+    make_job: JobMaker, kind: str, words: int
+) -> None:
+    long = [{"instruction": "thing " * words, "output": "Blue."} for _ in range(2)]
+    base = make_job(kind=kind, rows=[*long, *ROWS], max_steps=2)
+    assert run_job(base) == 0
+    probes = json.loads((base / "model" / "parity.json").read_text())["probes"]
+    assert [len(probe["prompt_ids"]) < 512 for probe in probes] == [True, True]
+    samples = json.loads((base / "output" / "data" / "evaluation.json").read_text())["samples"]
+    assert [sample["reference"] for sample in samples] == [ROWS[0]["output"], ROWS[1]["output"]]
+
+
+def test_an_encoder_decoder_is_served_with_prompts_as_long_as_it_was_trained_on(make_job: JobMaker) -> None:
+    base = make_job(kind="seq2seq", max_length=700, max_steps=1, evaluation_samples=0)
+    model = own_model(base)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "n_positions": 512}))  # as FLAN-T5 says
+    assert run_job(base) == 0
+    generator = Generator(base / "model")
+    assert generator.limit == 700
+    assert list(generator.stream([5] * 699 + [1], Sampling(max_new_tokens=2)))
 
 
 def test_checkpoints_of_another_job_are_refused(make_job: JobMaker) -> None:

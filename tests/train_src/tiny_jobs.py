@@ -1,6 +1,7 @@
 """Training jobs of a second: the rows, the SageMaker base folder, and a run of train.py in this process."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,15 @@ def write_job(base: Path, model: Path, rows: list[dict[str, str]], **hyperparame
     values = {"learning_rate": "0.01", "batch_tokens": "400", "evaluation_samples": "2", **hyperparameters}
     (config / "hyperparameters.json").write_text(json.dumps({name: str(value) for name, value in values.items()}))
     return base
+
+
+def own_model(base: Path) -> Path:
+    """A copy of the job's base model that a test may spoil."""
+    channel = base / "input" / "data" / "model"
+    model = shutil.copytree(channel.resolve(), base.with_name("model"))
+    channel.unlink()
+    channel.symlink_to(model)
+    return model
 
 
 def run_job(base: Path) -> int:
