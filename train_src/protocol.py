@@ -252,6 +252,10 @@ def _flag(values: dict[str, Any], name: str) -> bool:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise RequestError(f"{name} must be text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as refusal:
+        raise RequestError(f"{name} holds half a character at position {refusal.start} (a lone surrogate)") from refusal
     return value
 
 
