@@ -27,7 +27,7 @@ def require_room(folders: Folders, *, checkpoints: int, archive: int) -> None:
         if size > free[device]:
             raise TrainingError(
                 f"the disk of {folders.base} has {free[device] / GB:.2f} GB free, checkpoints and archive take "
-                f"{size / GB:.2f} GB: give the job a larger volume (VolumeSizeInGB)"
+                f"{size / GB:.2f} GB: X
             )
 
 

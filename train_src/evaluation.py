@@ -70,8 +70,7 @@ def _sums(
 ) -> dict[int, tuple[float, int]] | None:
     """(sum of losses, right tokens) of each row in the passes that count; None when there was no time for all."""
     found: dict[int, tuple[float, int]] = {}
-    model.network.eval()
-    with torch.no_grad():
+    with model.evaluating():
         for numbers, counts in passes:
             if stop and stop.asked:
                 break
@@ -84,7 +83,6 @@ def _sums(
             hits.index_add_(0, owners, right.long())
             if counts:
                 found |= dict(zip(numbers, zip(sums.tolist(), hits.tolist(), strict=True), strict=True))
-    model.network.train()
     return None if stop and stop.asked else found
 
 

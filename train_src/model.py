@@ -29,7 +29,7 @@ from lora_linear import speed_up
 from lora_mlp import fuse
 from memory import GB, Job, Plan, Shape, fitting
 from replacements import apply_liger, use_native_gelu
-from sharding import is_sharded, shard, turns
+from sharding import is_sharded, reshard, shard, turns
 from structure import target_modules
 
 ONE_THREAD_WEIGHTS = 10_000_000  # below, waiting for each other costs threads more than they gain
@@ -111,6 +111,17 @@ class TunedModel:
             yield
 
     @contextlib.contextmanager
+    def evaluating(self) -> Any:
+        """Inside, losses are those of the model as it is: no dropout, no gradients."""
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.network.train()
+            reshard(self.network)
+
+    @contextlib.contextmanager
     def generating(self) -> Any:
         """Inside, `network.generate` works on ordinary padded batches."""
         attention.set_documents(())
@@ -124,6 +135,7 @@ class TunedModel:
         finally:
             self.network.set_attn_implementation(trained_with)
             self.network.train()
+            reshard(self.network)
 
     def _precision(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)

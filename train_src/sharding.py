@@ -48,6 +48,15 @@ def is_sharded(network: nn.Module) -> bool:
     return isinstance(network, FSDPModule)
 
 
+def reshard(network: nn.Module) -> None:
+    """Give up what a pass that no backward one follows has left gathered.
+
+    Until then the model's parameters are copies: updates do not reach them, and the optimizer does not know them.
+    """
+    if isinstance(network, FSDPModule):
+        network.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a shared-out tensor, on the CPU; any other as it is. All processes must ask together."""
     if isinstance(tensor, DTensor):

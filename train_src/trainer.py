@@ -195,11 +195,9 @@ class Trainer:
         """Sum of the losses of some rows as they are without dropout, which would hide how little an update does."""
         if not sample:
             return 0.0
-        self.model.network.eval()
-        with torch.no_grad():
+        with self.model.evaluating():
             losses, _ = self.model.losses(self.model.batch(sample))
-        self.model.network.train()
-        return float(losses.sum())
+            return float(losses.sum())
 
     def _check_effect(self, before: float, after: float, sample: list[Row]) -> None:
         """Stop a job whose updates change nothing: the losses of the same rows around the first full-size update."""

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from tiny_jobs import ROWS, JobMaker, own_model, run_job
 
+import checkpoints
 import evaluation
 import train
 import trainer
@@ -274,6 +276,11 @@ def test_two_processes_compute_what_one_computes(make_job: JobMaker, capfd: pyte
         assert results[1]["tuned"]["loss"] == pytest.approx(results[0]["tuned"]["loss"], rel=1e-3), case
         if precision == "fp32":
             assert results[1]["samples"] == results[0]["samples"], case
+        # Saved after an evaluation, which gathers weights: nothing of what was spread is missing or rounded.
+        saved = checkpoints.newest(two / "checkpoints")
+        assert saved is not None
+        assert {name.rpartition("|")[0] for name in saved.optimizer} == set(saved.weights), case
+        assert {tensor.dtype for tensor in saved.weights.values()} == {torch.float32}, case
         sizes = [(base / "model" / "model.safetensors").stat().st_size for base in (one, two)]
         assert sizes[0] == sizes[1], case
 
