@@ -9,6 +9,7 @@ from failures import TrainingError
 from folders import Folders
 
 GB = 1e9
+LARGER = "give the job an instance with a larger disk, or a larger volume (VolumeSizeInGB) where it has none of its own"
 
 
 def require_room(folders: Folders, *, checkpoints: int, archive: int) -> None:
@@ -27,7 +28,7 @@ def require_room(folders: Folders, *, checkpoints: int, archive: int) -> None:
         if size > free[device]:
             raise TrainingError(
                 f"the disk of {folders.base} has {free[device] / GB:.2f} GB free, checkpoints and archive take "
-                f"{size / GB:.2f} GB: X
+                f"{size / GB:.2f} GB: {LARGER}"
             )
 
 

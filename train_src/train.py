@@ -50,8 +50,8 @@ def main() -> int:
         reason = f"{type(error).__name__}: {error}"
         if disk.is_full(error):
             reason = (
-                f"the disk of {folders.base} is full: give the job a larger volume (VolumeSizeInGB); what was saved "
-                f"in {folders.checkpoints} before is whole ({reason})"
+                f"the disk of {folders.base} is full: {disk.LARGER}; what was saved in {folders.checkpoints} before "
+                f"is whole ({reason})"
             )
         write_failure(folders.failure, reason, traceback.format_exc())
         raise

@@ -148,7 +148,7 @@ def test_a_disk_too_small_for_checkpoints_and_archive_is_refused_before_training
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000))
     base = make_job()
     assert run_job(base) == 1
-    assert "GB: give the job a larger volume (VolumeSizeInGB)" in (base / "output" / "failure").read_text()
+    assert "GB: give the job an instance with a larger disk" in (base / "output" / "failure").read_text()
     assert not list((base / "checkpoints").glob("step-*"))
 
 
@@ -169,7 +169,7 @@ def test_a_disk_that_fills_up_leaves_the_reason_and_the_checkpoint_before(
     base = make_job(max_steps=3, save_steps=1)
     with pytest.raises(type(error)):
         run_job(base)
-    assert (base / "output" / "failure").read_text().startswith(f"the disk of {base} is full: give the job a larger")
+    assert (base / "output" / "failure").read_text().startswith(f"the disk of {base} is full: give the job an instance")
     left = [path.name for path in (base / "checkpoints").iterdir() if path.is_dir()]
     assert left == ["step-00000001"]
     assert checkpoints.newest(base / "checkpoints") is not None
