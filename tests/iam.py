@@ -1,6 +1,6 @@
 """IAM for tests: whether policies allow a call, and a local cloud that refuses the calls that AWS would refuse.
 
-LocalStack and the emulator take every call of everybody. `enforced(policy)` puts AWS's question before each of them.
+LocalStack and the emulator take every call of everybody. `as_user(workspace)` puts AWS's question before each of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
+
+from llmtuner_kit import access
+from llmtuner_kit.workspace import Workspace
 
 Keys = Mapping[str, str]
 _WHERE = "us-east-1:000000000000"
@@ -62,6 +65,15 @@ def _holds(operator: str, value: str | None, wanted: list[str]) -> bool:
 
 def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
+
+
+@contextmanager
+def as_user(workspace: Workspace) -> Iterator[set[str]]:
+    """From here on the user may do what the user's policy allows, as on AWS; gives the actions that were asked for."""
+    access.create_execution_role(workspace.aws, workspace.bucket, workspace.user_id)
+    policy = access.user_policy(workspace.bucket, workspace.user_id, workspace.aws.account_id, workspace.aws.region)
+    with enforced(policy) as asked:
+        yield asked
 
 
 @contextmanager

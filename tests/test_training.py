@@ -14,10 +14,9 @@ from pathlib import Path
 import botocore.session
 import pytest
 from botocore.validate import ParamValidator
-from iam import enforced
+from iam import as_user
 
 from llmtuner_kit import (
-    access,
     archive_checks,
     cleanup,
     dataset,
@@ -64,10 +63,8 @@ def ready(workspace: Workspace, tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def asked(workspace: Workspace) -> Iterator[set[str]]:
-    """From here on the user may do what the user's policy allows, as on AWS; gives the actions that were asked for."""
-    access.create_execution_role(workspace.aws, workspace.bucket, workspace.user_id)
-    policy = access.user_policy(workspace.bucket, workspace.user_id, workspace.aws.account_id, workspace.aws.region)
-    with enforced(policy) as found:
+    """The test's user may do what the user's policy allows, as on AWS; the actions that were asked for."""
+    with as_user(workspace) as found:
         yield found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import botocore.session
 import pytest
 from botocore.validate import ParamValidator
+from iam import as_user
 
 from dataset.conftest import as_bytes, distinct
 from llmtuner_kit import access, runs, uploads
@@ -120,15 +121,17 @@ def test_a_job_belongs_to_the_run_that_started_it(workspace: Workspace, tmp_path
             raise KeyboardInterrupt
 
     shared = {"user_id": workspace.user_id, "compute": "processing-job", "dataset": "lamps"}
-    with pytest.raises(KeyboardInterrupt):
+    with as_user(workspace) as asked, pytest.raises(KeyboardInterrupt):
         prepared(workspace, folder, compute="processing-job", watch=stopped)
+    assert "sagemaker:CreateProcessingJob" in asked
     assert "cost so far $0" in seen[-1]
     assert "here it costs nothing" in seen[-1]
     started = list(runs.open_run(workspace, "demo").noted("jobs"))
     assert started == _job_names(workspace)
     runs.open_run(workspace, "other", create=True).save("start", settings={"model_id": "tiny-llama"})
     source = workspace.paths.uri(workspace.paths.uploads("lamps"))
-    prepare(workspace, PrepareSettings(run_name="demo", **shared))
+    with as_user(workspace):
+        prepare(workspace, PrepareSettings(run_name="demo", **shared))
     assert list(runs.open_run(workspace, "demo").noted("jobs")) == started
     prepare(workspace, PrepareSettings(run_name="other", **shared, source=source))
     assert "other" not in str(runs.open_run(workspace, "other").noted("jobs"))
