@@ -28,7 +28,7 @@ class RunSettings(BaseModel):
     target: Target = Field("local", description="where jobs run: this machine, containers on this machine, or AWS")
     region: str = Field("", description="AWS region; empty: the one your AWS configuration names")
     user_id: str = Field("", description="whose prefix of the bucket to use; empty: your login name")
-    bucket: str = Field("", description="S3 bucket; empty: the kit's own bucket in this account and region")
+    bucket: str = Field("", description="S3 bucket; empty: the kit's own in this account and region")
     run_name: str = Field("", description="name of this run; empty: the newest run")
 
     @field_validator("run_name", "user_id")
@@ -101,6 +101,7 @@ class PrepareSettings(RunSettings):
         "prompt-completion",
         "messages",
         "conversations",
+        "chat-export",
         "question-answer",
         "columns",
         "text",

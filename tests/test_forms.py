@@ -99,6 +99,12 @@ def test_an_empty_field_says_what_is_taken_instead() -> None:
     assert Form("train").settings().model_id == ""
 
 
+@pytest.mark.parametrize("step", kit_settings.STEPS)
+def test_what_is_taken_instead_of_an_empty_field_fits_into_it(step: str) -> None:
+    shown = [getattr(control, "placeholder", "") for control in controls(Form(step)).values()]
+    assert max(map(len, shown)) <= 40
+
+
 def test_no_control_corrects_a_value_in_silence() -> None:
     form = Form("upload")
     assert not any(

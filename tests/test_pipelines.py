@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from llmtuner_kit.errors import NotFoundError, SettingsError
-from llmtuner_kit.faces import notebooks, pipelines
+from llmtuner_kit.faces import notebooks, pipelines, report
 from llmtuner_kit.faces.notebooks import Executed, NotebookError
+from llmtuner_kit.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -104,6 +105,16 @@ def test_it_goes_on_at_the_step_that_failed(tmp_path: Path, ran: list[str]) -> N
     ran.clear()
     pipelines.run(pipeline, tell=lambda _: None)
     assert ran == ["02_prepare", "03_train"]
+
+
+def test_a_report_of_what_was_deleted_since_says_how_to_make_it_anew(
+    tmp_path: Path, ran: list[str], workspace: Workspace
+) -> None:
+    text = f"name: gone\nparameters: {{user_id: {workspace.user_id}}}\nsteps: [upload]\n"
+    (pipeline,) = pipelines.load(write(tmp_path, text), NOTEBOOKS)
+    pipelines.run(pipeline, tell=lambda _: None)
+    with pytest.raises(NotFoundError, match="--fresh"):
+        report.cards(pipeline)
 
 
 def test_a_changed_parameter_runs_its_step_and_all_that_follow(tmp_path: Path, ran: list[str]) -> None:

@@ -123,6 +123,8 @@ def prompt_and_answer(row: Row) -> tuple[str, str]:
 
 def _conversation(value: Mapping[str, Any], mapping: ColumnMapping, system: str, *, replaced: bool) -> Row:
     found = value.get(mapping.messages)
+    if mapping.shape == "chat-export" and isinstance(found, dict):
+        found = _thread(found, value.get("current_node"))
     if found is None or found == []:
         raise RowError("no_messages", f"{mapping.messages!r} is empty")
     if not isinstance(found, list):
@@ -133,6 +135,27 @@ def _conversation(value: Mapping[str, Any], mapping: ColumnMapping, system: str,
     if system.strip() and not (messages and messages[0]["role"] == "system"):
         messages.insert(0, {"role": "system", "content": system.strip()})
     return checked_messages(messages)
+
+
+def _thread(nodes: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
+    """The messages of an exported chat up to the one it ended with; branches that were given up are no part of it."""
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    while isinstance(last, str) and last not in seen and isinstance(node := nodes.get(last), dict):
+        seen.add(last)
+        if isinstance(message := node.get("message"), dict):
+            found.append(_exported(message))
+        last = node.get("parent")
+    # The service's own system messages are exported without their text.
+    return [message for message in reversed(found) if message["role"] != "system" or message["content"]]
+
+
+def _exported(message: Mapping[str, Any]) -> dict[str, Any]:
+    author, content = message.get("author"), message.get("content")
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if isinstance(parts, list):
+        parts = [{"text": part} if isinstance(part, str) else part for part in parts if part != ""]
+    return {"role": author.get("role") if isinstance(author, dict) else None, "content": parts}
 
 
 def checked_messages(messages: list[dict[str, Any]]) -> Row:

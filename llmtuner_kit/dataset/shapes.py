@@ -31,7 +31,7 @@ class ColumnMapping:
     """How the keys of a row become instruction, input and output (or messages).
 
     Attributes:
-        shape: instruction, prompt-completion, messages, conversations, question-answer, columns or text.
+        shape: instruction, prompt-completion, messages, conversations, chat-export, question-answer, columns or text.
         told: it came from the settings; otherwise the names were recognised.
     """
 
@@ -96,6 +96,12 @@ def _conversations(names: Mapping[str, str]) -> ColumnMapping | None:
     return ColumnMapping("conversations", messages=key, system=names.get("system", "")) if key else None
 
 
+def _chat_export(names: Mapping[str, str]) -> ColumnMapping | None:
+    """What ChatGPT exports: each chat as a tree of messages, and the message it ended with."""
+    whole = "mapping" in names and "current_node" in names
+    return ColumnMapping("chat-export", messages=names["mapping"]) if whole else None
+
+
 def _instruction(names: Mapping[str, str]) -> ColumnMapping | None:
     answer = _first(names, ANSWERS)
     if "instruction" not in names or not answer:
@@ -140,6 +146,7 @@ def _text(names: Mapping[str, str]) -> ColumnMapping | None:
 _FINDERS = {
     "messages": _messages,
     "conversations": _conversations,
+    "chat-export": _chat_export,
     "instruction": _instruction,
     "prompt-completion": _prompt,
     "question-answer": _question,
@@ -180,6 +187,7 @@ def unknown(source: str, keys: Sequence[str], settings: PrepareSettings) -> Data
             "prompt, completion",
             "messages (role, content)",
             "conversations (from, value)",
+            "mapping, current_node (a chat export)",
             "question, answer",
             "ticket, reply",
             "text",

@@ -35,7 +35,7 @@ _SHORT, _LONG = {"width": "26em", "flex": "0 0 auto"}, {"width": "36em", "flex":
 _HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;white-space:normal'>{}</div>"
 # A hint stands to the right of its control, or below it where something stands beside the form.
 _RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 6px 13.6em", "flex": "1 0 60%"}
-_LINES = "white-space:pre-line;line-height:1.4;overflow-wrap:anywhere"
+_LINES = "white-space:pre-line;line-height:1.4;overflow-wrap:anywhere;margin:.6em 0"
 _WHEN_EMPTY = "; empty: "
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,39 @@ def test_a_template_shows_what_it_makes_and_a_wrong_one_what_it_could_name() -> 
     wrong = preview.read("t.csv", TICKETS, len(TICKETS), PrepareSettings(instruction_template="{prodct}"))
     assert "{prodct}" in wrong.problem
     assert wrong.columns == ("product", "ticket", "reply")
+
+
+def exported(parent: str, role: str, *parts: object) -> dict[str, object]:
+    return {"parent": parent, "message": {"author": {"role": role}, "content": {"parts": parts}}}
+
+
+def test_an_exported_chat_is_read_along_the_branch_it_ended_with() -> None:
+    tree = {
+        "root": {"parent": None, "message": None},
+        "hidden": exported("root", "system", ""),
+        "asked": exported("hidden", "user", "Why does it blink?"),
+        "given up": exported("asked", "assistant", "I do not know."),
+        "answered": exported("asked", "assistant", "It looks", " for the Hub."),
+    }
+    picture = tree | {"asked": exported("hidden", "user", {"content_type": "image_asset_pointer"})}
+    turning = tree | {"asked": exported("answered", "user", "Why?")}
+    chats = [{"title": "t", "mapping": item, "current_node": "answered"} for item in (tree, picture, turning)]
+    chats.append({"title": "t", "mapping": tree, "current_node": "nowhere"})
+    data = json.dumps(chats).encode()
+    seen = preview.read("conversations.json", data, len(data), PrepareSettings())
+    assert seen.mapping == "chat-export: mapping -> messages"
+    first, second, third = seen.rows
+    assert first.row == {
+        "messages": [
+            {"role": "user", "content": "Why does it blink?"},
+            {"role": "assistant", "content": "It looks for the Hub."},
+        ]
+    }
+    assert "only text can be trained" in second.reason
+    assert third.row  # a chat that goes round in a circle ends
+    nowhere = json.dumps(chats[3:]).encode()
+    (row,) = preview.read("conversations.json", nowhere, len(nowhere), PrepareSettings()).rows
+    assert row.reason == "'mapping' is empty"
 
 
 def test_the_beginning_of_a_file_is_read_up_to_its_last_whole_line() -> None:
