@@ -111,7 +111,7 @@ def _refuse(summaries: Sequence[Summary], tally: Tally, settings: PrepareSetting
         ]
         raise DataError(
             "\n".join([f"None of the {rows} rows can be used:", *shown]),
-            fix=f"{findings[0].fix}; then upload the files again",
+            fix=f"{findings[0].fix}; then {'run this' if findings[0].by == 'setting' else 'upload the files'} again",
         )
     over = sum(item.over_rows for item in summaries)
     if over and settings.long_rows == "stop":

@@ -46,7 +46,7 @@ _ALL = (
     Defect("no_answer", "conversation without an answer", "rejected", "file", "end the conversation with an assistant message"),
     Defect("answer_first", "answer before any question", "rejected", "file", "start with a user message"),
     Defect("half_character", "half of a character", "rejected", "file", "export the text again as UTF-8"),
-    Defect("too_short", "too short for the plain-text rule", "rejected", "file", "join it with the text around it"),
+    Defect("too_short", "too short for the plain-text rule", "rejected", "setting", "raise passage_tokens, or join short texts"),
     Defect("template_refused", "refused by the model's template", "rejected", "file", "let user and assistant take turns"),
     Defect("nothing_trained", "no token to learn from", "rejected", "setting", "raise max_length or shorten the prompt"),
     Defect("over_length", "longer than max_length, left out", "rejected", "setting", "raise max_length, or choose cut or split"),

@@ -137,6 +137,11 @@ def test_nothing_usable_is_an_error_that_names_the_first_reasons(prepare: Prepar
     with pytest.raises(DataError, match=r"None of the 2 rows") as caught:
         prepare({"rows.jsonl": '{"instruction": "a", "output": ""}\n{"instruction": "b", "output": " "}\n'})
     assert "row 1" in str(caught.value)
+    assert "upload the files again" in caught.value.fix
+    with pytest.raises(DataError) as caught:
+        prepare({"notes.txt": "One short line.\n\nAnd another one.\n"})
+    assert caught.value.fix.startswith("raise passage_tokens")
+    assert caught.value.fix.endswith("run this again")
     with pytest.raises(DataError, match="no rows"):
         prepare({"rows.csv": "question,answer\n"})
 
