@@ -16,6 +16,7 @@ import psutil
 PID_FILE = "supervisor.pid"  # of a supervisor, in its folder
 LOCK_VARIABLE = "LLMTUNER_LOCK_FD"
 _RECORD_SECONDS = 5.0
+_KILL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def stop_together(processes: list[Process], grace_seconds: float) -> None:
     if grace_seconds:
         for main in mains:
             _signal(main.terminate)
-        psutil.wait_procs(mains, timeout=grace_seconds)
+        _wait_for_ends(mains, grace_seconds)
     kill(families)
 
 
@@ -165,7 +166,27 @@ def kill(processes: list[psutil.Process]) -> None:
     """SIGKILL, and wait until they are gone."""
     for item in processes:
         _signal(item.kill)
-    psutil.wait_procs(processes, timeout=5)
+    _wait_for_ends(processes, _KILL_SECONDS)
+
+
+def _wait_for_ends(processes: list[psutil.Process], seconds: float) -> None:
+    """Until all have ended, or the time is over.
+
+    Not psutil's own wait, which lasts until the parent has asked for the exit code: the first process of a container,
+    which inherits what we started, may do so seconds later or never.
+    """
+    deadline = time.monotonic() + seconds
+    for item in processes:
+        while _runs(item) and time.monotonic() < deadline:
+            time.sleep(0.005)
+    psutil.wait_procs(processes, timeout=0)  # asks for the exit codes of those that are children of ours
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

@@ -69,7 +69,9 @@ def down() -> list[str]:
 
 
 def _down(home: Path) -> list[str]:
-    """The emulator first, which would replace instances that end; LocalStack last, to which they send their logs."""
+    """The emulator first, which would replace instances that end; LocalStack last, to which they send their logs: killed,
+    as what it has acknowledged is on disk and its own way to end takes seconds.
+    """
     from llmtuner_local.emulator.containers import docker
 
     stopped = _stop(servers.emulator_pid(home), 10.0, "emulator")
@@ -77,7 +79,7 @@ def _down(home: Path) -> list[str]:
         stopped += _stop_supervisors(home, what, pattern)
     docker.sweep(home)
     kill([process for process, _ in marked(MARK, home)])
-    stopped += _stop(servers.localstack_pid(home), 6.0, "localstack")
+    stopped += _stop(servers.localstack_pid(home), 0, "localstack")
     state = _state(home)
     if {"localstack", "emulator"} & state.keys():
         servers.remember(home, {key: value for key, value in state.items() if key not in ("localstack", "emulator")})

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from llmtuner_local import profile, servers
+from llmtuner_local import processes, profile, servers
 from llmtuner_local.home import LocalError
 
 
@@ -130,6 +130,21 @@ def test_port_that_is_no_port_is_refused(local: Local) -> None:
     pid = json.loads((local.home / "local.json").read_text())["localstack"]["pid"]
     assert "localstack" in local.run("down").stdout
     assert not psutil.pid_exists(pid)
+
+
+def test_one_that_ended_is_not_waited_for_when_its_parent_does_not_ask() -> None:
+    """As the first process of many a container, which is the parent of all that is left behind."""
+    source = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True) as careless:
+        try:
+            assert careless.stdout
+            orphan = psutil.Process(int(careless.stdout.readline()))
+            began = time.monotonic()
+            processes.kill([orphan])
+            assert time.monotonic() - began < processes._KILL_SECONDS
+            assert orphan.status() == psutil.STATUS_ZOMBIE
+        finally:
+            careless.kill()
 
 
 def test_pid_of_somebody_else_is_never_stopped(local: Local) -> None:
