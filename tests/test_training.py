@@ -120,6 +120,7 @@ def test_hyperparameters_are_those_of_the_container(ready: Workspace) -> None:
     assert set(training.hyperparameters(plan)) <= known
 
 
+@pytest.mark.slow
 def test_job_is_started_once_found_again_and_its_results_are_there(
     asked: set[str], ready: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def _until(look: Callable[[], str], end: set[str]) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_cli_journey(aws: Aws, bench: Bench, tmp_path: Path) -> None:
     job, model, endpoint = unique("job"), unique("model"), unique("endpoint")
     request = bench.training_request(job)

@@ -108,6 +108,7 @@ def test_s3_outage_is_503_slow_down_for_clients_and_jobs(bench: Bench, fault: Fa
         bench.client("sagemaker").create_training_job(**request)
 
 
+@pytest.mark.slow
 def test_slow_start_split_stream_and_failed_ping(bench: Bench, fault: Fault) -> None:
     sagemaker, runtime, name = bench.client("sagemaker"), bench.client("sagemaker-runtime"), _endpoint(bench)
     fault("slow-start", "--seconds", "2", "--match", name, "--times", "1")

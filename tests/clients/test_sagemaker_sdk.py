@@ -36,6 +36,7 @@ def _wheel(folder: Path) -> str:
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_model_trainer_journey(bench: Bench, tmp_path: Path) -> None:
     source, data, prefix = tmp_path / "source", tmp_path / "data", unique("sdk")
@@ -60,6 +61,7 @@ def test_model_trainer_journey(bench: Bench, tmp_path: Path) -> None:
     assert find_spec("kit_probe") is None  # what a job installs stays in the job
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_endpoint_and_model_builder_journey(bench: Bench, tmp_path: Path) -> None:
     prefix = unique("sdk")

@@ -77,6 +77,7 @@ def prepared(workspace: Workspace, folder: Path, watch: processing.Watch | None 
     return prepare(workspace, PrepareSettings(**shared, **settings), watch)
 
 
+@pytest.mark.slow
 def test_a_processing_job_makes_the_bytes_that_are_made_here(cloud: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lamps"
     (folder / "deep").mkdir(parents=True)

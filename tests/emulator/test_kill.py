@@ -235,6 +235,7 @@ def run_until(journey: Journey, ends: threading.Event, problems: list[Exception]
         problems.append(error)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_nothing_acknowledged_is_lost_at_any_moment(home: Path) -> None:
     print(f"KILL_SEED={SEED} KILL_MOMENTS={MOMENTS}")

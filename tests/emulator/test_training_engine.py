@@ -74,6 +74,7 @@ def answering(emulator: Cloud, job: dict[str, Any], folder: Path) -> tuple[dict[
     return json.loads((folder / "manifest.json").read_text()), text
 
 
+@pytest.mark.slow
 def test_two_hosts_train_what_one_trains_with_whole_and_with_spread_weights(emulator: Cloud) -> None:
     expected, files, _ = trained(emulator, 1)
     assert set(expected) == {1, 2, 3}
@@ -85,6 +86,7 @@ def test_two_hosts_train_what_one_trains_with_whole_and_with_spread_weights(emul
         assert ("weights spread over the processes" in log) == (sharding == "on")
 
 
+@pytest.mark.slow
 def test_a_job_that_is_interrupted_stopped_or_out_of_time_leaves_an_adapter_that_answers(
     emulator: Cloud, tmp_path: Path
 ) -> None:

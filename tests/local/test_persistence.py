@@ -114,6 +114,7 @@ def test_roles_keys_and_logs_come_back(local: Local) -> None:
     assert (group["logGroupName"], group["retentionInDays"]) == ("/g", 30)
 
 
+@pytest.mark.slow
 def test_no_acknowledged_write_is_lost_however_often_it_is_killed(local: Local) -> None:
     local.up()
     client(local, "s3").create_bucket(Bucket=BUCKET)

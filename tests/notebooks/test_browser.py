@@ -87,6 +87,7 @@ def keep_picture(page: Page, name: str) -> None:
         page.screenshot(path=f"{folder}/{name}.png")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_preparation_form_shows_at_once_what_a_template_makes_of_the_rows(lab: str, page: Page) -> None:
     notebook = open_form(page, lab, "02_prepare")
@@ -101,6 +102,7 @@ def test_preparation_form_shows_at_once_what_a_template_makes_of_the_rows(lab: s
     expect(notebook.get_by_text("instruction, output").first).to_be_visible(timeout=30_000)  # the columns there are
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page: Page, prepared: Workspace) -> None:
     notebook = open_form(page, lab, "03_train")

@@ -41,6 +41,7 @@ def journey(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nine_notebooks_from_a_file_to_an_answer_and_a_receipt(journey, workspace: Workspace, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     sagemaker = workspace.aws.client("sagemaker")
@@ -66,6 +67,7 @@ def test_nine_notebooks_from_a_file_to_an_answer_and_a_receipt(journey, workspac
     assert set(steps) == {"start", "upload", "prepare", "train", "download", "deploy", "invoke", "cleanup"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_failed_job_fails_the_notebook_with_the_reason_from_the_container(  # type: ignore[no-untyped-def]
     journey, workspace: Workspace, tmp_path: Path

@@ -149,6 +149,7 @@ def test_what_can_be_known_to_fail_fails_before_torch_is_loaded(make_job: JobMak
     assert reason.startswith("1 of 1 rows of channel train are not usable. train.jsonl line 1: instruction and input")
 
 
+@pytest.mark.slow
 def test_a_job_killed_and_stopped_ends_with_the_weights_of_one_that_was_not(make_job: JobMaker) -> None:
     settings = {"max_steps": 8, "save_steps": 1, "lora_dropout": 0.1, "evaluation_samples": 0}
     whole, broken = make_job("whole", **settings), make_job("broken", **settings)
@@ -187,6 +188,7 @@ def test_a_job_stopped_before_its_first_step_ends_at_once_and_saves_nothing(make
     assert not (base / "output" / "failure").exists()
 
 
+@pytest.mark.slow
 def test_a_job_stopped_while_it_is_loading_a_checkpoint_leaves_that_checkpoints_model(make_job: JobMaker) -> None:
     base, models = make_job(max_steps=10_000, log_steps=1, evaluation_samples=0), []
     for moment in ("metric step=2 ", "data checked after"):

@@ -28,15 +28,15 @@ for number in ("1", "2"):
     )
     EndpointConfig.create(endpoint_config_name=name, production_variants=[variant])
 endpoint = Endpoint.create(endpoint_name=prefix, endpoint_config_name=f"{prefix}-1")
-endpoint.wait_for_status("InService")
+endpoint.wait_for_status("InService", poll=1)
 told["first"] = ask(endpoint)
 endpoint.endpoint_config_name = f"{prefix}-2"
 endpoint.update()
-endpoint.wait_for_status("InService")
+endpoint.wait_for_status("InService", poll=1)
 told["updated"] = ask(endpoint)
 wanted = DesiredWeightAndCapacity(variant_name="AllTraffic", desired_instance_count=2)
 endpoint.update_weights_and_capacities(desired_weights_and_capacities=[wanted])
-endpoint.wait_for_status("InService")
+endpoint.wait_for_status("InService", poll=1)
 endpoint.refresh()
 told["instances"] = endpoint.production_variants[0].current_instance_count
 told["listed"] = [item.endpoint_name for item in Endpoint.get_all(name_contains=prefix)]
@@ -55,7 +55,7 @@ told["built"] = ask(deployed)
 for item in (endpoint, deployed):
     item.delete()
 for item in (endpoint, deployed):
-    item.wait_for_delete()
+    item.wait_for_delete(poll=1)
 for name in (f"{prefix}-1", f"{prefix}-2", f"{prefix}-built"):
     EndpointConfig.get(name).delete()
     Model.get(name).delete()
