@@ -7,6 +7,7 @@ measured where a finished job of the user had the same model, method and instanc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,15 +112,20 @@ class Work:
     max_length: int
 
 
-def quote(workspace: Workspace, settings: TrainSettings, run: Run | None = None) -> Quote:
-    """What the job will take; `run`: the settings' run, if it is open.
+Measure = Callable[[Workspace, BaseModel, TrainSettings], tuple[float, str] | None]
+
+
+def quote(
+    workspace: Workspace, settings: TrainSettings, run: Run | None = None, measure: Measure | None = None
+) -> Quote:
+    """What the job will take; `run`: the settings' run, if it is open; `measure`: `measured_speed`, or what knows it.
 
     Raises BudgetError when even the low end is above the budget.
     """
     run = run or runs.open_run(workspace, settings.run_name)
     model = chosen_model(run, settings)
     work = work_of(run.result("prepare"), model, settings)
-    measured = measured_speed(workspace, model, settings) if workspace.aws.charged else None
+    measured = (measure or measured_speed)(workspace, model, settings) if workspace.aws.charged else None
     return make_quote(model, work, settings, workspace.aws.region, charged=workspace.aws.charged, measured=measured)
 
 

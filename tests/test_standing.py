@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtuner_kit import runs, settings, training, uploads
+from llmtuner_kit import aws, runs, settings, training, uploads
 from llmtuner_kit.errors import KitError, NotFoundError, SettingsError
 from llmtuner_kit.faces import preparation, standing, views
 from llmtuner_kit.faces.show import Table
@@ -76,6 +76,19 @@ def test_the_record_is_read_again_only_when_an_edit_names_another_run(workspace:
     assert reads == ["ready"]
     assert dict(look(asked.model_copy(update={"run_name": "ready"})).facts)["run"] == "ready"
     assert reads == ["ready", "ready"]
+
+
+def test_where_jobs_are_charged_other_runs_are_searched_for_a_speed_once_a_machine(
+    workspace: Workspace, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws.Aws, "charged", property(lambda _: True))
+    asked = settings.TrainSettings(user_id=workspace.user_id)
+    look = views.live_quote()
+    for change in ({}, {"epochs": 3.0}, {"budget_usd": 5.0}):
+        look(asked.model_copy(update=change))
+    assert sorted(reads) == ["bare", "ready", "ready"]  # the run's own, and once all there are
+    look(asked.model_copy(update={"instance_type": "ml.g5.2xlarge"}))
+    assert sorted(reads) == ["bare", "bare", "ready", "ready", "ready"]
 
 
 def test_what_was_missing_is_looked_for_again(workspace: Workspace, reads: list[str]) -> None:

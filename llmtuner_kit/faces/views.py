@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from llmtuner_kit import artifacts, costs, training
+from llmtuner_kit import artifacts, costs, quotes, training
 from llmtuner_kit.artifacts import Downloaded
+from llmtuner_kit.catalog import BaseModel
 from llmtuner_kit.dataset import Prepared
 from llmtuner_kit.faces import endings, preparation, standing
 from llmtuner_kit.faces.show import Card, Chart, Folded, Link, Table, duration, listed, shortened, size
 from llmtuner_kit.monitoring import Snapshot
+from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.training import Quote, TrainingJob
 from llmtuner_kit.uploads import Upload
 from llmtuner_kit.workspace import Workspace
@@ -27,7 +29,16 @@ def of(result: Any) -> Card:
 
 def live_quote() -> standing.OnRun:
     """The quote for the settings as they stand in the form of 03_train."""
-    return standing.OnRun(lambda run, settings: quote(training.quote(run.workspace, settings, run)))
+    known: dict[tuple[Any, ...], tuple[float, str] | None] = {}
+
+    def measure(workspace: Workspace, model: BaseModel, settings: TrainSettings) -> tuple[float, str] | None:
+        """Looked for in the records of other runs, which most edits have nothing to do with."""
+        key = (workspace, model.model_id, settings.method, settings.instance_type, settings.instance_count)
+        if key not in known:
+            known[key] = quotes.measured_speed(workspace, model, settings)
+        return known[key]
+
+    return standing.OnRun(lambda run, settings: quote(quotes.quote(run.workspace, settings, run, measure)))
 
 
 def upload(made: Upload) -> Card:
