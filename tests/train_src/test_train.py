@@ -150,12 +150,13 @@ def test_what_can_be_known_to_fail_fails_before_torch_is_loaded(make_job: JobMak
 
 
 @pytest.mark.slow
-def test_a_job_killed_and_stopped_ends_with_the_weights_of_one_that_was_not(make_job: JobMaker) -> None:
+def test_a_job_killed_and_stopped_ends_with_the_weights_of_one_that_was_not(
+    make_job: JobMaker, capfd: pytest.CaptureFixture[str]
+) -> None:
     settings = {"max_steps": 8, "save_steps": 1, "lora_dropout": 0.1, "evaluation_samples": 0}
     whole, broken = make_job("whole", **settings), make_job("broken", **settings)
-    with start(whole) as job:
-        expected = losses(job.communicate()[0])
-    assert job.returncode == 0
+    assert run_job(whole) == 0
+    expected = losses(capfd.readouterr().out)
     seen: dict[int, str] = {}
     with start(broken) as job:
         seen |= losses(read_until(job.stdout, "checkpoint step-00000003 saved"))
