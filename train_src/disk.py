@@ -27,8 +27,8 @@ def require_room(folders: Folders, *, checkpoints: int, archive: int) -> None:
     for device, size in wanted.items():
         if size > free[device]:
             raise TrainingError(
-                f"the disk of {folders.base} has {free[device] / GB:.2f} GB free, checkpoints and archive take "
-                f"{size / GB:.2f} GB: {LARGER}"
+                f"the disk of {folders.base} has {free[device] / GB:.3g} GB free, checkpoints and archive take "
+                f"{size / GB:.3g} GB: {LARGER}"
             )
 
 

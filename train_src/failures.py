@@ -1,5 +1,6 @@
 """The error a user of the job is meant to read, and the file SageMaker reads it from."""
 
+import sys
 from pathlib import Path
 
 SHOWN_CHARACTERS = 1024  # SageMaker shows this much of the file as the job's FailureReason
@@ -16,6 +17,9 @@ def write_failure(path: Path, reason: str, details: str = "") -> None:
     """
     if path.is_file():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = reason.strip()
-    path.write_text(f"{text}\n\n{details.strip()}\n" if details else f"{text}\n", encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n\n{details.strip()}\n" if details else f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        print(f"failed: {text} ({path} cannot be written: {error})", file=sys.stderr, flush=True)

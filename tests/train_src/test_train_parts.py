@@ -323,6 +323,12 @@ def test_the_reason_comes_first_in_the_failure_file(tmp_path: Path) -> None:
     assert (tmp_path / "output" / "failure").read_text().startswith("short\n\nlong")
 
 
+def test_a_reason_that_cannot_be_written_is_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "output").write_text("no folder")
+    write_failure(tmp_path / "output" / "failure", "the disk is full")
+    assert capsys.readouterr().err.startswith("failed: the disk is full (")
+
+
 def test_requirements_that_are_met_cost_no_pip_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "requirements.txt"
     path.write_text("torch>=2.0  # comment\n\nnumpy\n")
