@@ -68,8 +68,8 @@ class EncodedRow:
 class Encoder:
     """Encodes rows and prompts with the tokenizer in a model folder.
 
-    Raises FileNotFoundError when the folder has no tokenizer.json, ValueError when it is damaged. `chat_template` is the text of the template in use,
-    the kit's default one when the folder has none.
+    Raises FileNotFoundError when the folder has no tokenizer.json, ValueError when it is damaged. `chat_template` is the
+    text of the template in use, the kit's default one when the folder has none.
     """
 
     def __init__(self, folder: Path | str, family: str = "causal") -> None:
@@ -115,7 +115,12 @@ class Encoder:
 
     def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of the text before the answer, exactly as in training."""
-        return self.tokenizer.encode(self.prompt_text(messages), add_special_tokens=self.family == "seq2seq").ids
+        return self.text_ids(self.prompt_text(messages))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text as it stands, with an encoder's closing token."""
+        # As a batch of one: only batches let Python's other threads go on, and a long text takes seconds.
+        return self.tokenizer.encode_batch([text], add_special_tokens=self.family == "seq2seq")[0].ids
 
     def encode(self, rows: Iterable[Any]) -> Iterator[EncodedRow | RowError]:
         """One result for each row, in order; a bad row gives its RowError instead of ending the run."""

@@ -160,7 +160,7 @@ class Generator:
     def prompt_ids(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
         """Ids of a conversation through the chat template, or of a text as it stands."""
         if isinstance(prompt, str):
-            return self.encoder.tokenizer.encode(prompt, add_special_tokens=self.family == "seq2seq").ids
+            return self.encoder.text_ids(prompt)
         return self.encoder.prompt_ids(prompt)
 
     def start(self, prompt_ids: list[int], sampling: Sampling, model: str = "") -> Answer:

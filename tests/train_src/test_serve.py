@@ -240,6 +240,20 @@ def test_a_body_that_is_too_large_is_refused_and_not_kept(endpoint: Endpoint) ->
     assert peak - now < 50_000  # kB
 
 
+def test_the_server_stays_reachable_while_it_reads_a_long_prompt(endpoint: Endpoint) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        started = time.monotonic()
+        asked = pool.submit(endpoint.post, {"inputs": "word " * 150_000})
+        slowest = 0.0
+        while not asked.done():
+            before = time.monotonic()
+            assert endpoint.client.get("/ping").status_code == 200
+            slowest = max(slowest, time.monotonic() - before)
+        took = time.monotonic() - started
+    assert asked.result().status_code == 413
+    assert slowest < took / 2
+
+
 @pytest.mark.parametrize(
     ("name", "value", "valid"),
     [
