@@ -9,8 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 from docker_cloud import IMAGE, DockerCloud, docker
 from emulator.conftest import ROLE
-from emulator.hosting import SERVER, archive, ask, remove, settled
-from emulator.test_endpoints import starts
+from emulator.hosting import SERVER, archive, ask, remove, settled, starts
 
 # In a container a server listens everywhere on 8080, and as its first process it must handle SIGTERM itself.
 _LISTEN = '"127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])'

@@ -161,3 +161,17 @@ def remove(emulator: Cloud, name: str) -> None:
     """Delete an endpoint, and wait until it is gone."""
     emulator.sagemaker.delete_endpoint(EndpointName=name)
     emulator.until(lambda: emulator.sagemaker.list_endpoints(NameContains=name)["Endpoints"], lambda found: not found)
+
+
+def starts(emulator: Cloud, name: str) -> int:
+    """How often a server of the endpoint has started, by its log."""
+    group = f"/aws/sagemaker/Endpoints/{name}"
+    streams = emulator.logs.describe_log_streams(logGroupName=group)["logStreams"]
+    events = [
+        event
+        for stream in streams
+        for event in emulator.logs.get_log_events(
+            logGroupName=group, logStreamName=stream["logStreamName"], startFromHead=True
+        )["events"]
+    ]
+    return sum(event["message"] == "server starts" for event in events)

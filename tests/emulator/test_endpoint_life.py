@@ -9,23 +9,9 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from emulator.conftest import BUCKET, ROLE, Cloud
-from emulator.hosting import ask, config, create, model, remove, settled, variant
+from emulator.hosting import ask, config, create, model, remove, settled, starts, variant
 
 from llmtuner_kit import aws as aws_module
-
-
-def starts(emulator: Cloud, name: str) -> int:
-    """How often a server of the endpoint has started, by its log."""
-    group = f"/aws/sagemaker/Endpoints/{name}"
-    streams = emulator.logs.describe_log_streams(logGroupName=group)["logStreams"]
-    events = [
-        event
-        for stream in streams
-        for event in emulator.logs.get_log_events(
-            logGroupName=group, logStreamName=stream["logStreamName"], startFromHead=True
-        )["events"]
-    ]
-    return sum(event["message"] == "server starts" for event in events)
 
 
 @pytest.fixture
