@@ -1,7 +1,7 @@
 """How much memory a fine-tune needs, from the model's config.json alone: pure arithmetic, no torch.
 
-It chooses the size of a forward pass and whether activations are recomputed. Whoever asks "does it fit" before a machine
-is paid for reads this same file.
+It chooses the size of a forward pass and whether activations are recomputed. Whoever asks "does it fit" before a
+machine is paid for reads this same file.
 
 What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths of queries and keys, V vocabulary):
 
@@ -12,8 +12,8 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
                   layer's weights where they are made from 4 bits
     activations   per token and layer what the backward pass reads again; `Job.layer_bytes` says what that is
     recomputed    with checkpointing only each layer's input, and one whole layer at a time
-    head          on a GPU one chunk of logits, 6 per entry (bf16 and fp32), what enters the head, and its gradient where
-                  it is trained
+    head          on a GPU one chunk of logits, 6 per entry (bf16 and fp32), what enters the head, and its gradient
+                  where it is trained
     gathered      only where the weights are spread over the processes: two layers and the embeddings, made whole
     other         the device's own: CUDA context and libraries, and the allocator's waste
 """
@@ -256,8 +256,8 @@ class Job:
         """Memory of one process.
 
         `shards`: over how many processes weights, gradients and optimizer are spread (FSDP). `accumulates`: a step has
-        several passes, so that all gradients are there while a pass has its activations; in a single pass gradients come
-        as activations go.
+        several passes, so that all gradients are there while a pass has its activations; in a single pass gradients
+        come as activations go.
         """
         shape, value, trained = self.shape, self.bytes_per_weight, self.trained_weights
         if self.method == "qlora":

@@ -3,9 +3,9 @@
     python tests/benchmarks/train_speed.py [--steps 4] [--tokens 1024] [--types fp32 bf16]
 
 TRL runs packed (its collator gets each step's rows end to end, with their lengths), without recomputing activations, in
-the type in which the processor multiplies matrices faster (both types where they are close), or in those that `--types` asks for. Each side is a process of
-its own; the first step is not timed. The matrix limit is what the processor could train if it did nothing but the
-model's own matrix products at the speed it reaches on them alone, in that type.
+the type in which the processor multiplies matrices faster (both types where they are close), or in those that `--types`
+asks for. Each side is a process of its own; the first step is not timed. The matrix limit is what the processor could
+train if it did nothing but the model's own matrix products at the speed it reaches on them alone, in that type.
 """
 
 import argparse
