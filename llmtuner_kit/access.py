@@ -1,9 +1,9 @@
 """Who may do what: policies per user and for execution roles, as documents that can be read and tested.
 
-A user reaches `users/{user_id}/` of the bucket, the SageMaker resources tagged with that owner, the logs of jobs and
-endpoints whose name ends with the user's mark, and nothing of anybody else but that an endpoint is there and whose. What a job does, it does as its execution
-role; so where several people share a bucket each has a role of their own that reaches their prefix only (otherwise a
-job could be asked to read a neighbour's data).
+A user reaches `users/{user_id}/` of the bucket, the SageMaker resources tagged with that owner, and the logs of jobs and
+endpoints whose name ends with the user's mark. Of others' endpoints can be seen that they are there and whose they are,
+of anything else nothing. What a job does, it does as its execution role; so where several people share a bucket each has
+a role of their own that reaches their prefix only (otherwise a job could be asked to read a neighbour's data).
 """
 
 from __future__ import annotations
