@@ -15,7 +15,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -114,13 +115,8 @@ class Aws:
         """A boto3 client whose everyday failures (denied, quota, credentials, unreachable) are KitErrors."""
         with self._making:  # clients may be shared between threads, but not be made by two at once
             if service not in self._clients:
-                try:
+                with _plainly():  # a profile may be half written
                     self._clients[service] = self.session.client(service, config=_CONFIGS.get(service, _CONFIG))
-                except BotoCoreError as error:  # a profile may be half written
-                    plain = translate(error)
-                    if plain is None:
-                        raise
-                    raise plain from error
             return self._clients[service]
 
     def endpoint_url(self, service: str) -> str:
@@ -207,13 +203,20 @@ class _PlainErrors:
     """Mixed into every client: what the user can put right becomes a KitError, everything else passes."""
 
     def _make_api_call(self, operation_name: str, api_params: Mapping[str, Any]) -> Any:
-        try:
+        with _plainly(operation_name):
             return super()._make_api_call(operation_name, api_params)  # type: ignore[misc]
-        except (ClientError, BotoCoreError) as error:
-            plain = translate(error, operation_name)
-            if plain is None:
-                raise
-            raise plain from error
+
+
+@contextmanager
+def _plainly(operation: str = "") -> Iterator[None]:
+    """Inside, failures that every user can meet are KitErrors."""
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        plain = translate(error, operation)
+        if plain is None:
+            raise
+        raise plain from error
 
 
 def translate(error: Exception, operation: str = "") -> KitError | None:

@@ -38,6 +38,13 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+def run_once(folder: Path, text: str) -> pipelines.Pipeline:
+    """Run a file's only pipeline."""
+    (pipeline,) = pipelines.load(write(folder, text), NOTEBOOKS)
+    pipelines.run(pipeline, tell=lambda _: None)
+    return pipeline
+
+
 def test_shared_parameters_go_to_the_steps_that_have_them(tmp_path: Path) -> None:
     file = write(
         tmp_path, "parameters: {run_name: r, epochs: 3}\nsteps:\n  - upload: {source: ./rows.csv}\n  - train\n"
@@ -88,8 +95,7 @@ def test_a_file_kept_anywhere_finds_the_notebooks_of_the_project(
 
 
 def test_a_second_run_does_nothing_and_fresh_does_all(tmp_path: Path, ran: list[str]) -> None:
-    (pipeline,) = pipelines.load(write(tmp_path, "steps: [upload, prepare]\n"), NOTEBOOKS)
-    pipelines.run(pipeline, tell=lambda _: None)
+    pipeline = run_once(tmp_path, "steps: [upload, prepare]\n")
     assert ran == ["01_upload", "02_prepare"]
     pipelines.run(pipeline, tell=lambda _: None)
     assert ran == ["01_upload", "02_prepare"]
@@ -111,32 +117,27 @@ def test_a_report_of_what_was_deleted_since_says_how_to_make_it_anew(
     tmp_path: Path, ran: list[str], workspace: Workspace
 ) -> None:
     text = f"name: gone\nparameters: {{user_id: {workspace.user_id}}}\nsteps: [upload]\n"
-    (pipeline,) = pipelines.load(write(tmp_path, text), NOTEBOOKS)
-    pipelines.run(pipeline, tell=lambda _: None)
+    pipeline = run_once(tmp_path, text)
     with pytest.raises(NotFoundError, match="--fresh"):
         report.cards(pipeline)
 
 
 def test_a_changed_parameter_runs_its_step_and_all_that_follow(tmp_path: Path, ran: list[str]) -> None:
     text = "steps:\n  - upload\n  - prepare: {test_share: %s}\n  - train\n"
-    (pipeline,) = pipelines.load(write(tmp_path, text % 0.1), NOTEBOOKS)
-    pipelines.run(pipeline, tell=lambda _: None)
+    run_once(tmp_path, text % 0.1)
     ran.clear()
-    (pipeline,) = pipelines.load(write(tmp_path, text % 0.2), NOTEBOOKS)
-    pipelines.run(pipeline, tell=lambda _: None)
+    run_once(tmp_path, text % 0.2)
     assert ran == ["02_prepare", "03_train"]
 
 
 def test_what_a_clean_up_has_deleted_is_deployed_again_for_a_changed_step(tmp_path: Path, ran: list[str]) -> None:
     text = "steps:\n  - monitor\n  - deploy\n  - invoke: {compare: %s}\n  - cleanup\n"
-    (pipeline,) = pipelines.load(write(tmp_path, text % 2), NOTEBOOKS)
-    pipelines.run(pipeline, tell=lambda _: None)
+    run_once(tmp_path, text % 2)
     ran.clear()
-    (pipeline,) = pipelines.load(write(tmp_path, text % 3), NOTEBOOKS)
-    pipelines.run(pipeline, tell=lambda _: None)
+    run_once(tmp_path, text % 3)
     assert ran == ["06_deploy", "07_invoke", "08_cleanup"]
     ran.clear()
-    pipelines.run(pipeline, tell=lambda _: None)
+    run_once(tmp_path, text % 3)
     assert ran == []
 
 

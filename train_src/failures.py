@@ -3,15 +3,13 @@
 import sys
 from pathlib import Path
 
-SHOWN_CHARACTERS = 1024  # SageMaker shows this much of the file as the job's FailureReason
-
 
 class TrainingError(Exception):
     """The job cannot go on; the text says why, with the value at fault, and what to change."""
 
 
 def write_failure(path: Path, reason: str, details: str = "") -> None:
-    """Write the reason first, so that it survives SageMaker's cut, and the details (a traceback) after it.
+    """Write the reason first, so that it survives SageMaker's cut at 1,024 characters, and the details after it.
 
     The first reason of a job stays: its other processes fail next, and know only that one is gone.
     """
