@@ -2,10 +2,13 @@
 
     JOBS='[["/base/folder", 29501], ...]' python processes_driver.py
 
-With STOP_AFTER=2 every job gets SIGTERM, through the parent of the two, when it has taken two steps.
+With STOP_AFTER=2 every job gets SIGTERM, through the parent of the two, when it has taken two steps. With
+SAVES_EVERY_STEP='[0, 1]' the first process is to save after every step of the first job by its own clock, the other one
+never, and in the second job it is the other way round.
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -26,10 +29,15 @@ def main() -> int:
 def work() -> int:
     """One of the two; the exit code of the first job that fails."""
     import train
+    import trainer
 
     if after := int(os.environ.get("STOP_AFTER", "0")):
         _stop_every_job(after)
-    for base, port in json.loads(os.environ["JOBS"]):
+    saving = json.loads(os.environ.get("SAVES_EVERY_STEP", "[]"))
+    for number, (base, port) in enumerate(json.loads(os.environ["JOBS"])):
+        if saving:
+            trainer.SAVE_SHARE = math.inf
+            trainer.SAVE_SECONDS = 0 if int(os.environ["RANK"]) == saving[number] else math.inf
         if os.environ["RANK"] == "0":
             print(f"job {base}", flush=True)
         os.environ |= {"SAGEMAKER_BASE_DIR": base, "MASTER_PORT": str(port)}

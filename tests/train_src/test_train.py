@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -286,6 +287,33 @@ def test_two_processes_compute_what_one_computes(make_job: JobMaker, capfd: pyte
         assert {tensor.dtype for tensor in saved.weights.values()} == {torch.float32}, case
         sizes = [(base / "model" / "model.safetensors").stat().st_size for base in (one, two)]
         assert sizes[0] == sizes[1], case
+
+
+@pytest.mark.slow
+def test_processes_whose_clocks_differ_save_together_when_the_leader_does(make_job: JobMaker) -> None:
+    """Otherwise one would gather the weights for a checkpoint while the other gathers them for its next pass."""
+    jobs = [make_job(name, max_steps=3, sharding="on", evaluation_samples=0) for name in ("leader", "other")]
+    texts = in_two_processes(jobs, SAVES_EVERY_STEP="[0, 1]")
+    saved = [re.findall(r"^checkpoint step-0000000(\d) saved", text, re.MULTILINE) for text in texts]
+    assert saved == [["1", "2", "3"], ["3"]]
+
+
+def test_checkpoints_take_a_small_share_of_the_time(make_job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job("job", max_steps=6, evaluation_samples=0)
+    seconds = iter(range(1, 10_000))
+    clock = types.SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 1)
+    save = checkpoints.save
+
+    def slow(*arguments: Any, **options: Any) -> Path:
+        for _ in range(100):
+            clock.monotonic()
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(checkpoints, "save", slow)
+    assert run_job(job) == 0
+    assert [path.name for path in sorted((job / "checkpoints").glob("step-*"))] == ["step-00000001", "step-00000006"]
 
 
 def test_a_half_written_checkpoint_is_passed_over(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
