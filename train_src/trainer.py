@@ -29,6 +29,7 @@ from sharding import like, whole
 from stopping import Stop
 
 SAVE_SECONDS = 300
+SAVE_SHARE = 0.05  # of the training time, at most: a checkpoint of all weights of 7B takes minutes to write
 LOG_LINES = 200
 EVALUATIONS = 10
 EVALUATION_SHARE = 0.1  # of the training time, at most
@@ -77,7 +78,7 @@ class Trainer:
         self.total_steps = count_steps(train.rows, settings)
         self.warmup_steps = math.ceil(self.total_steps * settings.warmup_ratio)
         self.progress = Progress()
-        self.saved_step = 0
+        self.saved_step, self.saving_seconds = 0, 0.0
         self.stop = stop or Stop(folders)
         self.grad_norm = 0.0
         self.best_weights: dict[str, Tensor] = {}
@@ -105,8 +106,10 @@ class Trainer:
             if self.validation_rows and (is_last or progress.step % self._evaluation_steps() == 0):
                 self._evaluate()
             if is_last or self._has_run_out_of_patience() or self._is_save_step(saved_at):
+                began = time.monotonic()
                 self._save()
                 saved_at = time.monotonic()
+                self.saving_seconds = saved_at - began
             progress.window.started += time.monotonic() - paused
         self._take_best()
         return True
@@ -267,7 +270,11 @@ class Trainer:
     def _is_save_step(self, saved_at: float) -> bool:
         if self.settings.save_steps:
             return self.progress.step % self.settings.save_steps == 0
-        return time.monotonic() - saved_at > SAVE_SECONDS
+        is_due = time.monotonic() - saved_at > max(SAVE_SECONDS, self.saving_seconds / SAVE_SHARE)
+        if not self.model.sharded:
+            return is_due
+        # All must gather together, and only the leader knows how long it has written.
+        return self.group.sum(self.group.leads and is_due) == [1]
 
     def _save(self) -> None:
         if self.saved_step == self.progress.step or not (self.group.leads or self.model.sharded):
