@@ -186,7 +186,7 @@ def _environment() -> dict[str, str]:
 
 def _port(variable: str, default: int, who: str, last: int | None) -> int:
     wanted = os.environ.get(variable, str(default))
-    if not wanted.isdigit() or int(wanted) > 65535:
+    if not wanted.isdecimal() or int(wanted) > 65535:
         raise LocalError(f"{variable} is {wanted!r}. Valid: a port number, or 0 for any free port.")
     if port := int(wanted):
         if _is_free(port, patience=_END_SECONDS if port == last else 0):

@@ -116,7 +116,7 @@ class AsyncInvocations:
             queue.remove(request_id)
             self._count(name, "ExpiredRequests")
             task = asyncio.create_task(
-                self._fail(request_id, "The request was in the queue for longer than RequestTTLSeconds.")
+                self._fail(name, request_id, "The request was in the queue for longer than RequestTTLSeconds.")
             )
             self._running[name].add(task)
             task.add_done_callback(self._running[name].discard)
@@ -132,7 +132,7 @@ class AsyncInvocations:
         except Exception as error:
             # S3's own words: whatever they are, they are the reason of the failure.
             self._count(name, "RequestDownloadFailures")
-            await self._fail(request_id, f"The input at {document['location']} could not be read: {error}")
+            await self._fail(name, request_id, f"The input at {document['location']} could not be read: {error}")
             return
         try:
             sent, content = await self.runtime.invoke_for_queue(name, document["headers"], body, document["timeout"])
@@ -142,9 +142,9 @@ class AsyncInvocations:
                 self._queues.setdefault(name, deque()).appendleft(request_id)
                 return
             self._count(name, "InvocationFailures")
-            await self._fail(request_id, error.body.get("OriginalMessage") or str(error))
+            await self._fail(name, request_id, error.body.get("OriginalMessage") or str(error))
             return
-        await self._deliver(name, request_id, content, sent["content-type"])
+        await self._end(name, request_id, "output", content, sent["content-type"])
         meter = self._meter(name)
         meter.count("InvocationsProcesssed")  # AWS's spelling
         meter.observe("TimeInBacklog", (started - document["received"]) * 1000)
@@ -160,24 +160,21 @@ class AsyncInvocations:
         content: bytes = found["Body"].read()
         return content
 
-    async def _deliver(self, name: str, request_id: str, content: bytes, kind: str) -> None:
-        document = self.context.store.get(KIND, request_id)
-        if document is None:
-            return
-        try:
-            await asyncio.to_thread(self._put, document["output"], content, kind)
-        except Exception:
-            log.exception("the answer of %s could not be stored at %s", request_id, document["output"])
-            self._count(name, "ResponseUploadFailures")
-        self.context.store.delete(KIND, request_id)
-
-    async def _fail(self, request_id: str, reason: str) -> None:
-        document = self.context.store.get(KIND, request_id)
-        if document is None:
-            return
+    async def _fail(self, name: str, request_id: str, reason: str) -> None:
         log.warning("asynchronous request %s failed: %s", request_id, reason)
-        if document["failure"]:
-            await asyncio.to_thread(self._put, document["failure"], reason.encode(), "text/plain")
+        await self._end(name, request_id, "failure", reason.encode(), "text/plain")
+
+    async def _end(self, name: str, request_id: str, place: str, content: bytes, kind: str) -> None:
+        """Store what came of a request where it asked for that, and forget the request whatever S3 says."""
+        document = self.context.store.get(KIND, request_id)
+        if document is None:
+            return
+        if document[place]:
+            try:
+                await asyncio.to_thread(self._put, document[place], content, kind)
+            except Exception:
+                log.exception("what came of %s could not be stored at %s", request_id, document[place])
+                self._count(name, "ResponseUploadFailures")
         self.context.store.delete(KIND, request_id)
 
     def _put(self, uri: str, content: bytes, kind: str) -> None:
@@ -237,6 +234,6 @@ def _number(headers: dict[str, str], name: str, low: int, high: int, default: in
     text = headers.get(PREFIX + name)
     if text is None:
         return default
-    if not text.isdigit() or not low <= int(text) <= high:
+    if not text.isdecimal() or not low <= int(text) <= high:
         raise refusals.invalid(f"{name} must be between {low} and {high}; it is {text}.")
     return int(text)

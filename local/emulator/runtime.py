@@ -20,6 +20,7 @@ QUEUED_LIMIT = 1024**3
 COMPONENT_KIND = endpoints.COMPONENT_KIND
 PREFIX = "x-amzn-sagemaker-"
 _PASSED = ("content-type", "accept", f"{PREFIX}custom-attributes", f"{PREFIX}target-model", f"{PREFIX}session-id")
+_NO_ANSWER = (TimeoutError, AnswerTooLargeError, ReplicaGoneError)
 _RETURNED = (f"{PREFIX}custom-attributes", f"{PREFIX}new-session-id", f"{PREFIX}closed-session-id")
 
 
@@ -58,6 +59,7 @@ class Runtime:
         living = [{name for name, _ in self.context.store.items(kind)} for kind in (endpoints.KIND, COMPONENT_KIND)]
         self.router.drop(*living)
         self.client.forget(self.router.ports())
+        self._sessions = {key: replica for key, replica in self._sessions.items() if key[0] in living[0]}
         self.context.in_flight = +self.context.in_flight  # without those that have none
 
     def target(self, name: str, headers: dict[str, str], *, queued: bool = False) -> Target:
@@ -183,16 +185,9 @@ class Runtime:
                     break
                 sent = sent | {"content-type": received.get("content-type", "application/octet-stream")}
             return status, received, content
-        except TimeoutError:
+        except _NO_ANSWER as error:
             status = 0
-            text = refusals.TIMED_OUT.format(name=container)
-            raise self._model_error(target, container, 0, text) from None
-        except AnswerTooLargeError:
-            status = 500
-            raise self._model_error(target, container, 500, None) from None
-        except ReplicaGoneError:
-            status = 0
-            raise self._gone(target.endpoint) from None
+            raise self._without_answer(target, container, error) from None
         finally:
             self.context.in_flight[target.place.replica] -= 1
             ended = time.perf_counter()
@@ -232,23 +227,19 @@ class Runtime:
                     port, "POST", "/invocations", sent, body, seconds, BODY_LIMIT
                 )
                 if status >= 400:
-                    self._leave(target, status, begun)
                     raise self._model_error(target, container, status, _text(body))
                 sent = sent | {"content-type": received.get("content-type", "application/octet-stream")}
             container = target.containers[-1]
             answer = await self.client.open(target.place.ports[container], "POST", path, sent, body, seconds)
-            if answer.status < 400:
-                return answer
-            text = _text(await answer.read())
-        except TimeoutError:
+            if answer.status >= 400:
+                raise self._model_error(target, container, answer.status, _text(await answer.read()))
+            return answer
+        except refusals.RefusalError as error:
+            self._leave(target, error.body["OriginalStatusCode"], begun)
+            raise
+        except _NO_ANSWER as error:
             self._leave(target, 0, begun)
-            text = refusals.TIMED_OUT.format(name=container)
-            raise self._model_error(target, container, 0, text) from None
-        except ReplicaGoneError:
-            self._leave(target, 0, begun)
-            raise self._gone(target.endpoint) from None
-        self._leave(target, answer.status, begun)
-        raise self._model_error(target, container, answer.status, text)
+            raise self._without_answer(target, container, error) from None
 
     def _leave(self, target: Target, status: int, begun: float) -> None:
         self.context.in_flight[target.place.replica] -= 1
@@ -311,11 +302,14 @@ class Runtime:
         except refusals.RefusalError:
             return  # counted already; the client never learns of it
 
-    def _gone(self, name: str) -> refusals.RefusalError:
-        """The refusal for an instance that does not answer, after looking which ones still do."""
-        document = self.context.store.get(endpoints.KIND, name)
-        if document:
-            endpoints.refresh(self.context, document)
+    def _without_answer(self, target: Target, container: str, error: Exception) -> refusals.RefusalError:
+        """The refusal when a container's answer has not come, or not whole."""
+        if isinstance(error, TimeoutError):
+            return self._model_error(target, container, 0, refusals.TIMED_OUT.format(name=container))
+        if isinstance(error, AnswerTooLargeError):
+            return self._model_error(target, container, 500, None)
+        if document := self.context.store.get(endpoints.KIND, target.endpoint):
+            endpoints.refresh(self.context, document)  # which instances still answer
         return refusals.unavailable("The instance that had the request is gone; try again.")
 
 

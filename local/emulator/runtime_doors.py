@@ -14,6 +14,7 @@ from llmtuner_local.emulator.async_inference import AsyncInvocations
 from llmtuner_local.emulator.errors import ServiceError
 from llmtuner_local.emulator.refusals import RefusalError
 from llmtuner_local.emulator.runtime import BODY_LIMIT, PREFIX, Runtime
+from llmtuner_local.emulator.store import StoreError
 
 log = logging.getLogger("llmtuner_local.emulator")
 _PATH = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream|async-invocations)")
@@ -45,33 +46,33 @@ class RuntimeDoors:
                 raise too_large(BODY_LIMIT)
             sent, content = await self.runtime.invoke(name, headers, body)
             return 200, sent, content
-        except (RefusalError, ServiceError) as error:
-            return _refused(error)
-        except Exception:
-            log.exception("an invocation of %s failed", name)
-            text = {
-                "Message": "The invocation failed inside the emulator; see its log.",
-                "ErrorCode": "INTERNAL_FAILURE",
-            }
-            return 500, _JSON | {"x-amzn-errortype": "InternalFailure"}, json.dumps(text).encode()
+        except Exception as error:
+            return _refused(name, error)
 
     async def _invocation(self, name: str, kind: str, headers: dict[str, str], receive: Receive, send: Send) -> None:
+        frames = None
         try:
             body = await read_body(receive, BODY_LIMIT)
             if kind == "invocations":
-                await answer(send, *await self.invoke(name, headers, body))
+                told = await self.invoke(name, headers, body)
             elif kind == "async-invocations":
-                accepted = self.queues.accept(name, headers, body)
-                sent = _JSON | {f"{PREFIX}outputlocation": accepted["output"]}
-                if accepted["failure"]:
-                    sent[f"{PREFIX}failurelocation"] = accepted["failure"]
-                await answer(send, 202, sent, json.dumps({"InferenceId": accepted["id"]}).encode())
+                told = self._accepted(name, headers, body)
             else:
                 sent, frames = await self.runtime.stream(name, headers, body)
-                await begin(send, 200, sent)
-                await _pour(frames, receive, send)
-        except (RefusalError, ServiceError) as error:
-            await answer(send, *_refused(error))
+        except Exception as error:
+            told = _refused(name, error)
+        if frames is None:
+            await answer(send, *told)
+            return
+        await begin(send, 200, sent)
+        await _pour(frames, receive, send)
+
+    def _accepted(self, name: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        accepted = self.queues.accept(name, headers, body)
+        sent = _JSON | {f"{PREFIX}outputlocation": accepted["output"]}
+        if accepted["failure"]:
+            sent[f"{PREFIX}failurelocation"] = accepted["failure"]
+        return 202, sent, json.dumps({"InferenceId": accepted["id"]}).encode()
 
     async def _chat(
         self, name: str, component: str | None, headers: dict[str, str], receive: Receive, send: Send
@@ -101,10 +102,15 @@ class RuntimeDoors:
             await _pour(parts, receive, send)
 
 
-def _refused(error: RefusalError | ServiceError) -> tuple[int, dict[str, str], bytes]:
-    """A refusal as the runtime's clients read it: (status, headers, body)."""
+def _refused(name: str, error: Exception) -> tuple[int, dict[str, str], bytes]:
+    """A refusal, or a failure of our own, as the runtime's clients read it: (status, headers, body)."""
     if isinstance(error, RefusalError):
         return error.status, _JSON | {"x-amzn-errortype": error.code}, json.dumps(error.body).encode()
+    if not isinstance(error, ServiceError):
+        log.exception("an invocation of %s failed", name)
+        text = str(error) if isinstance(error, StoreError) else "The invocation failed inside the emulator; see its log."
+        body = {"Message": text, "ErrorCode": "INTERNAL_FAILURE"}
+        return 500, _JSON | {"x-amzn-errortype": "InternalFailure"}, json.dumps(body).encode()
     # A body that is too large has no error type on AWS: clients take the status as its code.
     sent = _JSON | ({} if error.code == "413" else {"x-amzn-errortype": error.code})
     return error.status, sent, json.dumps({"message": error.message, "Message": error.message}).encode()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from botocore.exceptions import ClientError
@@ -14,9 +16,12 @@ from emulator.conftest import BUCKET, Cloud, clients_of, start_emulator
 from emulator.hosting import ask, deploy, describe, model, remove, variant
 from emulator.inside import context
 from llmtuner_local.emulator.async_inference import KIND, AsyncInvocations
+from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.refusals import RefusalError
 from llmtuner_local.emulator.runtime import PREFIX, Runtime
+from llmtuner_local.emulator.runtime_doors import RuntimeDoors
 from llmtuner_local.emulator.shim.cloud import free_port
+from llmtuner_local.emulator.store import StoreError
 
 
 def asynchronous(quick: Cloud) -> str:
@@ -150,15 +155,25 @@ def test_requests_in_the_queue_and_under_way_are_answered_after_the_emulator_was
         process.wait(10)
 
 
-def test_request_that_waits_for_longer_than_its_time_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, now = context(tmp_path), 1000.0
-    monkeypatch.setattr(type(made), "now", lambda self: now)
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[Context]:
+    """An emulator without LocalStack, with the asynchronous endpoint `ep` that has no instance."""
+    made = context(tmp_path)
     output = {"S3OutputPath": "s3://b/out", "S3FailurePath": "s3://b/failed"}
     made.store.put("endpoint", "ep", {
         "EndpointName": "ep", "EndpointStatus": "InService", "_settings": {"AsyncInferenceConfig": {"OutputConfig": output}},
         "_variants": [{"VariantName": "AllTraffic"}], "_replicas": [],
     })  # fmt: skip
+    yield made
+    made.store.close()
+
+
+def test_request_that_waits_for_longer_than_its_time_expires(inside: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, now = inside, 1000.0
+    monkeypatch.setattr(type(made), "now", lambda self: now)
     queues = AsyncInvocations(made, Runtime(made))
+    with pytest.raises(RefusalError, match="invocationtimeoutseconds must be between 1 and 3600; it is ²"):
+        queues.accept("ep", {f"{PREFIX}invocationtimeoutseconds": "²"}, b"x")
     with pytest.raises(RefusalError, match="requestttlseconds must be between 60 and 21600; it is 59"):
         queues.accept("ep", {f"{PREFIX}requestttlseconds": "59"}, b"x")
     expiring, staying = queues.accept("ep", {f"{PREFIX}requestttlseconds": "60"}, b"x"), queues.accept("ep", {}, b"x")
@@ -177,4 +192,34 @@ def test_request_that_waits_for_longer_than_its_time_expires(tmp_path: Path, mon
     assert asyncio.run(failures(1)) == [(expiring["failure"], reason)]
     assert [item["output"] for item in made.store.all(KIND)] == [staying["output"]]
     assert "ExpiredRequests" in str(made.metrics.take())
-    made.store.close()
+
+
+def test_request_whose_failure_cannot_be_stored_is_over_all_the_same(inside: Context) -> None:
+    queues = AsyncInvocations(inside, Runtime(inside))
+    request = queues.accept("ep", {}, b"x")["id"]
+    inside.s3 = Mock(put_object=Mock(side_effect=OSError("no such bucket")))
+    asyncio.run(queues._fail("ep", request, "the container's words"))
+    assert inside.s3.put_object.called
+    assert inside.store.all(KIND) == []  # it would be sent again when the emulator starts again
+    assert "ResponseUploadFailures" in str(inside.metrics.take())
+
+
+@pytest.mark.parametrize("kind", ["async-invocations", "invocations-response-stream"])
+def test_failure_of_the_emulator_itself_is_told_as_one(
+    inside: Context, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    runtime = Runtime(inside)
+    queues, sent = AsyncInvocations(inside, runtime), []
+    full = StoreError("sagemaker.db cannot be written: database or disk is full. Make room on its disk, then try again.")
+    monkeypatch.setattr(inside.store, "put", Mock(side_effect=full))
+    monkeypatch.setattr(runtime, "target", Mock(side_effect=full))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    assert asyncio.run(RuntimeDoors(runtime, queues).answer(f"/endpoints/ep/{kind}", {}, receive, send))
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"]) == {"Message": str(full), "ErrorCode": "INTERNAL_FAILURE"}

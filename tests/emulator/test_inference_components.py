@@ -56,6 +56,8 @@ def test_component_serves_with_its_copies_and_its_adapters(quick: Cloud) -> None
 
     with pytest.raises(ClientError, match="Received client error \\(400\\) from i-"):
         quick.runtime.invoke_endpoint(EndpointName=endpoint, InferenceComponentName=base, Body=b"fail")
+    with pytest.raises(ClientError, match="adapter inference component cannot be updated"):
+        quick.sagemaker.update_inference_component(InferenceComponentName=adapter, RuntimeConfig={"CopyCount": 2})
     with pytest.raises(ClientError, match="delete those first"):
         quick.sagemaker.delete_inference_component(InferenceComponentName=base)
     with pytest.raises(ClientError, match="while it has inference components"):

@@ -172,9 +172,9 @@ def list_components(context: Context, params: dict[str, Any]) -> dict[str, Any]:
 def update(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     """UpdateInferenceComponent: copies of the new version beside the old ones, which serve until those are healthy."""
     document = dict(_changeable(context, params["InferenceComponentName"]))
+    if "_base" in document:
+        raise validation("An adapter inference component cannot be updated; delete it and create it again.")
     if specification := params.get("Specification"):
-        if "_base" in document:
-            raise validation("An adapter inference component cannot be updated; delete it and create it again.")
         document["_next"] = {"_specification": specification, "_containers": _containers(context, specification)}
         if "DeploymentConfig" in params:
             document["LastDeploymentConfig"] = params["DeploymentConfig"]
