@@ -86,6 +86,7 @@ def _load(context: Context, document: dict[str, Any], copy: dict[str, Any], mode
     archive = place / f"adapter-{name}.tar.gz"
     try:
         cloud.client("s3", context.localstack_url).download_file(*cloud.split_uri(uri), str(archive))
+        trees.remove(place / inside)  # of an earlier adapter of this name
         trees.unpack(archive, trees.make_folder(place, str(inside)))
     except Exception as error:
         # S3's, the file system's and tarfile's errors alike: the adapter cannot be had, and the reason is told.

@@ -108,7 +108,9 @@ def _refused(name: str, error: Exception) -> tuple[int, dict[str, str], bytes]:
         return error.status, _JSON | {"x-amzn-errortype": error.code}, json.dumps(error.body).encode()
     if not isinstance(error, ServiceError):
         log.exception("an invocation of %s failed", name)
-        text = str(error) if isinstance(error, StoreError) else "The invocation failed inside the emulator; see its log."
+        text = (
+            str(error) if isinstance(error, StoreError) else "The invocation failed inside the emulator; see its log."
+        )
         body = {"Message": text, "ErrorCode": "INTERNAL_FAILURE"}
         return 500, _JSON | {"x-amzn-errortype": "InternalFailure"}, json.dumps(body).encode()
     # A body that is too large has no error type on AWS: clients take the status as its code.

@@ -210,7 +210,9 @@ def test_failure_of_the_emulator_itself_is_told_as_one(
 ) -> None:
     runtime = Runtime(inside)
     queues, sent = AsyncInvocations(inside, runtime), []
-    full = StoreError("sagemaker.db cannot be written: database or disk is full. Make room on its disk, then try again.")
+    full = StoreError(
+        "sagemaker.db cannot be written: database or disk is full. Make room on its disk, then try again."
+    )
     monkeypatch.setattr(inside.store, "put", Mock(side_effect=full))
     monkeypatch.setattr(runtime, "target", Mock(side_effect=full))
 

@@ -90,8 +90,17 @@ def objects(s3: Any, uri: str, data_type: str = "S3Prefix") -> list[Item]:
     bucket, prefix = cloud.split_uri(uri)
     if data_type == "ManifestFile":
         return _manifest(s3, bucket, prefix)
-    keys = [item["Key"] for item in cloud.list_objects(s3, uri)]
-    return [Item(bucket, key, cloud.relative_name(key, prefix)) for key in keys if not key.endswith("/")]
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+    return [Item(bucket, key, _relative_name(key, prefix)) for key in keys if not key.endswith("/")]
+
+
+def _relative_name(key: str, prefix: str) -> str:
+    """The file name of a key inside its channel: relative to the prefix cut at its last slash."""
+    base = prefix if prefix.endswith("/") or prefix == "" else prefix + "/"
+    if key.startswith(base):
+        return key[len(base) :]
+    return key[prefix.rfind("/") + 1 :]
 
 
 def _manifest(s3: Any, bucket: str, key: str) -> list[Item]:

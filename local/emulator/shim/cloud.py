@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from llmtuner_local.emulator.shim import trees
 from llmtuner_local.home import REGION
 
-_WORKERS = 8
 _RETRY_SECONDS = 1.0
 
 
@@ -59,45 +55,6 @@ def split_uri(uri: str) -> tuple[str, str]:
     """`s3://bucket/key` -> (bucket, key)."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
-
-
-def list_objects(s3: Any, uri: str) -> list[dict[str, Any]]:
-    """Every object under a prefix, `Key` and `Size` each, sorted by key."""
-    bucket, prefix = split_uri(uri)
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    return [item for page in pages for item in page.get("Contents", [])]
-
-
-def download_prefix(s3: Any, uri: str, folder: Path, keys: Iterable[str] | None = None) -> int:
-    """Download a prefix; keys stay relative to it (a prefix that names one object gives that file). Bytes."""
-    bucket, prefix = split_uri(uri)
-    objects = list_objects(s3, uri)
-    if keys is not None:
-        wanted = set(keys)
-        objects = [item for item in objects if item["Key"] in wanted]
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def fetch(item: dict[str, Any]) -> int:
-        name = relative_name(item["Key"], prefix)
-        if not name or item["Key"].endswith("/"):
-            return 0
-        target = folder / name
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"The key {item['Key']} would leave the channel's folder.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        s3.download_file(bucket, item["Key"], str(target))
-        return int(item["Size"])
-
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        return sum(pool.map(fetch, objects))
-
-
-def relative_name(key: str, prefix: str) -> str:
-    """The file name of a key inside its channel: relative to the prefix cut at its last slash."""
-    base = prefix if prefix.endswith("/") or prefix == "" else prefix + "/"
-    if key.startswith(base):
-        return key[len(base) :]
-    return key[prefix.rfind("/") + 1 :]
 
 
 def upload(s3: Any, entry: trees.Entry, bucket: str, key: str, extra: dict[str, str]) -> None:

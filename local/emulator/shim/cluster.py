@@ -56,10 +56,12 @@ class Member:
 
     def _wait(self) -> None:
         code = self.container.process.wait()
-        self.container.kill()  # what the main process left running must not outlive it, nor hold its output open
-        self._reader.join()
-        self.code = code if code >= 0 else 128 - code
-        self._changed.set()
+        try:
+            self.container.kill()  # what the main process left running must not outlive it, nor hold its output open
+            self._reader.join()
+        finally:  # a Docker engine that is gone cannot kill; the job must not wait for it
+            self.code = code if code >= 0 else 128 - code
+            self._changed.set()
 
     def measure(self, namespace: str) -> None:
         """Send how much of its machine the container uses."""

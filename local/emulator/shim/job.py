@@ -10,6 +10,7 @@ the job in Starting, and `capacity_reason` ends it there with that FailureReason
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -30,6 +31,7 @@ from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.metrics import MachineMetrics
 from llmtuner_local.home import LocalError
 
+log = logging.getLogger(__name__)
 SYNC_SECONDS = 3.0
 REASON_CHARACTERS = 1024
 INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
@@ -107,7 +109,10 @@ class JobSupervisor(ABC):
 
     def end(self, **told: Any) -> None:
         """Write the last line of the journal. What the job had on disk is gone before: who sees the end finds nothing."""
-        self.clear()
+        try:
+            self.clear()
+        except Exception:
+            log.exception("what job %s leaves could not be removed", self.name)
         self.journal.write(**told)
 
     def clear(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from llmtuner_local.emulator.shim import cloud, trees
+from llmtuner_local.emulator.shim import channels, cloud, trees
 from llmtuner_local.emulator.shim.journal import Journal
 from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.server import Server
@@ -129,7 +129,7 @@ def _fetch(s3: Any, source: dict[str, str], target: Path, scratch: Path) -> None
     target.mkdir(parents=True, exist_ok=True)
     uri = source["uri"]
     if source["kind"] == "prefix":
-        cloud.download_prefix(s3, uri, target)
+        channels.download(s3, channels.objects(s3, uri), target)
         return
     bucket, key = cloud.split_uri(uri)
     if source["kind"] == "object":

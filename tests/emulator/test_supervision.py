@@ -1,0 +1,42 @@
+"""A supervisor's part of a job: its end is told whatever fails on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from llmtuner_local.docker.engine import EngineError
+from llmtuner_local.emulator.shim import journal
+from llmtuner_local.emulator.shim.cluster import Cluster, Member
+from llmtuner_local.emulator.shim.processing import ProcessingSupervisor
+
+GONE = EngineError("Cannot connect to the Docker daemon.")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_job_does_not_wait_for_what_an_engine_could_not_kill() -> None:
+    with subprocess.Popen([sys.executable, "-c", "exit(3)"], stdout=subprocess.PIPE) as process:
+        container = Mock(process=process, output=process.stdout, kill=Mock(side_effect=[GONE, None]))
+        container.usage.return_value = (0.0, 0.0)
+        cluster = Cluster("namespace")
+        cluster.members.append(Member(Mock(), container, Mock(), Mock(), Mock(), cluster.changed))
+        looks = iter(range(30))
+        ending = cluster.wait(lambda: "" if next(looks, None) is not None else pytest.fail("for ever"), lambda _: 0.0)
+    assert ending.code == 3
+
+
+def test_the_end_of_a_job_is_told_when_what_it_leaves_cannot_be_removed(tmp_path: Path) -> None:
+    job = {
+        "name": "job", "mode": "bwrap", "localstack_url": "http://127.0.0.1:9", "stop_seconds": 1, "capacity_reason": "none",
+        "request": {"ProcessingResources": {"ClusterConfig": {"InstanceType": "ml.m5.xlarge"}}},
+    }  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    supervisor = ProcessingSupervisor(tmp_path)
+    supervisor.project = Mock(close=Mock(side_effect=GONE))
+    supervisor.run()
+    (*_, last), _ = journal.read(tmp_path / "journal.jsonl")
+    assert (last["status"], last["reason"]) == ("Failed", "none")
