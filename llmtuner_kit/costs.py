@@ -6,6 +6,7 @@ A price that is not in the book is unknown and said to be so; nothing is guessed
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -52,6 +53,11 @@ def usd(amount: float | None) -> str:
     if amount is None:
         return "unknown"
     return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.4f}"
+
+
+def usd_up(amount: float | None) -> str:
+    """An amount that is needed, rounded up: who gives what is shown has given enough."""
+    return usd(None if amount is None else math.ceil(amount * 100 - 1e-9) / 100)
 
 
 def priced(price: Price | None) -> str:

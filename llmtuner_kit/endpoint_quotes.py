@@ -75,16 +75,18 @@ def require_budget(made: EndpointQuote) -> None:
     """Raises BudgetError where endpoints are charged and the budget does not cover the time to live."""
     if not made.charged:
         return
-    amount = costs.usd(made.usd_until_expiry)
+    amount, enough = costs.usd(made.usd_until_expiry), costs.usd_up(made.usd_until_expiry)
     if not made.budget_usd:
         raise BudgetError(
             f"This endpoint is charged and no budget is set; until its time to live ends it costs up to {amount}.",
-            fix=f"set budget_usd, at least {amount}, or a shorter time_to_live_minutes"
+            fix=f"set budget_usd, at least {enough}, or a shorter time_to_live_minutes"
             if made.price
             else "set budget_usd; `llmtuner prices refresh` asks AWS for the price first",
         )
     if made.usd_until_expiry is not None and made.usd_until_expiry > made.budget_usd:
+        minutes = int(made.time_to_live_minutes * made.budget_usd / made.usd_until_expiry)
         raise BudgetError(
             f"Until its time to live ends the endpoint costs up to {amount}; the budget is {costs.usd(made.budget_usd)}.",
-            fix="set a shorter time_to_live_minutes, fewer max_instances, or a larger budget_usd",
+            valid=f"budget_usd from {enough}" + (f", or time_to_live_minutes up to {minutes}" if minutes >= 5 else ""),
+            fix="set a larger budget_usd, a shorter time_to_live_minutes, or fewer max_instances",
         )

@@ -29,6 +29,7 @@ KILL_SECONDS = 120
 LONGEST_SECONDS = 28 * 86400
 # What every account has before it asks for more: the quota "Longest run time for a training job".
 _USUAL_LONGEST_SECONDS = 5 * 86400
+_LEAST_WORK_SECONDS = 60
 # A job without budget and limit of its own may take this many times its quote before it is stopped.
 _PATIENCE = 4
 # The trainer looks at the validation rows about ten times; a forward pass costs half of a training token.
@@ -85,6 +86,19 @@ class Quote:
     notes: tuple[str, ...]
 
     @property
+    def usd_at_least(self) -> float | None:
+        """USD below which the job is not started: the low end of the quote, or a minute of work and saving it."""
+        if self.price is None or self.money.low is None:
+            return None
+        saved = self.price.usd_per_hour * self.instance_count * (self.save_seconds + _LEAST_WORK_SECONDS) / 3600
+        return max(self.money.low, saved)
+
+    @property
+    def short(self) -> float:
+        """USD by which the budget is too small for the job to be started; 0: it is not, or there is none."""
+        return max(0.0, (self.usd_at_least or 0.0) - self.budget_usd) if self.budget_usd else 0.0
+
+    @property
     def usd_at_most(self) -> float | None:
         """USD when the job runs until its limit and then saves its work."""
         if self.price is None:
@@ -118,10 +132,7 @@ Measure = Callable[[Workspace, BaseModel, TrainSettings], tuple[float, str] | No
 def quote(
     workspace: Workspace, settings: TrainSettings, run: Run | None = None, measure: Measure | None = None
 ) -> Quote:
-    """What the job will take; `run`: the settings' run, if it is open; `measure`: `measured_speed`, or what knows it.
-
-    Raises BudgetError when even the low end is above the budget.
-    """
+    """What the job will take; `run`: the settings' run, if it is open; `measure`: `measured_speed`, or what knows it."""
     run = run or runs.open_run(workspace, settings.run_name)
     model = chosen_model(run, settings)
     work = work_of(run.result("prepare"), model, settings)
@@ -167,11 +178,6 @@ def make_quote(
     startup, seconds = _seconds(model, work, speed)
     money = costs.cost_range(instance.instance_type, region, seconds, settings.instance_count)
     save = KILL_SECONDS + math.ceil(_archive_bytes(model) / PACK_RATE[0])
-    if settings.budget_usd and money.low is not None and money.low > settings.budget_usd:
-        raise BudgetError(
-            f"The quote is {money}; the budget is {costs.usd(settings.budget_usd)}.",
-            fix="raise budget_usd, lower epochs, choose a cheaper instance_type, or use fewer rows",
-        )
     return Quote(
         model_id=model.model_id,
         method=settings.method,
@@ -194,6 +200,39 @@ def make_quote(
         options=tuple(_options(model, work, settings, region)),
         notes=tuple(_notes(model, settings, money, fits)),
     )
+
+
+def require_budget(made: Quote) -> None:
+    """Raises BudgetError where a charged job has no budget, or the budget does not pay for the job at its fastest."""
+    if made.charged and not made.budget_usd:
+        raise BudgetError(
+            f"This job is charged and no budget is set; the quote is {made.money}.",
+            fix=f"set budget_usd, at least {costs.usd_up(made.money.high)}" if made.money.known else "set budget_usd",
+        )
+    if made.short:
+        raise BudgetError(
+            f"The budget is {costs.usd(made.budget_usd)}, {costs.usd_up(made.short)} less than the job takes at least; "
+            f"the quote is {made.money}.",
+            valid=f"budget_usd from {costs.usd_up(made.usd_at_least)}",
+            fix=", or ".join(["raise budget_usd", *_within(made)]),
+        )
+
+
+def _within(made: Quote) -> list[str]:
+    """What would bring the job within its budget: another machine, less work."""
+    ways = []
+    for item in made.options:
+        rate = (item.money.low or 0.0) / item.seconds[0]
+        if rate and rate * max(item.seconds[0], made.save_seconds + _LEAST_WORK_SECONDS) <= made.budget_usd:
+            ways.append(f"set instance_type to {item.instance_type!r} ({item.money})")
+            break
+    if made.money.low is not None and made.money.low > made.budget_usd:
+        work = made.tokens / made.tokens_per_second[1]
+        unpaid = made.seconds[0] * (1 - made.budget_usd / made.money.low)
+        share = math.floor(100 * (1 - unpaid / work))
+        if share > 0:
+            ways.append(f"train on {share} % as many tokens: fewer epochs, max_steps or rows")
+    return ways
 
 
 def _fit(model: BaseModel, instance: Instance, work: Work, settings: TrainSettings) -> fit.Fit:
@@ -269,22 +308,12 @@ def runtime_limit(settings: TrainSettings, seconds: tuple[float, float], region:
     """MaxRuntimeInSeconds: what was asked for, what the budget buys less the time to save, or four times the quote.
 
     A budget alone asks for no more than an account's usual quota, and for a longer quote as much as that.
-
-    Raises BudgetError when the budget does not even buy a minute of work.
     """
     asked = settings.max_runtime_minutes * 60
     limits = [asked] if asked else []
     rate = costs.hourly(settings.instance_type, region, settings.instance_count, "training")
     if settings.budget_usd and rate:
-        bought = settings.budget_usd / rate * 3600
-        if bought - save_seconds < 60:
-            raise BudgetError(
-                f"budget_usd {costs.usd(settings.budget_usd)} buys {bought:.0f} s of {settings.instance_count} x "
-                f"{settings.instance_type}; {save_seconds} s of that are kept to save the work.",
-                valid=f"at least {costs.usd(rate * (save_seconds + 60) / 3600)}",
-                fix="raise budget_usd or choose a cheaper instance_type",
-            )
-        limits.append(int(bought - save_seconds))
+        limits.append(max(_LEAST_WORK_SECONDS, int(settings.budget_usd / rate * 3600 - save_seconds)))
     if not limits:
         limits.append(max(3600, int(seconds[1] * _PATIENCE)))
     if not asked:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, catalog, costs, images, job_names, paths, runs, staging
+from llmtuner_kit import access, catalog, images, job_names, paths, runs, staging
 from llmtuner_kit.aws import ClientError, described, error_message, is_error
-from llmtuner_kit.errors import BudgetError, ConflictError, NotFoundError, SettingsError
-from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, chosen_model, quote
+from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
+from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, chosen_model, quote, require_budget
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.workspace import Workspace
@@ -97,7 +97,7 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
 
 
 def require_startable(made: Quote) -> None:
-    """Raises SettingsError when the model does not fit the instance, BudgetError where a charged job has no budget."""
+    """Raises SettingsError when the model does not fit the instance, BudgetError as `require_budget` does."""
     if not made.fit.fits:
         raise SettingsError(
             f"{made.model_id} with {made.method} does not fit {made.instance_type}: {made.fit.why}.",
@@ -105,11 +105,7 @@ def require_startable(made: Quote) -> None:
             if made.fit.smallest
             else "choose qlora or a smaller model",
         )
-    if made.charged and not made.budget_usd:
-        raise BudgetError(
-            f"This job is charged and no budget is set; the quote is {made.money}.",
-            fix=f"set budget_usd, at least {costs.usd(made.money.high)}" if made.money.known else "set budget_usd",
-        )
+    require_budget(made)
 
 
 def _record(plan: Plan, made: Quote, arn: str, request: dict[str, Any]) -> dict[str, Any]:

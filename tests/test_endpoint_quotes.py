@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -57,6 +58,19 @@ def test_a_budget_must_be_there_and_cover_the_most(quoted: EndpointQuote) -> Non
         endpoint_quotes.require_budget(dataclasses.replace(quoted, budget_usd=1.0))
     endpoint_quotes.require_budget(dataclasses.replace(quoted, budget_usd=100.0))
     endpoint_quotes.require_budget(dataclasses.replace(quoted, charged=False))
+
+
+def test_what_is_said_to_be_enough_is_enough(quoted: EndpointQuote) -> None:
+    with pytest.raises(BudgetError) as caught:
+        endpoint_quotes.require_budget(dataclasses.replace(quoted, budget_usd=4.0))
+    found = re.search(r"budget_usd from \$([\d.]+), or time_to_live_minutes up to (\d+)", str(caught.value))
+    assert found
+    endpoint_quotes.require_budget(dataclasses.replace(quoted, budget_usd=float(found[1])))
+    assert quoted.usd_until_expiry is not None
+    assert quoted.usd_until_expiry * int(found[2]) / 180 <= 4.0
+    with pytest.raises(BudgetError) as caught:
+        endpoint_quotes.require_budget(dataclasses.replace(quoted, budget_usd=0.05))
+    assert "time_to_live_minutes up to" not in str(caught.value)  # less than an endpoint may live
 
 
 def test_an_unknown_price_is_said_before_a_budget_is_asked_for(quoted: EndpointQuote) -> None:

@@ -1,8 +1,14 @@
-"""The limit of a job: what was asked for, what the budget buys, and no more than an account may run."""
+"""The limit of a job and its budget: what was asked for, what the budget buys, and what would fit into it."""
 
 from __future__ import annotations
 
-from llmtuner_kit import costs, quotes
+import re
+from typing import Any
+
+import pytest
+
+from llmtuner_kit import catalog, costs, quotes
+from llmtuner_kit.errors import BudgetError
 from llmtuner_kit.settings import TrainSettings
 
 DAY = 86400
@@ -28,3 +34,68 @@ def test_a_small_budget_is_the_limit_less_the_time_to_save() -> None:
     assert rate is not None
     assert limit(budget_usd=1.5) == int(1.5 / rate * 3600) - 300
     assert limit(budget_usd=1.5, max_runtime_minutes=30) == 1800
+
+
+def made(**asked: Any) -> quotes.Quote:
+    """The quote of a 7B model on forty million tokens: hours on one GPU."""
+    settings = TrainSettings.model_validate({"instance_type": "ml.g5.12xlarge"} | asked)
+    work = quotes.Work(rows=80_000, tokens=int(40e6 * settings.epochs), forward_tokens=10**6, max_length=512)
+    return quotes.make_quote(catalog.base_model("llama-2-7b"), work, settings, "us-east-1", charged=True)
+
+
+def refused(quote: quotes.Quote) -> str:
+    with pytest.raises(BudgetError) as caught:
+        quotes.require_budget(quote)
+    return str(caught.value)
+
+
+def amount(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found, text
+    return float(found[1].replace(",", ""))
+
+
+def test_a_budget_below_the_quote_is_quoted_all_the_same_and_refused_with_what_is_missing() -> None:
+    whole = made()
+    assert whole.money.low is not None
+    asked = made(budget_usd=round(whole.money.low / 2, 2))
+    assert (asked.money, asked.seconds) == (whole.money, whole.seconds)
+    said = refused(asked)
+    assert str(asked.money) in said
+    enough = amount(r"budget_usd from \$([\d,.]+)", said)
+    assert amount(r"\$([\d,.]+) less than", said) == pytest.approx(enough - asked.budget_usd, abs=0.011)
+    quotes.require_budget(made(budget_usd=enough))
+
+
+def test_what_is_said_to_fit_into_the_budget_fits() -> None:
+    whole = made()
+    assert whole.money.low is not None
+    budget = round(whole.money.low * 0.6, 2)
+    said = refused(made(budget_usd=budget))
+    machine = re.search(r"instance_type to '([^']+)'", said)
+    assert machine
+    quotes.require_budget(made(budget_usd=budget, instance_type=machine[1]))
+    share = amount(r"train on (\d+) % as many", said) / 100
+    quotes.require_budget(made(budget_usd=budget, epochs=share))
+    refused(made(budget_usd=budget, epochs=share + 0.02))
+
+
+def test_a_budget_that_only_pays_for_saving_the_work_is_too_small() -> None:
+    tiny = quotes.Work(rows=10, tokens=1000, forward_tokens=0, max_length=128)
+    settings = TrainSettings(instance_type="ml.g5.12xlarge")
+
+    def quoted(budget: float) -> quotes.Quote:
+        asked = settings.model_copy(update={"budget_usd": budget})
+        return quotes.make_quote(catalog.base_model("llama-2-7b"), tiny, asked, "us-east-1", charged=True)
+
+    low, enough = quoted(0.0).money.low, quoted(0.0).usd_at_least
+    assert low is not None
+    assert enough is not None
+    assert low < enough  # to pack and send the model takes longer than to train it
+    assert quoted(low).short == pytest.approx(enough - low)
+    assert "as many" not in refused(quoted(low))  # less work would not help
+    rate = costs.hourly("ml.g5.12xlarge", "us-east-1", 1, "training")
+    assert rate is not None
+    paid = quoted(enough + 0.01)
+    quotes.require_budget(paid)
+    assert (paid.max_runtime_seconds + paid.save_seconds) * rate / 3600 <= enough + 0.01

@@ -10,6 +10,7 @@ import pytest
 from llmtuner_kit import aws, runs, settings, training, uploads
 from llmtuner_kit.errors import KitError, NotFoundError, SettingsError
 from llmtuner_kit.faces import preparation, standing, views
+from llmtuner_kit.faces.forms import Form
 from llmtuner_kit.faces.show import Table
 from llmtuner_kit.workspace import Workspace
 
@@ -110,10 +111,62 @@ def test_a_quote_says_what_is_paid_at_most_and_what_the_step_would_refuse(
     assert "$5.00 at most; what it has learnt is kept" in facts["stopped after"]
     assert facts["an endpoint of this type"].endswith("a month")
     assert card.blocked == ""
+    short = views.live_quote()(asked.model_copy(update={"budget_usd": 0.01}))
+    facts = {name: str(value) for name, value in short.facts}
+    assert " to $" in facts["money on AWS"]
+    assert "too little" in facts["budget"]
+    assert "less than the job takes at least" in short.blocked
     large = asked.model_copy(update={"model_id": "llama-2-13b"})
     assert "set instance_type to" in views.live_quote()(large).blocked
     charged = dataclasses.replace(training.quote(workspace, asked), charged=True, budget_usd=0.0)
     assert "no budget is set" in views.quote(charged).blocked
+
+
+@pytest.fixture
+def stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read is always a while ago."""
+    monkeypatch.setattr(standing.OnRun, "_FRESH_SECONDS", 0.0)
+
+
+def test_the_next_cell_takes_the_run_that_the_form_shows(workspace: Workspace, stale: None) -> None:
+    runs.open_run(workspace, "shown", create=True).save("train", result={"job_name": "job-1"})
+    form = Form("monitor", user_id=workspace.user_id).beside(standing.run())
+    assert "shown, the newest" in form._beside.value
+    runs.open_run(workspace, "later", create=True).save("train", result={"job_name": "job-2"})
+    assert form.settings().run_name == "shown"
+    assert "shown; later was used since: run this cell again to take that" in form._beside.value
+    anew = Form("monitor", user_id=workspace.user_id).beside(standing.run())
+    assert anew.settings().run_name == "later"
+    form._controls["run_name"].value = "later"
+    assert (form.settings().run_name, "job-2" in form._beside.value) == ("later", True)
+
+
+def test_what_an_earlier_notebook_did_meanwhile_is_shown_when_the_next_cell_takes_it(
+    workspace: Workspace, stale: None
+) -> None:
+    form = Form("monitor", user_id=workspace.user_id).beside(standing.run())
+    assert "has no run yet" in form._beside.value
+    assert form.settings().run_name == ""
+    runs.open_run(workspace, "first", create=True)
+    assert form.settings().run_name == ""
+    assert "run 03_train" in form._beside.value
+    runs.open_run(workspace, "first").save("train", result={"job_name": "job-1"})
+    assert form.settings().run_name == "first"
+    runs.open_run(workspace, "first").save("train", result={"job_name": "job-2"})
+    assert form.settings().run_name == "first"
+    assert "job-2" in form._beside.value
+    assert "Run the next cell" in form._verdict.value
+
+
+def test_files_brought_meanwhile_are_in_the_preview(workspace: Workspace, stale: None, tmp_path: Path) -> None:
+    runs.open_run(workspace, "bare", create=True)
+    asked = settings.PrepareSettings(user_id=workspace.user_id)
+    look = preparation.first_rows()
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_text(f"question,answer\nIs it {name}?,It is {name}.\n")
+        sent = settings.UploadSettings(user_id=workspace.user_id, source=str(tmp_path), dataset="files")
+        uploads.upload(workspace, sent)
+        assert f"It is {name}." in repr(look(asked))
 
 
 def test_the_preview_reads_the_record_once_too(workspace: Workspace, reads: list[str], tmp_path: Path) -> None:

@@ -61,10 +61,15 @@ class Chunk:
 
 @dataclass
 class Plan:
-    """The chunks of all sources, made on demand; `encodings` fills as files are reached."""
+    """The chunks of all sources, made on demand; `encodings` fills as files are reached.
+
+    Attributes:
+        sample: of files of rows only the first ones, those that the mapping is looked for in.
+    """
 
     sources: Sequence[Source]
     settings: PrepareSettings
+    sample: bool = False
     encodings: dict[int, characters.TextEncoding] = field(default_factory=dict)
     bytes_planned: int = 0
 
@@ -108,16 +113,22 @@ class Plan:
         return self.encodings.get(index, characters.TextEncoding("")).name
 
     def _probed(self, source: Source, encoding: str) -> tuple[Iterator[Record], ColumnMapping | None]:
-        """The records of a file, and the mapping the settings tell, after a look at the first rows.
+        """The records of a file, and the mapping the settings tell, after a look at the first rows (of each sheet).
 
         Raises DataError when not one of them says what is the question and what the answer.
         """
-        records = tables.open_records(source.path, source.name, source.kind, encoding)
-        head = list(itertools.islice(records, _PROBE))
+        where = source.path, source.name, source.kind, encoding
+        if source.kind == "xlsx":
+            head = list(tables.open_records(*where, rows_of_sheet=_PROBE))
+            left = tables.open_records(*where)  # read again: the heads of later sheets stand behind all of the first
+        else:
+            records = tables.open_records(*where)
+            head = list(itertools.islice(records, _PROBE))
+            left = itertools.chain(head, records)
         rows = [record.value for record in head if isinstance(record.value, dict)]
         keys = list(dict.fromkeys(key for row in rows for key in row))
         told = _told(source, rows, keys, self.settings) if rows else None
-        return itertools.chain(head, records), told
+        return iter(head) if self.sample else left, told
 
 
 def _told(

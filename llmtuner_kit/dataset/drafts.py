@@ -111,7 +111,7 @@ _NO_OBJECT = ColumnMapping("columns")
 def _unknown(record: Record) -> RowError:
     if isinstance(record.value, str):
         return RowError("not_an_object", "the row is text, not an object with named fields")
-    return RowError("unknown_fields", f"fields {', '.join(map(repr, record.value)) or 'none'}")
+    return RowError("unknown_fields", f"fields {', '.join(map(repr, record.value)) or 'none'}: no question and answer")
 
 
 def _plain_text(

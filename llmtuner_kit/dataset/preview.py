@@ -8,6 +8,7 @@ Reads, and writes nothing but a scratch folder of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any
 
 from llmtuner_kit import runs
 from llmtuner_kit.dataset import expand, kinds, quotes, shapes, sources, tables
-from llmtuner_kit.dataset.chunks import Plan, Source
+from llmtuner_kit.dataset.chunks import Chunk, Plan, Source
 from llmtuner_kit.dataset.drafts import drafts_of
 from llmtuner_kit.dataset.shapes import ColumnMapping
 from llmtuner_kit.dataset.sources import Listing, Stored
@@ -51,6 +52,7 @@ class PreviewedFile:
     Attributes:
         mapping: how its fields become a row; empty when that is not known.
         proposed: a mapping that is likely and not used until the settings say so.
+        sheets: of a spreadsheet all it has: the source that their rows name -> title.
         problem: why the file would stop the preparation as the settings are.
     """
 
@@ -62,6 +64,7 @@ class PreviewedFile:
     proposed: ColumnMapping | None = None
     rows: tuple[PreviewedRow, ...] = ()
     problem: str = ""
+    sheets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,14 @@ class Preview:
     """Keeps what it has fetched, so that a change of the settings is shown at once."""
 
     workspace: Workspace
-    _listings: dict[tuple[str, str, str, str], Listing] = field(default_factory=dict)
+    _listings: dict[tuple[str, ...], Listing] = field(default_factory=dict)
     _heads: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
 
     def look(self, settings: PrepareSettings, run: Run | None = None) -> Previewed:
         """How the files would be read; raises KitError when there are none. `run`: the settings' run, if it is open."""
-        key = (run.name if run else settings.run_name, settings.source, settings.dataset, settings.leave_out)
+        run = run or runs.open_run(self.workspace, settings.run_name)
+        key = (run.name, run.etag, settings.source, settings.dataset, settings.leave_out)
         if key not in self._listings:
-            run = run or runs.open_run(self.workspace, settings.run_name)
             self._listings[key] = sources.find(self.workspace, run, settings)
         listing = self._listings[key]
         shown = tuple(self._file(listing, item, settings) for item in listing.files[:FILES])
@@ -114,7 +117,7 @@ def _by_lines(name: str) -> bool:
 
 
 def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> PreviewedFile:
-    """One file, or the whole lines of its beginning, as the settings read it."""
+    """One file, or the whole lines of its beginning, as the settings read it; a few rows of each sheet or member."""
     if len(data) < size and b"\n" in data:
         data = data[: data.rindex(b"\n") + 1]
     kind = kinds.kind_of(name)
@@ -123,22 +126,35 @@ def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> Previe
         path.write_bytes(data)
         given = Source(name, path, len(data), hashlib.sha256(data).hexdigest())
         plain = expand.expand([given], Path(folder) / "expanded")
+        sheets = tables.sheet_names(plain[0].path, name) if plain[0].kind == "xlsx" and len(plain) == 1 else {}
         columns: tuple[str, ...] = ()
         mappings: dict[str, None] = {}
-        rows: list[PreviewedRow] = []
+        rows: dict[str, list[PreviewedRow]] = {}
         try:
             columns = _columns(plain[0], settings)
-            for chunk in Plan(plain, settings):
-                found = drafts_of(chunk, settings, _measure, None, mappings)
-                for draft in itertools.islice(found, ROWS - len(rows)):
-                    reason = draft.problem[1] if draft.problem else ""
-                    rows.append(PreviewedRow(draft.record.source, draft.record.row, draft.row, reason))
-                if len(rows) >= ROWS:
+            for chunk in Plan(plain, settings, sample=True):
+                for draft in drafts_of(_beginning(chunk), settings, _measure, None, mappings):
+                    shown = rows.setdefault(draft.record.source, [])
+                    if len(shown) < ROWS:
+                        reason = draft.problem[1] if draft.problem else ""
+                        shown.append(PreviewedRow(draft.record.source, draft.record.row, draft.row, reason))
+                    elif not chunk.records:
+                        break  # a document or lines: all of one source
+                if len(rows) >= FILES:
                     break
         except KitError as error:
             proposed = None if settings.output_column else shapes.propose(columns)
-            return PreviewedFile(name, kind, size, columns, "", proposed, (), str(error).split("\n")[0])
-    return PreviewedFile(name, kind, size, columns, "; ".join(mappings), None, tuple(rows))
+            said = str(error).split("\n")[0]
+            return PreviewedFile(name, kind, size, columns, "", proposed, (), said, sheets)
+    found = tuple(itertools.chain.from_iterable(rows.values()))
+    return PreviewedFile(name, kind, size, columns, "; ".join(mappings), None, found, "", sheets)
+
+
+def _beginning(chunk: Chunk) -> Chunk:
+    """The chunk with the first records of each source in it."""
+    grouped = itertools.groupby(chunk.records, key=lambda record: record.source)
+    first = itertools.chain.from_iterable(itertools.islice(records, ROWS) for _, records in grouped)
+    return dataclasses.replace(chunk, records=tuple(first))
 
 
 def _columns(source: Source, settings: PrepareSettings) -> tuple[str, ...]:
@@ -147,8 +163,9 @@ def _columns(source: Source, settings: PrepareSettings) -> tuple[str, ...]:
         return ()
     plan = Plan([source], settings)
     encoding = plan.encoding_of(0, source)
-    records = tables.open_records(source.path, source.name, source.kind, encoding)
-    rows = [record.value for record in itertools.islice(records, 50) if isinstance(record.value, dict)]
+    records = tables.open_records(source.path, source.name, source.kind, encoding, rows_of_sheet=50)
+    most = None if source.kind == "xlsx" else 50
+    rows = [record.value for record in itertools.islice(records, most) if isinstance(record.value, dict)]
     return tuple(dict.fromkeys(key for row in rows for key in row))
 
 

@@ -83,6 +83,7 @@ def require_budget(made: JobQuote) -> None:
     if made.money.low is not None and made.money.low > made.budget_usd:
         raise BudgetError(
             f"The quote is {made.money}; the budget is {costs.usd(made.budget_usd)}.",
+            valid=f"budget_usd from {costs.usd_up(made.money.low)}",
             fix="raise budget_usd, choose a smaller instance_type, or prepare here",
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,20 @@ from llmtuner_kit.dataset.records import Record, refused_file
 _PARQUET_ROWS = 2000
 
 
-def open_records(path: Path, source: str, kind: str, encoding: str) -> Iterator[Record]:
-    """The records of a file of rows. A file that cannot be read at all gives one record with the reason."""
+def open_records(
+    path: Path, source: str, kind: str, encoding: str, rows_of_sheet: int | None = None
+) -> Iterator[Record]:
+    """The records of a file of rows. A file that cannot be read at all gives one record with the reason.
+
+    `rows_of_sheet`: of each sheet of a spreadsheet no more records than that.
+    """
     try:
         if kind == "jsonl":
             yield from readers.read_jsonl(path, source, encoding)
         elif kind == "json":
             yield from json_files.read_json(path, source, encoding)
         elif kind == "xlsx":
-            yield from _spreadsheet(path, source)
+            yield from _spreadsheet(path, source, rows_of_sheet)
         elif kind == "parquet":
             yield from _parquet(path, source)
         else:
@@ -35,8 +42,21 @@ class _Unreadable(Exception):  # noqa: N818 (it is a message on its way to a rec
     """A file whose container is broken."""
 
 
-def _spreadsheet(path: Path, source: str) -> Iterator[Record]:
-    """Every sheet with a header and rows, the later ones under their own names; formulas give their stored values."""
+def sheet_names(path: Path, source: str) -> dict[str, str]:
+    """The sheets of a spreadsheet: the source that their records name -> title. Empty when it cannot be read."""
+    try:
+        with _opened(path) as book:
+            return {_name(source, place, sheet): sheet.title for place, sheet in enumerate(book.worksheets)}
+    except _Unreadable:
+        return {}
+
+
+def _name(source: str, place: int, sheet: Any) -> str:
+    return f"{source}/{sheet.title}" if place else source
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from openpyxl import load_workbook
 
     # Opened here: openpyxl judges files by their names, and those from archives have none.
@@ -45,29 +65,34 @@ def _spreadsheet(path: Path, source: str) -> Iterator[Record]:
             book = load_workbook(file, read_only=True, data_only=True)
         except Exception as error:
             raise _Unreadable(f"not a spreadsheet: {error}") from error
-        yield from _sheets(book, source)
+        try:
+            yield book
+        finally:
+            book.close()
 
 
-def _sheets(book: Any, source: str) -> Iterator[Record]:
-    try:
-        for position, sheet in enumerate(book.worksheets):
-            name = f"{source}/{sheet.title}" if position else source
-            header: list[str] | None = None
-            for number, cells in enumerate(_rows(sheet), 1):
-                fields = ["" if cell is None else _cell(cell) for cell in cells]
-                if not any(fields):
-                    continue
-                if header is None:
-                    header = [name.strip() for name in fields]
-                    while header and not header[-1]:
-                        header.pop()
-                    continue
-                raw = "\t".join(fields).encode("utf-8", "replace")
-                fields = fields[: len(header)] if not any(fields[len(header) :]) else fields
-                fields += [""] * (len(header) - len(fields))
-                yield readers.table_record(header, fields, raw, name, number)
-    finally:
-        book.close()
+def _spreadsheet(path: Path, source: str, rows: int | None) -> Iterator[Record]:
+    """Every sheet with a header and rows, the later ones under their own names; formulas give their stored values."""
+    with _opened(path) as book:
+        for place, sheet in enumerate(book.worksheets):
+            yield from itertools.islice(_sheet(sheet, _name(source, place, sheet)), rows)
+
+
+def _sheet(sheet: Any, name: str) -> Iterator[Record]:
+    header: list[str] | None = None
+    for number, cells in enumerate(_rows(sheet), 1):
+        fields = ["" if cell is None else _cell(cell) for cell in cells]
+        if not any(fields):
+            continue
+        if header is None:
+            header = [name.strip() for name in fields]
+            while header and not header[-1]:
+                header.pop()
+            continue
+        raw = "\t".join(fields).encode("utf-8", "replace")
+        fields = fields[: len(header)] if not any(fields[len(header) :]) else fields
+        fields += [""] * (len(header) - len(fields))
+        yield readers.table_record(header, fields, raw, name, number)
 
 
 def _rows(sheet: Any) -> Iterator[tuple[Any, ...]]:

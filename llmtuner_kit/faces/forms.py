@@ -77,10 +77,9 @@ class Form:
         self._beside = ipywidgets.HTML(layout={"flex": "1 1 24em", "margin": "0 0 0 2em"})
         self._look: Callable[[RunSettings], Any] | None = None
         for control in self._controls.values():
-            control.observe(self._changed, names="value")
+            control.observe(self._update, names="value")
         self._box = self._layout()
-        self._judge()
-        self._refresh()
+        self._update()
         show.speak_calmly()
 
     def values(self) -> dict[str, Any]:
@@ -91,13 +90,19 @@ class Form:
         }
 
     def settings(self) -> Any:
-        """The checked settings. Raises one SettingsError with all problems."""
-        return kit_settings.load(self.step, self.values())
+        """The checked settings, of the run that is shown. Raises one SettingsError with all problems."""
+        settings = kit_settings.load(self.step, self.values())
+        if self._look is None:
+            return settings
+        self._update()  # what the form says is what is taken: an earlier notebook may have run since
+        settled = getattr(self._look, "settled", None)
+        return settled(settings) if settled else settings
 
     def beside(self, look: Callable[[Any], Any]) -> Form:
         """Show `look(settings)` beside the form, again after each change: the quote beside the training form.
 
-        `look` returns a card, or raises what the user can put right, which is shown as text.
+        `look` returns a card, or raises what the user can put right, which is shown as text. Where it has a method
+        `settled`, that says which settings are meant by those with an empty name.
         """
         self._look = look
         self._box.children[0].layout.flex = "0 1 40em"
@@ -146,13 +151,13 @@ class Form:
         self._hints[name] = ipywidgets.HTML(_HINT.format(html.escape(told)), layout=_RIGHT)
         return ipywidgets.HBox([self._controls[name], self._hints[name]], layout={"flex_flow": "row wrap"})
 
-    def _changed(self, _: Mapping[str, Any]) -> None:
+    def _update(self, _: Mapping[str, Any] | None = None) -> None:
         self._judge()
         self._refresh()
 
     def _judge(self) -> None:
         try:
-            self.settings()
+            kit_settings.load(self.step, self.values())
             self._verdict.value = "<p role='status'>All settings are valid. Run the next cell.</p>"
         except SettingsError as error:
             found = [line.lstrip("- ") for line in error.problem.split("\n")[1:]]
@@ -171,7 +176,7 @@ class Form:
             return
         self._beside.layout.display = ""
         try:
-            settings = self.settings()
+            settings = kit_settings.load(self.step, self.values())
         except SettingsError:
             self._beside.value = "<p role='status'>Shown as soon as all settings are valid.</p>"
             return

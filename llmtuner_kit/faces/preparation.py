@@ -66,7 +66,7 @@ def _previewed(file: PreviewedFile) -> list[Table | str]:
     title = f"{file.name} ({file.kind}, {size(file.bytes)})"
     columns = f"Columns: {', '.join(filter(None, file.columns))}" if file.columns else ""
     if file.problem:
-        lines = [title, f"Needs a change: {file.problem}"]
+        lines = [title, f"Needs a change: {file.problem}", *_sheets(file)]
         if not all(name in file.problem for name in file.columns):
             lines.append(columns)
         if file.proposed:
@@ -75,9 +75,31 @@ def _previewed(file: PreviewedFile) -> list[Table | str]:
                 f"output_column = {file.proposed.output!r}"
             )
         return [*lines]
-    caption = "\n".join(text for text in (f"{title}: {file.mapping}" if file.mapping else title, columns) if text)
-    rows = [(row.number, *(_parts(row.row) if row.row else (f"rejected: {row.reason}", "", ""))) for row in file.rows]
-    return [Table(caption, ("row", "instruction", "input", "answer"), rows)]
+    told = [f"{title}: {file.mapping}" if file.mapping else title, columns, *_sheets(file)]
+    rows = [
+        (_place(file, row), row.number, *(_parts(row.row) if row.row else (f"rejected: {row.reason}", "", "")))
+        for row in file.rows
+    ]
+    head = (("sheet" if file.sheets else "file"), "row", "instruction", "input", "answer")
+    return [Table("\n".join(filter(None, told)), head, rows)]
+
+
+def _sheets(file: PreviewedFile) -> list[str]:
+    """Which sheets a spreadsheet has; all of them are prepared."""
+    if len(file.sheets) < 2:
+        return []
+    told = f"All {len(file.sheets)} sheets are read: {', '.join(file.sheets.values())}."
+    if file.problem or len(shown := {row.source for row in file.rows}) >= preview.FILES:
+        return [told]
+    empty = [title for source, title in file.sheets.items() if source not in shown]
+    return [told + (f" No rows below a header: {', '.join(empty)}." if empty else "")]
+
+
+def _place(file: PreviewedFile, row: preview.PreviewedRow) -> str:
+    """The sheet of a row, or its file inside an archive."""
+    if file.sheets:
+        return file.sheets.get(row.source, "") if len(file.sheets) > 1 else ""
+    return row.source.removeprefix(f"{file.name}/") if row.source != file.name else ""
 
 
 def _parts(row: Mapping[str, Any]) -> tuple[str, str, str]:

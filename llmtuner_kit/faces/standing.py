@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from llmtuner_kit import catalog, runs, uploads
 from llmtuner_kit.errors import KitError, NotFoundError
@@ -22,6 +23,8 @@ from llmtuner_kit.settings import (
 )
 from llmtuner_kit.workspace import Workspace, open_workspace
 
+Settings = TypeVar("Settings", bound=RunSettings)
+
 # What a step cannot do without, and the setting that stands in for it.
 _NEEDS: dict[type[RunSettings], tuple[str, str]] = {
     MonitorSettings: ("train", "job_name"),
@@ -33,16 +36,20 @@ _NEEDS: dict[type[RunSettings], tuple[str, str]] = {
 class OnRun:
     """Beside a form: which run is meant, then what `look(run, settings)` says of it.
 
-    The run's record is read once, and again when a field that names the run was edited, or after something was
-    missing in it: the notebook that makes it may have run meanwhile.
+    What an empty run name stands for is settled when the form is made, and stays: what the form says is what the next
+    cell takes, also when another notebook or a pipeline has used another run meanwhile. What is in the run is read
+    again when it was read a while ago, or lacked something: an earlier notebook may have run since.
     """
+
+    _FRESH_SECONDS = 2.0
 
     def __init__(self, look: Callable[[Run, Any], Card]) -> None:
         self._look = look
         self._workspace: Workspace | None = None
         self._run: Run | None = None
         self._where: tuple[str, ...] = ()
-        self._name = ""
+        self._name = self._newest = ""
+        self._read = 0.0
 
     def __call__(self, settings: RunSettings) -> Card:
         found = self._opened(settings)
@@ -51,17 +58,40 @@ class OnRun:
         except NotFoundError:
             self._run = None
             raise
-        # An empty name means the newest run, and which that is, is worth knowing.
-        meant = found.name + ("" if settings.run_name else ", the newest")
-        return dataclasses.replace(card, facts=[("run", meant), *card.facts])
+        return dataclasses.replace(card, facts=[("run", self._meant(found, settings)), *card.facts])
+
+    def settled(self, settings: Settings) -> Settings:
+        """The settings with the name of the run that is shown, where they have none."""
+        if settings.run_name or self._run is None or self._where != _where(settings):
+            return settings
+        return settings.model_copy(update={"run_name": self._run.name})
 
     def _opened(self, settings: RunSettings) -> Run:
-        where = (settings.target, settings.region, settings.user_id, settings.bucket)
-        if self._workspace is None or where != self._where:
-            self._workspace, self._where, self._run = open_workspace(settings), where, None
-        if self._run is None or settings.run_name != self._name:
-            self._run, self._name = runs.open_run(self._workspace, settings.run_name), settings.run_name
+        if self._workspace is None or self._where != _where(settings):
+            self._workspace, self._where, self._run = open_workspace(settings), _where(settings), None
+        if self._run is not None and settings.run_name == self._name:
+            if time.monotonic() - self._read < self._FRESH_SECONDS:
+                return self._run
+            if self._run.reload().document:
+                self._newest = "" if settings.run_name else runs.list_runs(self._workspace)[0].name
+                self._read = time.monotonic()
+                return self._run
+        self._run = None  # stays so, should there be no such run
+        self._run = runs.open_run(self._workspace, settings.run_name)
+        self._name, self._newest, self._read = settings.run_name, self._run.name, time.monotonic()
         return self._run
+
+    def _meant(self, found: Run, settings: RunSettings) -> str:
+        """An empty name means the newest run, and which that is, is worth knowing."""
+        if settings.run_name:
+            return found.name
+        if self._newest == found.name:
+            return f"{found.name}, the newest"
+        return f"{found.name}; {self._newest} was used since: run this cell again to take that, or set run_name"
+
+
+def _where(settings: RunSettings) -> tuple[str, ...]:
+    return settings.target, settings.region, settings.user_id, settings.bucket
 
 
 def run() -> OnRun:

@@ -71,10 +71,7 @@ def quote(made: Quote) -> Card:
         ("time on AWS", _range(made.seconds)),
         ("money on AWS", str(made.money)),
         ("price", costs.priced(made.price)),
-        (
-            "stopped after",
-            f"{duration(made.max_runtime_seconds)}, {costs.usd(made.usd_at_most)} at most; what it has learnt is kept",
-        ),
+        _end(made),
         (
             "an endpoint of this type",
             f"{costs.usd(made.endpoint_per_hour)} an hour, left on {costs.usd(made.endpoint_per_month)} a month",
@@ -96,6 +93,14 @@ def quote(made: Quote) -> Card:
             )
         )
     return Card("Quote", facts, parts, blocked=standing.refusal(made, training.require_startable))
+
+
+def _end(made: Quote) -> tuple[str, str]:
+    """Where the budget is too small for the job that it is; else when the job ends at the latest."""
+    if made.short:
+        return "budget", f"{costs.usd(made.budget_usd)}, {costs.usd_up(made.short)} too little for it to be started"
+    most = f"{duration(made.max_runtime_seconds)}, {costs.usd(made.usd_at_most)} at most"
+    return "stopped after", f"{most}; what it has learnt is kept"
 
 
 def _range(seconds: tuple[float, float]) -> str:

@@ -110,6 +110,18 @@ def test_every_kind_is_read_plain_compressed_and_in_archives(prepare: Prepare) -
     assert found == {kinds.KINDS[suffix]: [rows] * 5 for suffix, (_, rows) in FILES.items()}
 
 
+def test_a_sheet_is_read_whatever_stands_on_the_sheets_before_it(prepare: Prepare) -> None:
+    book, data = openpyxl.Workbook(), io.BytesIO()
+    counts, tickets = book.worksheets[0], book.create_sheet("Tickets")
+    for cells in [["month", "count"], *(["May", str(n)] for n in range(300))]:
+        counts.append(cells)
+    for cells in [["ticket", "reply"], *(list(row.values()) for row in ROWS)]:
+        tickets.append(cells)
+    book.save(data)
+    built = prepare({"book.xlsx": data.getvalue()}, validation_share=0, test_share=0)
+    assert (built.report.accepted, built.report.rejected) == (5, 300)
+
+
 @pytest.mark.parametrize(
     ("charset", "word"),
     [("utf-8", "é"), ("utf-8-sig", "é"), ("utf-16", "é"), ("utf-16-le", "e"), ("utf-16-be", "e"), ("utf-32", "é"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import openpyxl
 import pytest
+from packed import zip_of
 
 from dataset.conftest import as_bytes, distinct
 from llmtuner_kit import runs, uploads
@@ -83,6 +86,57 @@ def test_an_exported_chat_is_read_along_the_branch_it_ended_with() -> None:
     nowhere = json.dumps(chats[3:]).encode()
     (row,) = preview.read("conversations.json", nowhere, len(nowhere), PrepareSettings()).rows
     assert row.reason == "'mapping' is empty"
+
+
+def workbook(**sheets: list[list[str]]) -> bytes:
+    book, data = openpyxl.Workbook(), io.BytesIO()
+    book.remove(book.worksheets[0])
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for cells in rows:
+            sheet.append(cells)
+    book.save(data)
+    return data.getvalue()
+
+
+FAQ = [["question", "answer"], *([f"What is {n}?", f"It is {n}."] for n in range(9))]
+MAILS = [["customer", "agent"], *([f"Where is {n}?", f"At {n}."] for n in range(9))]
+
+
+def test_every_sheet_of_a_spreadsheet_is_shown_with_its_first_rows_and_what_becomes_of_them() -> None:
+    data = workbook(FAQ=FAQ, Counts=[["month", "count"], ["May", "7"]], Mails=MAILS, Notes=[["only a title"]])
+    seen = preview.read("book.xlsx", data, len(data), PrepareSettings())
+    assert list(seen.sheets.values()) == ["FAQ", "Counts", "Mails", "Notes"]
+    assert [row.source for row in seen.rows] == ["book.xlsx"] * 3 + ["book.xlsx/Counts"] + ["book.xlsx/Mails"] * 3
+    assert seen.mapping == (
+        "question-answer: question -> instruction, answer -> output; columns: customer -> instruction, agent -> output"
+    )
+    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, ())))
+    assert "All 4 sheets are read: FAQ, Counts, Mails, Notes. No rows below a header: Notes." in shown
+    assert "Counts  2    rejected: fields 'month', 'count'" in shown
+    assert "Mails   2    Where is 0?" in shown
+    alone = preview.read("one.xlsx", workbook(FAQ=FAQ), 1, PrepareSettings())
+    assert "sheet" not in repr(_first_rows(preview.Previewed("t", (alone,), 0, ())))
+
+
+def test_a_sheet_needs_a_change_only_where_no_other_says_what_is_asked() -> None:
+    data = workbook(Counts=[["month", "count"]] + [["May", str(n)] for n in range(300)], Mails=MAILS)
+    seen = preview.read("book.xlsx", data, len(data), PrepareSettings())
+    assert [row.row is None for row in seen.rows] == [True] * 3 + [False] * 3
+    data = workbook(Counts=[["month", "count"], ["May", "7"]], Years=[["year", "sum"], ["1999", "8"]])
+    seen = preview.read("book.xlsx", data, len(data), PrepareSettings())
+    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, ())))
+    assert "the columns do not say" in shown
+    assert "All 2 sheets are read: Counts, Years." in shown
+    assert seen.columns == ("month", "count", "year", "sum")
+
+
+def test_files_in_an_archive_are_shown_each_with_its_own_rows() -> None:
+    data = zip_of({"a.jsonl": as_bytes(distinct(9)), "b.csv": TICKETS})
+    seen = preview.read("all.zip", data, len(data), PrepareSettings())
+    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, ())))
+    assert "a.jsonl  3    Tell about" in shown
+    assert "b.csv    2    It blinks" in shown
 
 
 def test_the_beginning_of_a_file_is_read_up_to_its_last_whole_line() -> None:
