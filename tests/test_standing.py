@@ -129,16 +129,16 @@ def stale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_next_cell_takes_the_run_that_the_form_shows(workspace: Workspace, stale: None) -> None:
-    runs.open_run(workspace, "shown", create=True).save("train", result={"job_name": "job-1"})
+    runs.open_run(workspace, "a-shown", create=True).save("train", result={"job_name": "job-1"})
     form = Form("monitor", user_id=workspace.user_id).beside(standing.run())
-    assert "shown, the newest" in form._beside.value
-    runs.open_run(workspace, "later", create=True).save("train", result={"job_name": "job-2"})
-    assert form.settings().run_name == "shown"
-    assert "shown; later was used since: run this cell again to take that" in form._beside.value
+    assert "a-shown, the newest" in form._beside.value
+    runs.open_run(workspace, "b-later", create=True).save("train", result={"job_name": "job-2"})
+    assert form.settings().run_name == "a-shown"
+    assert "a-shown; b-later was used since: run this cell again to take that" in form._beside.value
     anew = Form("monitor", user_id=workspace.user_id).beside(standing.run())
-    assert anew.settings().run_name == "later"
-    form._controls["run_name"].value = "later"
-    assert (form.settings().run_name, "job-2" in form._beside.value) == ("later", True)
+    assert anew.settings().run_name == "b-later"
+    form._controls["run_name"].value = "b-later"
+    assert (form.settings().run_name, "job-2" in form._beside.value) == ("b-later", True)
 
 
 def test_what_an_earlier_notebook_did_meanwhile_is_shown_when_the_next_cell_takes_it(
