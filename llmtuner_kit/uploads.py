@@ -5,8 +5,9 @@ upload(workspace, UploadSettings(source="tickets.csv"))
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def upload(workspace: Workspace, settings: UploadSettings, progress: Progress | 
     found, ignored = find_files(settings.source)
     dataset = settings.dataset or dataset_name(Path(settings.source))
     prefix = workspace.paths.uploads(dataset)
-    total, done = sum(path.stat().st_size for _, path in found), 0
+    total = done = 0
     what = found[0][0] if len(found) == 1 else f"{len(found)} files"
 
     def moved(count: int) -> None:
@@ -64,8 +65,17 @@ def upload(workspace: Workspace, settings: UploadSettings, progress: Progress | 
             progress(what, done, total)
 
     started = time.monotonic()
-    with Sender(workspace.aws.client("s3"), workspace.bucket, moved) as sender:
-        sent = sender.send([(prefix + name, path) for name, path in found], prefix)
+    try:
+        total = sum(path.stat().st_size for _, path in found)
+        with Sender(workspace.aws.client("s3"), workspace.bucket, moved) as sender:
+            sent = sender.send([(prefix + name, path) for name, path in found], prefix)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise DataError(
+            f"{error.filename} cannot be read: {error.strerror}.",
+            fix="put that right, or move the file away; then run the cell again: what has arrived is not sent again",
+        ) from None
     files = tuple(
         UploadedFile(name, workspace.paths.uri(item.key), item.bytes, item.sha256, item.bytes_sent > 0)
         for (name, _), item in zip(found, sent, strict=True)
@@ -115,9 +125,11 @@ def find_files(source: str) -> tuple[list[tuple[str, Path]], list[tuple[str, str
 
 def _in_folder(top: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]:
     found, ignored = [], []
-    for path in sorted(path for path in top.rglob("*") if path.is_file()):
-        name = path.relative_to(top).as_posix()
-        if kinds.is_hidden(name):
+    for name, reason in sorted(_walked(top)):
+        path = top / name
+        if reason:
+            ignored.append((name, reason))
+        elif kinds.is_hidden(name):
             ignored.append((name, "hidden file"))
         elif not kinds.kind_of(name):
             ignored.append((name, "no reader for this kind"))
@@ -132,3 +144,16 @@ def _in_folder(top: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]
     raise DataError(
         f"The folder {str(top)!r} has no files to upload.", valid=kinds.describe(), fix="choose another folder"
     )
+
+
+def _walked(top: Path) -> Iterator[tuple[str, str]]:
+    """Every file below a folder, and every folder not gone into with the reason: hidden ones may hold any number."""
+    closed: list[OSError] = []
+    for folder, inside, files in os.walk(top, onerror=closed.append):
+        place = Path(folder).relative_to(top)
+        hidden = [name for name in inside if kinds.is_hidden(name)]
+        yield from (((place / name).as_posix() + "/", "hidden folder") for name in hidden)
+        inside[:] = [name for name in inside if name not in hidden]
+        yield from (((place / name).as_posix(), "") for name in files if (Path(folder) / name).is_file())
+    for error in closed:
+        yield Path(error.filename).relative_to(top).as_posix() + "/", f"cannot be read: {error.strerror}"

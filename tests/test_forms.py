@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import dataclass
 
 import ipywidgets
@@ -148,6 +150,54 @@ def test_what_the_next_cell_would_refuse_is_said_before_it_is_run() -> None:
     assert "no budget is set" in form._verdict.value
     controls(form)["Budget in USD"].value = 5.0
     assert form._verdict.value == "<p role='status'>All settings are valid. Run the next cell.</p>"
+
+
+def test_in_a_notebook_a_slow_look_keeps_nothing_from_the_next_cell() -> None:
+    asked, began, go_on = [], threading.Event(), threading.Event()
+
+    def look(settings: kit_settings.TrainSettings) -> Beside:
+        asked.append(settings.epochs)
+        if settings.epochs > 1:
+            began.set()
+            assert go_on.wait(30)
+        return Beside(settings.epochs)
+
+    async def typed() -> None:
+        form = Form("train").beside(look)
+        looking = asyncio.Event()
+        form._beside.observe(lambda _: looking.set(), names="value")
+        controls(form)["Epochs"].value = 2.0
+        assert await asyncio.to_thread(began.wait, 30)
+        for epochs in (3.0, 4.0):
+            controls(form)["Epochs"].value = epochs  # comes back although the look at 2.0 does not
+            await asyncio.sleep(0)
+        await asyncio.wait_for(looking.wait(), 30)
+        assert "Looking" in form._beside.value
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        await form._looking
+        assert "4.0 epochs" in form._beside.value
+        assert asked == [1.0, 2.0, 4.0]  # what was typed over meanwhile is not looked at
+        controls(form)["Epochs"].value = 5.0
+        assert form.settings().epochs == 5.0
+        assert "5.0 epochs" in form._beside.value
+
+    asyncio.run(typed())
+
+
+def test_a_defect_of_the_look_is_shown_and_not_hidden() -> None:
+    def look(settings: kit_settings.TrainSettings) -> Beside:
+        if settings.epochs > 1:
+            raise ZeroDivisionError("no rows")
+        return Beside(settings.epochs)
+
+    async def typed() -> None:
+        form = Form("train").beside(look)
+        controls(form)["Epochs"].value = 2.0
+        with pytest.raises(ZeroDivisionError):
+            await form._looking
+        assert "no rows" in form._beside.value
+
+    asyncio.run(typed())
 
 
 def test_a_text_of_several_lines_is_looked_at_when_it_is_written_not_while_it_is_typed() -> None:

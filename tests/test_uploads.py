@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -64,14 +65,43 @@ def test_a_second_upload_sends_only_what_changed(send, tmp_path: Path) -> None: 
 
 
 def test_a_folder_tells_what_it_left_out(send, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for name, text in {"a/rows.csv": "q,a\n", "logo.png": "x", ".DS_Store": "x", "empty.txt": ""}.items():
+    files = {
+        "a/rows.csv": "q,a\n", "logo.png": "x", ".DS_Store": "x", "empty.txt": "", "a/.git/notes.txt": "x", "a/~$b.docx": "x"
+    }  # fmt: skip
+    for name, text in files.items():
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_text(text)
     made = send(tmp_path / "data")
     assert [file.name for file in made.files] == ["a/rows.csv"]
     assert dict(made.ignored) == {
-        ".DS_Store": "hidden file", "logo.png": "no reader for this kind", "empty.txt": "empty file"
+        ".DS_Store": "hidden file", "a/.git/": "hidden folder", "a/~$b.docx": "hidden file", "logo.png": "no reader for this kind", "empty.txt": "empty file"
     }  # fmt: skip
+
+
+def test_a_folder_that_may_not_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "rows.csv").write_text("q,a\n")
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("theirs"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found, left_out = uploads.find_files(str(tmp_path))
+    assert [name for name, _ in found] == ["rows.csv"]
+    assert left_out == [("theirs/", "cannot be read: Permission denied")]
+
+
+def test_a_file_that_went_away_on_the_way_is_named(send, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("q,a\n")
+    found = uploads.find_files(str(tmp_path))
+    (tmp_path / "b.csv").unlink()
+    monkeypatch.setattr(uploads, "find_files", lambda _: found)
+    with pytest.raises(DataError, match=r"b\.csv cannot be read: No such file"):
+        send(tmp_path)
 
 
 def test_large_files_go_in_parts_and_are_known_again(send, workspace: Workspace, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -12,8 +12,10 @@ label, so that a screen reader and a test find it by name; the help is visible t
 from __future__ import annotations
 
 import ast
+import asyncio
 import html
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets
@@ -37,6 +39,8 @@ _HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;white-space:norma
 _RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 6px 13.6em", "flex": "1 0 60%"}
 _LINES = "white-space:pre-line;line-height:1.4;overflow-wrap:anywhere;margin:.6em 0"
 _WHEN_EMPTY = "; empty: "
+_INVALID = "<p role='status'>Shown as soon as all settings are valid.</p>"
+_LOOKING, _LOOKING_AFTER = "<p role='status'>Looking …</p>", 0.3  # the first look may have to start the local cloud
 
 
 class Form:
@@ -76,10 +80,12 @@ class Form:
         self._verdict = ipywidgets.HTML()
         self._beside = ipywidgets.HTML(layout={"flex": "1 1 24em", "margin": "0 0 0 2em"})
         self._look: Callable[[RunSettings], Any] | None = None
+        self._looks, self._turn = ThreadPoolExecutor(1), 0  # one look at a time, and which of them is the newest
         for control in self._controls.values():
-            control.observe(self._update, names="value")
+            control.observe(self._changed, names="value")
         self._box = self._layout()
-        self._update()
+        self._judge()
+        self._beside.layout.display = "none"
         show.speak_calmly()
 
     def values(self) -> dict[str, Any]:
@@ -94,7 +100,7 @@ class Form:
         settings = kit_settings.load(self.step, self.values())
         if self._look is None:
             return settings
-        self._update()  # what the form says is what is taken: an earlier notebook may have run since
+        self._look_now()  # what the form says is what is taken: an earlier notebook may have run since
         settled = getattr(self._look, "settled", None)
         return settled(settings) if settled else settings
 
@@ -108,7 +114,9 @@ class Form:
         self._box.children[0].layout.flex = "0 1 40em"
         for hint in self._hints.values():
             hint.layout = _BELOW
-        self._refresh()
+        self._beside.layout.display = ""
+        self._beside.value = _LOOKING
+        self._look_now()
         return self
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
@@ -151,14 +159,47 @@ class Form:
         self._hints[name] = ipywidgets.HTML(_HINT.format(html.escape(told)), layout=_RIGHT)
         return ipywidgets.HBox([self._controls[name], self._hints[name]], layout={"flex_flow": "row wrap"})
 
-    def _update(self, _: Mapping[str, Any] | None = None) -> None:
-        self._judge()
-        self._refresh()
+    def _changed(self, _: Mapping[str, Any]) -> None:
+        """A control was used. In a notebook the look is not waited for.
 
-    def _judge(self) -> None:
+        While the kernel is busy the page keeps back what is typed, and the next cell would run without it.
+        """
+        settings = self._judge()
+        self._turn += 1
+        if self._look is None:
+            return
+        if settings is None:
+            self._beside.value = _INVALID
+            return
         try:
-            kit_settings.load(self.step, self.values())
-            self._verdict.value = "<p role='status'>All settings are valid. Run the next cell.</p>"
+            self._looking = asyncio.get_running_loop().create_task(self._look_soon(settings, self._turn))
+        except RuntimeError:  # no notebook
+            self._look_now()
+
+    def _look_now(self) -> None:
+        self._turn += 1
+        settings = self._judge()
+        if settings is None:
+            self._beside.value = _INVALID
+        else:
+            self._show(*self._looks.submit(self._seen, settings, self._turn).result())
+
+    async def _look_soon(self, settings: RunSettings, turn: int) -> None:
+        seen = asyncio.get_running_loop().run_in_executor(self._looks, self._seen, settings, turn)
+        await asyncio.wait([seen], timeout=_LOOKING_AFTER)
+        if not seen.done() and turn == self._turn:
+            self._beside.value = _LOOKING
+        await asyncio.wait([seen])
+        if turn != self._turn:
+            return
+        if error := seen.exception():
+            self._beside.value = f"<p role='alert'>{html.escape(repr(error))}</p>"
+        self._show(*seen.result())
+
+    def _judge(self) -> RunSettings | None:
+        """Say whether the settings hold; the settings if they do."""
+        try:
+            settings = kit_settings.load(self.step, self.values())
         except SettingsError as error:
             found = [line.lstrip("- ") for line in error.problem.split("\n")[1:]]
             lines = "".join(f"<li>{_with_label(line)}</li>" for line in found)
@@ -169,25 +210,23 @@ class Form:
             for group, names in self._groups:
                 if wrong & set(names):
                     group.selected_index = 0  # what is wrong is in sight
+            return None
+        self._verdict.value = "<p role='status'>All settings are valid. Run the next cell.</p>"
+        return settings
 
-    def _refresh(self) -> None:
-        if self._look is None:
-            self._beside.layout.display = "none"
-            return
-        self._beside.layout.display = ""
-        try:
-            settings = kit_settings.load(self.step, self.values())
-        except SettingsError:
-            self._beside.value = "<p role='status'>Shown as soon as all settings are valid.</p>"
-            return
-        if "<table" not in self._beside.value:
-            self._beside.value = "<p role='status'>Looking …</p>"  # the first look may have to start the local cloud
+    def _seen(self, settings: RunSettings, turn: int) -> tuple[str, str]:
+        """What stands beside the form, and why the next cell would refuse; nothing when the form has changed since."""
+        if self._look is None or turn != self._turn:
+            return "", ""
         try:
             seen = self._look(settings)
-            self._beside.value, blocked = seen._repr_html_(), getattr(seen, "blocked", "")
         except KitError as error:
-            blocked = "See what is said beside the form."
-            self._beside.value = f"<div role='status' style='{_LINES}'>{html.escape(str(error))}</div>"
+            said = f"<div role='status' style='{_LINES}'>{html.escape(str(error))}</div>"
+            return said, "See what is said beside the form."
+        return seen._repr_html_(), getattr(seen, "blocked", "")
+
+    def _show(self, beside: str, blocked: str) -> None:
+        self._beside.value = beside
         if blocked:
             self._verdict.value = (
                 f"<div role='status' style='{_LINES}'><b>Not ready yet</b>\n{html.escape(blocked)}</div>"
