@@ -72,18 +72,16 @@ def require_fit(made: EndpointQuote) -> None:
 
 
 def require_budget(made: EndpointQuote) -> None:
-    """Raises BudgetError where endpoints are charged and the budget does not cover the time to live."""
-    if not made.charged:
-        return
+    """Raises BudgetError where the budget does not cover the time to live, or endpoints are charged and there is none."""
     amount, enough = costs.usd(made.usd_until_expiry), costs.usd_up(made.usd_until_expiry)
-    if not made.budget_usd:
+    if made.charged and not made.budget_usd:
         raise BudgetError(
             f"This endpoint is charged and no budget is set; until its time to live ends it costs up to {amount}.",
             fix=f"set budget_usd, at least {enough}, or a shorter time_to_live_minutes"
             if made.price
             else "set budget_usd; `llmtuner prices refresh` asks AWS for the price first",
         )
-    if made.usd_until_expiry is not None and made.usd_until_expiry > made.budget_usd:
+    if made.budget_usd and made.usd_until_expiry is not None and made.usd_until_expiry > made.budget_usd:
         minutes = int(made.time_to_live_minutes * made.budget_usd / made.usd_until_expiry)
         raise BudgetError(
             f"Until its time to live ends the endpoint costs up to {amount}; the budget is {costs.usd(made.budget_usd)}.",

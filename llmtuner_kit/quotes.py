@@ -198,7 +198,7 @@ def make_quote(
         endpoint_per_hour=costs.hourly(instance.instance_type, region),
         charged=charged,
         options=tuple(_options(model, work, settings, region)),
-        notes=tuple(_notes(model, settings, money, fits)),
+        notes=tuple(_notes(model, settings, fits)),
     )
 
 
@@ -210,9 +210,12 @@ def require_budget(made: Quote) -> None:
             fix=f"set budget_usd, at least {costs.usd_up(made.money.high)}" if made.money.known else "set budget_usd",
         )
     if made.short:
+        # A short job may cost less than what a budget must keep for the slowest saving.
+        saving = made.money.low is not None and made.usd_at_least is not None and made.usd_at_least > made.money.low
+        kept = f", as {made.save_seconds / 60:.0f} minutes of it are kept to save the work" if saving else ""
         raise BudgetError(
-            f"The budget is {costs.usd(made.budget_usd)}, {costs.usd_up(made.short)} less than the job takes at least; "
-            f"the quote is {made.money}.",
+            f"The quote is {made.money} and the budget {costs.usd(made.budget_usd)}: {costs.usd_up(made.short)} too "
+            f"little for the job to be started{kept}.",
             valid=f"budget_usd from {costs.usd_up(made.usd_at_least)}",
             fix=", or ".join(["raise budget_usd", *_within(made)]),
         )
@@ -286,12 +289,8 @@ def _on_one(settings: TrainSettings) -> TrainSettings:
     return settings.model_copy(update={"instance_count": 1})
 
 
-def _notes(model: BaseModel, settings: TrainSettings, money: costs.Money, fits: fit.Fit) -> list[str]:
+def _notes(model: BaseModel, settings: TrainSettings, fits: fit.Fit) -> list[str]:
     notes = []
-    if settings.budget_usd and money.high is not None and money.high > settings.budget_usd:
-        notes.append(
-            "the high end of the quote is above the budget: the job is then stopped at the budget and keeps what it learnt"
-        )
     if settings.spot:
         notes.append("spot is billed lower, by an amount nobody can promise; the quote is the on-demand price")
     if catalog.instance(settings.instance_type).memory_gb < fit.host_memory_gb(model):

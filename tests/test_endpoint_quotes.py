@@ -58,6 +58,8 @@ def test_a_budget_must_be_there_and_cover_the_most(quoted: EndpointQuote) -> Non
         endpoint_quotes.require_budget(dataclasses.replace(quoted, budget_usd=1.0))
     endpoint_quotes.require_budget(dataclasses.replace(quoted, budget_usd=100.0))
     endpoint_quotes.require_budget(dataclasses.replace(quoted, charged=False))
+    with pytest.raises(BudgetError, match="the budget is"):  # a rehearsal refuses what AWS would refuse
+        endpoint_quotes.require_budget(dataclasses.replace(quoted, charged=False, budget_usd=1.0))
 
 
 def test_what_is_said_to_be_enough_is_enough(quoted: EndpointQuote) -> None:

@@ -152,6 +152,26 @@ def test_what_the_next_cell_would_refuse_is_said_before_it_is_run() -> None:
     assert form._verdict.value == "<p role='status'>All settings are valid. Run the next cell.</p>"
 
 
+def test_what_would_mend_the_settings_is_taken_with_a_click() -> None:
+    def look(settings: kit_settings.TrainSettings) -> Card:
+        fits = settings.instance_type == "ml.g5.12xlarge"
+        return Card(
+            "Quote", blocked="" if fits else "too small", offer={} if fits else {"instance_type": "ml.g5.12xlarge"}
+        )
+
+    form = Form("train").beside(look)
+    assert form._taken.description == "Set Instance type to ml.g5.12xlarge"
+    assert form._taken.layout.display == ""
+    form._taken.click()
+    assert form.settings().instance_type == "ml.g5.12xlarge"
+    assert form._taken.layout.display == "none"
+    assert "Run the next cell" in form._verdict.value
+    controls(form)["Instance type"].value = "ml.g5.xlarge"
+    assert form._taken.layout.display == ""
+    controls(form)["Epochs"].value = -1.0
+    assert form._taken.layout.display == "none"
+
+
 def test_in_a_notebook_a_slow_look_keeps_nothing_from_the_next_cell() -> None:
     asked, began, go_on = [], threading.Event(), threading.Event()
 

@@ -63,7 +63,7 @@ def test_a_budget_below_the_quote_is_quoted_all_the_same_and_refused_with_what_i
     said = refused(asked)
     assert str(asked.money) in said
     enough = amount(r"budget_usd from \$([\d,.]+)", said)
-    assert amount(r"\$([\d,.]+) less than", said) == pytest.approx(enough - asked.budget_usd, abs=0.011)
+    assert amount(r"\$([\d,.]+) too little", said) == pytest.approx(enough - asked.budget_usd, abs=0.011)
     quotes.require_budget(made(budget_usd=enough))
 
 
@@ -93,6 +93,7 @@ def test_a_budget_that_only_pays_for_saving_the_work_is_too_small() -> None:
     assert enough is not None
     assert low < enough  # to pack and send the model takes longer than to train it
     assert quoted(low).short == pytest.approx(enough - low)
+    assert "minutes of it are kept to save the work" in refused(quoted(low))
     assert "as many" not in refused(quoted(low))  # less work would not help
     rate = costs.hourly("ml.g5.12xlarge", "us-east-1", 1, "training")
     assert rate is not None

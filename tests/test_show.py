@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -39,6 +40,21 @@ def test_an_interrupted_cell_says_what_that_means_and_shows_no_traceback() -> No
     assert "Interrupted" in captured.stdout
     assert "runs on" in captured.stdout
     assert "Traceback" not in captured.stdout
+
+
+def test_a_cell_run_before_its_time_says_which_to_run_and_a_defect_keeps_its_traceback() -> None:
+    shell = InteractiveShell.instance()
+    show.speak_calmly()
+    with capture_output() as early:
+        shell.run_cell("show(uploaded)")
+    shell.push({"broken": FunctionType(compile("never_made", "kit.py", "eval"), {"__name__": "kit"})})
+    with capture_output() as defect:
+        shell.run_cell("broken()")
+    InteractiveShell.clear_instance()
+    assert "Next: run the cells above" in early.stdout
+    assert "Traceback" not in early.stdout
+    assert "Traceback" in defect.stdout
+    assert "kit.py" in defect.stdout
 
 
 def test_what_users_wrote_is_escaped() -> None:

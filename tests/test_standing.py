@@ -109,15 +109,18 @@ def test_a_quote_says_what_is_paid_at_most_and_what_the_step_would_refuse(
     card = views.live_quote()(asked)
     facts = {name: str(value) for name, value in card.facts}
     assert "$5.00 at most; what it has learnt is kept" in facts["stopped after"]
+    partly = views.live_quote()(asked.model_copy(update={"budget_usd": 0.09}))
+    assert "below the high end of the quote" in str(dict(partly.facts)["stopped after"])
     assert facts["an endpoint of this type"].endswith("a month")
     assert card.blocked == ""
     short = views.live_quote()(asked.model_copy(update={"budget_usd": 0.01}))
     facts = {name: str(value) for name, value in short.facts}
     assert " to $" in facts["money on AWS"]
     assert "too little" in facts["budget"]
-    assert "less than the job takes at least" in short.blocked
+    assert "too little for the job to be started" in short.blocked
     large = asked.model_copy(update={"model_id": "llama-2-13b"})
-    assert "set instance_type to" in views.live_quote()(large).blocked
+    card = views.live_quote()(large)
+    assert f"set instance_type to {card.offer['instance_type']!r}" in card.blocked
     charged = dataclasses.replace(training.quote(workspace, asked), charged=True, budget_usd=0.0)
     assert "no budget is set" in views.quote(charged).blocked
 

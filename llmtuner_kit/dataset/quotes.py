@@ -70,17 +70,15 @@ def quote(workspace: Workspace, settings: PrepareSettings, listing: Listing) -> 
 
 
 def require_budget(made: JobQuote) -> None:
-    """Raises BudgetError where jobs are charged and no budget is set, or one below the low end of the quote."""
-    if not made.charged:
-        return
-    if not made.budget_usd:
+    """Raises BudgetError for a budget below the low end of the quote, and where jobs are charged and none is set."""
+    if made.charged and not made.budget_usd:
         most = f"{costs.usd(made.most)} at most" if made.price else "its price is not in the price book"
         raise BudgetError(
             f"A processing job on {made.instance_type} is charged and no budget is set; the quote is {made.money}, and "
             f"with a limit of {made.max_runtime_seconds / 60:.0f} minutes: {most}.",
             fix="set budget_usd, or prepare here",
         )
-    if made.money.low is not None and made.money.low > made.budget_usd:
+    if made.budget_usd and made.money.low is not None and made.money.low > made.budget_usd:
         raise BudgetError(
             f"The quote is {made.money}; the budget is {costs.usd(made.budget_usd)}.",
             valid=f"budget_usd from {costs.usd_up(made.money.low)}",

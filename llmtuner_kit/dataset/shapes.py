@@ -194,7 +194,7 @@ def unknown(source: str, keys: Sequence[str], settings: PrepareSettings) -> Data
         )
     ).replace("\n", "; ")
     proposal = propose(keys)
-    columns = ", ".join(map(repr, keys)) or "none"
+    columns = ", ".join(map(repr, filter(None, keys))) or "none"
     asked = "" if settings.shape == "auto" else f" as shape {settings.shape!r}"
     fix = "set output_column, and instruction_column or input_column, to the columns to use"
     if proposal:

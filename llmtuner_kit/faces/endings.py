@@ -55,7 +55,7 @@ def quote(made: EndpointQuote) -> Card:
         ("is it charged", f"yes, this is AWS{budget}" if made.charged else "no, this runs on your machine"),
     ]
     refused = standing.refusal(made, endpoint_quotes.require_fit, endpoint_quotes.require_budget)
-    return Card("Quote", facts, blocked=refused)
+    return Card("Quote", facts, blocked=refused, offer=standing.fitting(made.fit))
 
 
 def _deleted_by(*, charged: bool) -> str:

@@ -78,6 +78,9 @@ class Form:
         self._hints: dict[str, ipywidgets.Widget] = {}
         self._groups: list[tuple[ipywidgets.Widget, Sequence[str]]] = []
         self._verdict = ipywidgets.HTML()
+        self._offer: Mapping[str, Any] = {}
+        self._taken = ipywidgets.Button(layout={"width": "auto", "max_width": "36em", "display": "none"})
+        self._taken.on_click(self._take)
         self._beside = ipywidgets.HTML(layout={"flex": "1 1 24em", "margin": "0 0 0 2em"})
         self._look: Callable[[RunSettings], Any] | None = None
         self._looks, self._turn = ThreadPoolExecutor(1), 0  # one look at a time, and which of them is the newest
@@ -139,7 +142,12 @@ class Form:
         top = [name for name in self._controls if name not in away]
         top.sort(key=lambda name: name != "run_name")
         column = ipywidgets.VBox(
-            [*map(self._row, top), *(self._group(title, names) for title, names in folded.items()), self._verdict]
+            [
+                *map(self._row, top),
+                *(self._group(title, names) for title, names in folded.items()),
+                self._verdict,
+                self._taken,
+            ]
         )
         column.layout.flex = "1 1 0"
         return ipywidgets.HBox([column, self._beside], layout={"flex_flow": "row wrap"})
@@ -169,18 +177,23 @@ class Form:
         if self._look is None:
             return
         if settings is None:
-            self._beside.value = _INVALID
+            self._show(_INVALID, "", {})
             return
         try:
             self._looking = asyncio.get_running_loop().create_task(self._look_soon(settings, self._turn))
         except RuntimeError:  # no notebook
             self._look_now()
 
+    def _take(self, _: ipywidgets.Button) -> None:
+        """What was offered is put into its controls, as if it had been typed."""
+        for name, value in dict(self._offer).items():
+            self._controls[name].value = value
+
     def _look_now(self) -> None:
         self._turn += 1
         settings = self._judge()
         if settings is None:
-            self._beside.value = _INVALID
+            self._show(_INVALID, "", {})
         else:
             self._show(*self._looks.submit(self._seen, settings, self._turn).result())
 
@@ -214,19 +227,25 @@ class Form:
         self._verdict.value = "<p role='status'>All settings are valid. Run the next cell.</p>"
         return settings
 
-    def _seen(self, settings: RunSettings, turn: int) -> tuple[str, str]:
-        """What stands beside the form, and why the next cell would refuse; nothing when the form has changed since."""
+    def _seen(self, settings: RunSettings, turn: int) -> tuple[str, str, Mapping[str, Any]]:
+        """What stands beside the form, why the next cell would refuse, and what would mend it.
+
+        Nothing when the form has changed since.
+        """
         if self._look is None or turn != self._turn:
-            return "", ""
+            return "", "", {}
         try:
             seen = self._look(settings)
         except KitError as error:
             said = f"<div role='status' style='{_LINES}'>{html.escape(str(error))}</div>"
-            return said, "See what is said beside the form."
-        return seen._repr_html_(), getattr(seen, "blocked", "")
+            return said, "See what is said beside the form.", {}
+        return seen._repr_html_(), getattr(seen, "blocked", ""), getattr(seen, "offer", {})
 
-    def _show(self, beside: str, blocked: str) -> None:
+    def _show(self, beside: str, blocked: str, offer: Mapping[str, Any]) -> None:
         self._beside.value = beside
+        self._offer = offer
+        self._taken.description = "Set " + ", ".join(f"{label(name)} to {value}" for name, value in offer.items())
+        self._taken.layout.display = "" if offer else "none"
         if blocked:
             self._verdict.value = (
                 f"<div role='status' style='{_LINES}'><b>Not ready yet</b>\n{html.escape(blocked)}</div>"

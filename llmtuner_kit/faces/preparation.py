@@ -39,7 +39,9 @@ def _first_rows(seen: preview.Previewed) -> Card:
         parts.append(_left_out(seen.left_out))
     facts = _quote(seen.quote) if seen.quote else []
     title = f"First rows of {seen.dataset} as they would be written"
-    return Card(title, facts, parts, blocked=_blocked(seen))
+    proposed = next((file.proposed for file in seen.files if file.proposed), None)
+    offer = {"instruction_column": proposed.instruction, "output_column": proposed.output} if proposed else {}
+    return Card(title, facts, parts, blocked=_blocked(seen), offer=offer)
 
 
 def _blocked(seen: preview.Previewed) -> str:

@@ -13,8 +13,9 @@ import io
 import itertools
 import re
 import time
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from IPython import get_ipython
@@ -101,6 +102,7 @@ class Card:
         said: what a log says of a card that will be replaced; empty: the title and the facts.
         phase: when it changes, a log hears of it at once.
         blocked: why the step would refuse to start; beside a form it stands in place of "run the next cell".
+        offer: values of the form that would mend that, for its user to take with a click.
     """
 
     title: str
@@ -111,6 +113,7 @@ class Card:
     said: str = ""
     phase: str = ""
     blocked: str = ""
+    offer: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         lines = [self.title + (f" [{self.done:.0%}]" if self.done is not None else "")]
@@ -184,21 +187,29 @@ class Progress:
 
 
 def speak_calmly() -> None:
-    """In a notebook: a cell that is interrupted says what that means, in place of a traceback."""
+    """In a notebook: a cell that is interrupted, or run before its time, says what that means in place of a traceback."""
     if shell := get_ipython():
-        shell.set_custom_exc((KeyboardInterrupt,), _interrupted)
+        shell.set_custom_exc((KeyboardInterrupt, NameError), _calmly)
 
 
-def _interrupted(shell: Any, kind: type, error: BaseException, *_: Any, **__: Any) -> None:
-    shell._showtraceback(
-        kind,
-        error,
-        [
+def _calmly(shell: Any, kind: type, error: BaseException, trace: Any, *_: Any, **__: Any) -> None:
+    if isinstance(error, NameError):
+        frame = [frame for frame, _ in traceback.walk_tb(trace)][-1]
+        if frame.f_globals.get("__name__") != "__main__":  # not of the cell: a defect, which keeps its traceback
+            shell.showtraceback()
+            return
+        lines = [
+            f"NameError: {error}.",
+            "  The cell that makes it has not run since the kernel started, or did not end well.",
+            "  Next: run the cells above, from the first one on",
+        ]
+    else:
+        lines = [
             "Interrupted.",
             "  What has been started as a job or an endpoint runs on; nothing that was done is lost.",
             "  Next: run the cell again, it goes on where it stopped",
-        ],
-    )
+        ]
+    shell._showtraceback(kind, error, lines)
 
 
 def show(*cards: Any) -> None:

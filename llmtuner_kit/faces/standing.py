@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from llmtuner_kit import catalog, runs, uploads
 from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.faces.show import Card, Link, Part, listed, size
+from llmtuner_kit.fit import Fit
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import (
     STEPS,
@@ -127,6 +128,11 @@ def refusal(made: Any, *checks: Callable[[Any], None]) -> str:
     except KitError as error:
         return str(error)
     return ""
+
+
+def fitting(checked: Fit) -> dict[str, str]:
+    """What to set where a model does not fit its machine, when there is one that it fits."""
+    return {} if checked.fits or not checked.smallest else {"instance_type": checked.smallest}
 
 
 def base_model(settings: StartSettings) -> Card:

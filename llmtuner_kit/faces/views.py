@@ -92,15 +92,18 @@ def quote(made: Quote) -> Card:
                 "The same job on other machines, the cheapest", [Table("", ("instance type", "time", "money"), others)]
             )
         )
-    return Card("Quote", facts, parts, blocked=standing.refusal(made, training.require_startable))
+    refused = standing.refusal(made, training.require_startable)
+    return Card("Quote", facts, parts, blocked=refused, offer=standing.fitting(made.fit))
 
 
 def _end(made: Quote) -> tuple[str, str]:
-    """Where the budget is too small for the job that it is; else when the job ends at the latest."""
+    """Where the budget is too small for the job to be started, that it is; else when the job ends at the latest."""
     if made.short:
         return "budget", f"{costs.usd(made.budget_usd)}, {costs.usd_up(made.short)} too little for it to be started"
     most = f"{duration(made.max_runtime_seconds)}, {costs.usd(made.usd_at_most)} at most"
-    return "stopped after", f"{most}; what it has learnt is kept"
+    partly = made.budget_usd and made.money.high is not None and made.money.high > made.budget_usd
+    why = " (the budget is below the high end of the quote)" if partly else ""
+    return "stopped after", f"{most}{why}; what it has learnt is kept"
 
 
 def _range(seconds: tuple[float, float]) -> str:

@@ -74,3 +74,5 @@ def test_no_job_is_charged_without_a_budget_and_none_runs_beyond_it(charged: Wor
 
 def test_what_is_not_charged_needs_no_budget(workspace: Workspace) -> None:
     quotes.require_budget(quotes.quote(workspace, PrepareSettings(), GIGABYTE))
+    with pytest.raises(BudgetError, match="the budget is"):  # a rehearsal refuses what AWS would refuse
+        quotes.require_budget(quotes.quote(workspace, PrepareSettings(budget_usd=0.001), GIGABYTE))

@@ -194,6 +194,14 @@ def test_the_form_shows_the_preview_and_follows_it(workspace: Workspace, uploade
     assert form.settings().output_column == "we said"
 
 
+def test_a_proposed_mapping_is_taken_with_a_click(workspace: Workspace, uploaded: PrepareSettings) -> None:
+    form = Form("prepare", **uploaded.model_dump() | {"leave_out": "*.jsonl, *.md"}).beside(first_rows())
+    assert form._taken.description == "Set Instruction column to customer wrote, Output column to we said"
+    form._taken.click()
+    assert "Where is my parcel" in form._beside.value
+    assert (form.settings().instruction_column, form.settings().output_column) == ("customer wrote", "we said")
+
+
 def test_an_s3_prefix_is_a_source_of_its_own(workspace: Workspace, uploaded: PrepareSettings) -> None:
     prefix = workspace.paths.uri(workspace.paths.uploads("lamps"))
     seen = preview.Preview(workspace).look(uploaded.model_copy(update={"source": prefix}))
