@@ -38,6 +38,7 @@ _HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;white-space:norma
 # A hint stands to the right of its control, or below it where something stands beside the form.
 _RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 6px 13.6em", "flex": "1 0 60%"}
 _LINES = "white-space:pre-line;line-height:1.4;overflow-wrap:anywhere;margin:.6em 0"
+_BUTTON = 56  # characters that a button shows
 _WHEN_EMPTY = "; empty: "
 _INVALID = "<p role='status'>Shown as soon as all settings are valid.</p>"
 _LOOKING, _LOOKING_AFTER = "<p role='status'>Looking …</p>", 0.3  # the first look may have to start the local cloud
@@ -244,7 +245,9 @@ class Form:
     def _show(self, beside: str, blocked: str, offer: Mapping[str, Any]) -> None:
         self._beside.value = beside
         self._offer = offer
-        self._taken.description = "Set " + ", ".join(f"{label(name)} to {value}" for name, value in offer.items())
+        whole = "Set " + ", ".join(f"{label(name)} to {value}" for name, value in offer.items())
+        short = f"Set {' and '.join(map(label, offer))} as proposed"
+        self._taken.description, self._taken.tooltip = (whole if len(whole) <= _BUTTON else short), whole
         self._taken.layout.display = "" if offer else "none"
         if blocked:
             self._verdict.value = (

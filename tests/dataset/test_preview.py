@@ -196,7 +196,8 @@ def test_the_form_shows_the_preview_and_follows_it(workspace: Workspace, uploade
 
 def test_a_proposed_mapping_is_taken_with_a_click(workspace: Workspace, uploaded: PrepareSettings) -> None:
     form = Form("prepare", **uploaded.model_dump() | {"leave_out": "*.jsonl, *.md"}).beside(first_rows())
-    assert form._taken.description == "Set Instruction column to customer wrote, Output column to we said"
+    assert form._taken.description == "Set Instruction column and Output column as proposed"
+    assert form._taken.tooltip == "Set Instruction column to customer wrote, Output column to we said"
     form._taken.click()
     assert "Where is my parcel" in form._beside.value
     assert (form.settings().instruction_column, form.settings().output_column) == ("customer wrote", "we said")
