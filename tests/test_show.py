@@ -25,6 +25,11 @@ def test_text_and_html_say_the_same() -> None:
         assert part in text_of(card._repr_html_())
 
 
+def test_only_the_first_line_above_a_table_is_its_title() -> None:
+    markup = Card("", parts=[Table("a.csv\nColumns: x\nAll are read", ("file",), [("a",)])])._repr_html_()
+    assert "<caption>a.csv<div>Columns: x\nAll are read</div></caption>" in markup
+
+
 def test_amounts_are_never_read_as_a_formula() -> None:
     markup = Card("Quote $1 to $2", [("money", "$0.02 to $0.09")], ["$3 and $4"])._repr_html_()
     for text in re.split(r"<[^>]+>", markup):

@@ -107,8 +107,9 @@ def run(
                 kernel_name="python3",
                 progress_bar=False,
                 log_output=not quiet,
-                # Nobody but this process talks to the kernel; its warning about that would hide the ones that matter.
-                extra_arguments=["--IPKernelApp.log_level=40"],
+                # What a cell says of its errors comes as its output. The kernel's own log has nothing else to tell but that
+                # nobody else talks to it, and, when this process is interrupted, that nobody listens any more.
+                extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except PapermillExecutionError as error:
             raise NotebookError(

@@ -29,7 +29,7 @@ _WIDTH = _INCHES * _DPI
 _STYLE = (
     "<style>.lt{font-family:system-ui,sans-serif;line-height:1.4;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
     ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
-    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt h4{margin:.2em 0 .4em;white-space:pre-line}.lt h4:empty{display:none}.lt summary{cursor:pointer;font-weight:600;margin:.5em 0}.lt tr>th,.lt .n td:first-child{white-space:nowrap}.lt p{margin:.3em 0}.lt .t{background:#2a78;border-radius:2px}"
+    "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt caption div{font-weight:400}.lt h4{margin:.2em 0 .4em;white-space:pre-line}.lt h4:empty{display:none}.lt summary{cursor:pointer;font-weight:600;margin:.5em 0}.lt tr>th,.lt .n td:first-child{white-space:nowrap}.lt p{margin:.3em 0}.lt .t{background:#2a78;border-radius:2px}"
     ".lt img{max-width:100%}[data-jp-theme-light=false] .lt img{filter:invert(.9) hue-rotate(180deg)}.lt a{color:var(--jp-content-link-color,#0645ad)}.lt pre{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:.3em 0}.lt .m{line-height:1.9}</style>"
 )
 
@@ -314,7 +314,13 @@ def _as_html(part: Part) -> str:
     body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     narrow = all(len(_words(row[0])) <= _NARROW for row in rows)  # a name stays on its line, a sentence is wrapped
     kind = " class='n'" if narrow else ""
-    return f"<table{kind}><caption>{_text(part.caption)}</caption><tr>{head}</tr>{body}</table>"
+    return f"<table{kind}><caption>{_caption(part)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _caption(table: Table) -> str:
+    """A title, and what stands below it on lines of their own."""
+    title, *lines = table.caption.split("\n")
+    return _text(title) + (f"<div>{_text(chr(10).join(lines))}</div>" if lines else "")
 
 
 def _filled(table: Table) -> list[Sequence[Any]]:
