@@ -34,6 +34,7 @@ class BaseModel:
         gated: a licence must be accepted on the Hub, so the job needs a token.
         tied: the output layer is the embeddings.
         embedded: weights come to S3 from this machine, no Hub is asked.
+        stored_bytes: bytes of a weight as the Hub keeps it.
         instance: smallest instance type that tunes it with LoRA in comfort.
     """
 
@@ -55,6 +56,7 @@ class BaseModel:
     tied: bool = False
     gated: bool = False
     embedded: bool = False
+    stored_bytes: int = 2
     instance: str = "ml.g5.xlarge"
 
 
@@ -107,7 +109,7 @@ BASE_MODELS: tuple[BaseModel, ...] = (
     ),
     BaseModel(
         "flan-t5-xl", "FLAN-T5 XL", "seq2seq", "google/flan-t5-xl", "7d6315df2c2fb742f0f5b556879d730926ca9001",
-        "apache-2.0", 2_849_757_184, 24, 2048, 5120, 32, 32, 64, 32128, 512, instance="ml.g5.2xlarge",
+        "apache-2.0", 2_849_757_184, 24, 2048, 5120, 32, 32, 64, 32128, 512, stored_bytes=4, instance="ml.g5.2xlarge",
     ),
     BaseModel(
         "qwen3-8b", "Qwen3 8B", "causal", "Qwen/Qwen3-8B", "b968826d9c46dd6066d109eabc6255188de91218", "apache-2.0",

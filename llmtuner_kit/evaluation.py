@@ -199,7 +199,7 @@ def _answer(
     settings: InvokeSettings,
     model: str = "",
 ) -> str:
-    """A greedy answer, collected from its stream: a plain invocation ends after 60 s, a stream does not."""
+    """A greedy answer, collected from its stream where it has one: a plain invocation ends after 60 s."""
     parts = inference.stream(workspace, target, messages, max_new_tokens=settings.max_new_tokens, model=model)
     return "".join(parts)
 

@@ -63,8 +63,8 @@ class Fit:
         return 1 - self.needed_gb / self.available_gb
 
 
-def job(model: BaseModel, instance: Instance, *, method: str, rank: int) -> memory.Job:
-    """The fine-tune as the memory plan sees it: an adapter on all linear layers, without dropout before it."""
+def job(model: BaseModel, instance: Instance, *, method: str, rank: int, dropout: float = 0.0) -> memory.Job:
+    """The fine-tune as the memory plan sees it: an adapter on all linear layers, with dropout before it."""
     is_half = model.family == "seq2seq"
     shape = memory.Shape(
         hidden=model.hidden,
@@ -79,7 +79,8 @@ def job(model: BaseModel, instance: Instance, *, method: str, rank: int) -> memo
         tied=model.tied,
         dropout=is_half,
     )
-    return memory.Job(shape, method=method, lora_r=rank, bytes_per_weight=2 if instance.bf16_tflops else 4)
+    value = 2 if instance.bf16_tflops else 4
+    return memory.Job(shape, method=method, lora_r=rank, lora_dropout=dropout, bytes_per_weight=value)
 
 
 def plan(
@@ -90,12 +91,13 @@ def plan(
     rank: int,
     max_length: int,
     batch_tokens: int = 4096,
+    dropout: float = 0.0,
     count: int = 1,
 ) -> memory.Plan:
     """The fastest way that fits one GPU of the instance, else the most frugal one, whose estimate is then too much."""
     gpus = instance.gpus * count
     ways = list(
-        job(model, instance, method=method, rank=rank).plans(
+        job(model, instance, method=method, rank=rank, dropout=dropout).plans(
             longest_row=max_length, batch_tokens=max(1, batch_tokens // gpus), processes=gpus
         )
     )
@@ -110,38 +112,46 @@ def check(
     rank: int,
     max_length: int,
     batch_tokens: int = 4096,
+    dropout: float = 0.0,
     count: int = 1,
 ) -> Fit:
-    """Does the job fit a GPU of this instance with a tenth to spare, and how would it run?"""
-    sizes = {"method": method, "rank": rank, "max_length": max_length, "batch_tokens": batch_tokens}
+    """Does the job fit a GPU of this instance with a tenth to spare, and the machine's own memory, and how would it run?"""
+    sizes = {
+        "method": method, "rank": rank, "max_length": max_length, "batch_tokens": batch_tokens, "dropout": dropout
+    }  # fmt: skip
     found = plan(model, instance, count=count, **sizes)  # type: ignore[arg-type]
     usable = memory.SAFE_SHARE * instance.gpu_memory_gb
     needed = found.estimate.total / memory.GB
     possible = instance.bf16_tflops > 0 or method != "qlora"
-    fits = needed <= usable and possible
+    host = least_host_memory_gb(model, instance, method)
+    fits = needed <= usable and possible and host <= instance.memory_gb
     if not possible:
         why = f"4-bit training needs bf16, which the {instance.gpu} does not have"
+    elif needed <= usable and not fits:
+        why = f"about {host:.1f} GB of the machine's own memory needed to load and write the model, it has {instance.memory_gb}"
     elif fits:
         how = ", activations computed again" if found.gradient_checkpointing else ""
         how += f", weights spread over {instance.gpus * count} GPUs" if found.sharded else ""
         why = f"about {needed:.1f} of {usable:.1f} GB usable on each {instance.gpu}{how}"
     else:
         why = f"about {needed:.1f} GB needed, {usable:.1f} GB usable on each {instance.gpu}"
-    smallest = smallest_instance(model, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens)
+    smallest = smallest_instance(model, **sizes)  # type: ignore[arg-type]
     return Fit(
         fits, needed, usable, why, smallest, found.micro_batch_tokens, found.gradient_checkpointing, found.sharded
     )
 
 
 def fitting_instances(
-    model: BaseModel, *, method: str, rank: int, max_length: int, batch_tokens: int = 4096
+    model: BaseModel, *, method: str, rank: int, max_length: int, batch_tokens: int = 4096, dropout: float = 0.0
 ) -> list[Instance]:
     """The instance types with bf16 whose GPUs and memory a job fits, the least hardware first."""
     found = []
     for item in _by_size():
         if not item.bf16_tflops or item.memory_gb < host_memory_gb(model):
             continue
-        tried = plan(model, item, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens)
+        tried = plan(
+            model, item, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens, dropout=dropout
+        )
         if tried.estimate.total <= memory.SAFE_SHARE * item.gpu_memory_gb * memory.GB:
             found.append(item)
     return found
@@ -152,9 +162,20 @@ def host_memory_gb(model: BaseModel) -> float:
     return 1.3 * 2 * model.parameters / memory.GB + 4
 
 
-def smallest_instance(model: BaseModel, *, method: str, rank: int, max_length: int, batch_tokens: int = 4096) -> str:
+def least_host_memory_gb(model: BaseModel, instance: Instance, method: str) -> float:
+    """Memory of the machine without which a job is killed: one copy of the weights, converted as they are loaded or
+    merged, beside Python and CUDA."""
+    value = 4 if method == "full" or not instance.bf16_tflops else 2
+    return value * model.parameters / memory.GB + 3
+
+
+def smallest_instance(
+    model: BaseModel, *, method: str, rank: int, max_length: int, batch_tokens: int = 4096, dropout: float = 0.0
+) -> str:
     """The instance type with the least hardware that a job fits; empty when none of the catalogue does."""
-    found = fitting_instances(model, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens)
+    found = fitting_instances(
+        model, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens, dropout=dropout
+    )
     return found[0].instance_type if found else ""
 
 

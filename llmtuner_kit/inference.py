@@ -118,7 +118,10 @@ def read_answer(found: Any) -> Answer:
 
 
 def stream(workspace: Workspace, target: Deployed, prompt: str | list[dict[str, str]], **options: Any) -> Iterator[str]:
-    """The answer in pieces as it is written."""
+    """The answer in pieces as it is written; an encoder-decoder's in one, as the image that serves it cannot stream."""
+    if target.family == "seq2seq":
+        yield invoke(workspace, target, prompt, **options).text
+        return
     payload = _encoded(body(prompt, target.family, stream=True, **options))
     try:
         answer = workspace.aws.client("sagemaker-runtime").invoke_endpoint_with_response_stream(
@@ -171,7 +174,10 @@ def _plain(error: ClientError, target: Deployed) -> Exception:
     if is_error(error, "ModelError"):
         original = error.response.get("OriginalMessage") or message
         return KitError(
-            f"The model's server answered {error.response.get('OriginalStatusCode', '')}: {_inner(original)}"
+            f"The model's server answered {error.response.get('OriginalStatusCode', '')}: {_inner(original)}",
+            fix="ask for fewer tokens; a plain invocation may take 60 s, a decoder model's stream longer"
+            if "timed out" in original
+            else "",
         )
     if is_error(error, "ModelStreamError", "InternalStreamFailure"):
         return KitError(f"The answer broke off: {message}", fix="ask again; for fewer tokens when it took too long")

@@ -1,7 +1,7 @@
 """The quote: what a training job will take in time and money, before anything is started.
 
-Billable time = fetching and starting + tokens / speed + evaluation + packing and uploading, each as a range. Speed is
-measured where a finished job of the user had the same model, method and instance on a charged target, else modelled.
+Billable time = fetching and starting + tokens / speed + evaluation + writing, packing and uploading, each as a range.
+Speed is measured where a finished job of the user had the same model, method and instance on a charged target, else modelled.
 """
 
 from __future__ import annotations
@@ -9,32 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from llmtuner_kit import catalog, costs, fit, runs
+from llmtuner_kit import catalog, costs, fit, job_times, runs
 from llmtuner_kit.aws import ClientError
 from llmtuner_kit.catalog import BaseModel, Instance
 from llmtuner_kit.errors import BudgetError
+from llmtuner_kit.job_times import Work, work_of
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.workspace import Workspace
 
-# Starting the container and loading the libraries, billed from the download on. Modelled.
-START_SECONDS = (60.0, 240.0)
-# Rates in bytes per second at which weights come from the Hub or S3, and at which an archive is packed and sent. Modelled.
-FETCH_RATE = (60e6, 250e6)
-PACK_RATE = (25e6, 100e6)
-# SageMaker kills a stopping job after this time; what lies in /opt/ml/model then is packed and uploaded, billed too.
-KILL_SECONDS = 120
 LONGEST_SECONDS = 28 * 86400
 # What every account has before it asks for more: the quota "Longest run time for a training job".
 _USUAL_LONGEST_SECONDS = 5 * 86400
 _LEAST_WORK_SECONDS = 60
 # A job without budget and limit of its own may take this many times its quote before it is stopped.
 _PATIENCE = 4
-# The trainer looks at the validation rows about ten times; a forward pass costs half of a training token.
-_VALIDATIONS = 10
-_FORWARD_SHARE = 0.5
 # A measured speed holds for the next job within this share.
 _MEASURED_SPREAD = 0.15
 _RUNS_SEARCHED = 10
@@ -56,8 +46,10 @@ class Quote:
     Attributes:
         tokens: tokens of the training rows times epochs.
         tokens_per_second: of all instances together.
-        startup_seconds: the part of `seconds` in which nothing is trained yet.
         seconds: billable seconds per instance (low, high).
+        parts: what they are made of: start, training, evaluation and archive, each (low, high).
+        stop_after_seconds: when the job ends its training by itself, as it could not write its model in the time that a
+            stopped job is given; 0: SageMaker stops it at its limit.
         save_seconds: what is taken off the budget, so that a job stopped by it can still pack and upload its work.
         max_runtime_seconds: the hard limit the job gets.
         endpoint_per_hour: USD of one hosting instance of the same type; None: unknown.
@@ -71,8 +63,8 @@ class Quote:
     rows: int
     tokens: int
     tokens_per_second: tuple[float, float]
-    startup_seconds: tuple[float, float]
     seconds: tuple[float, float]
+    parts: dict[str, tuple[float, float]]
     money: costs.Money
     price: costs.Price | None
     fit: fit.Fit
@@ -80,6 +72,7 @@ class Quote:
     budget_usd: float
     save_seconds: int
     max_runtime_seconds: int
+    stop_after_seconds: int
     endpoint_per_hour: float | None
     charged: bool
     options: tuple[Option, ...]
@@ -116,16 +109,6 @@ class Quote:
         return self.options[0].instance_type if self.options else ""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a job has to do: rows and tokens of the splits, the longest row."""
-
-    rows: int
-    tokens: int
-    forward_tokens: int
-    max_length: int
-
-
 Measure = Callable[[Workspace, BaseModel, TrainSettings], tuple[float, str] | None]
 
 
@@ -146,18 +129,6 @@ def chosen_model(run: Run, settings: TrainSettings) -> BaseModel:
     return catalog.base_model(settings.model_id or start.get("model_id") or run.result("prepare")["model_id"])
 
 
-def work_of(prepared: dict[str, Any], model: BaseModel, settings: TrainSettings) -> Work:
-    """The work of a job from the result of 02_prepare."""
-    splits = prepared["splits"]
-    tokens = int(splits["train"]["tokens"] * settings.epochs)
-    if settings.max_steps:
-        tokens = min(tokens, settings.max_steps * settings.batch_tokens)
-    seen = {name: int((splits.get(name) or {}).get("tokens") or 0) for name in ("validation", "test")}
-    forward = _VALIDATIONS * seen["validation"] + 2 * seen["test"]
-    length = settings.max_length or int(prepared.get("max_length") or 0) or min(2048, model.context)
-    return Work(int(splits["train"]["rows"]), tokens, forward, length)
-
-
 def make_quote(
     model: BaseModel,
     work: Work,
@@ -175,9 +146,11 @@ def make_quote(
     if measured:
         speed = (measured[0] * (1 - _MEASURED_SPREAD), measured[0] * (1 + _MEASURED_SPREAD))
         basis = f"measured by {measured[1]}, within {_MEASURED_SPREAD:.0%}"
-    startup, seconds = _seconds(model, work, speed)
+    parts = job_times.parts(model, instance, work, speed)
+    seconds = job_times.total(parts)
     money = costs.cost_range(instance.instance_type, region, seconds, settings.instance_count)
-    save = KILL_SECONDS + math.ceil(_archive_bytes(model) / PACK_RATE[0])
+    save = job_times.save_seconds(model)
+    limit = runtime_limit(settings, seconds, region, save)
     return Quote(
         model_id=model.model_id,
         method=settings.method,
@@ -186,15 +159,16 @@ def make_quote(
         rows=work.rows,
         tokens=work.tokens,
         tokens_per_second=speed,
-        startup_seconds=startup,
         seconds=seconds,
+        parts=parts,
         money=money,
         price=costs.price(instance.instance_type, region, "training"),
         fit=fits,
         basis=basis,
         budget_usd=settings.budget_usd,
         save_seconds=save,
-        max_runtime_seconds=runtime_limit(settings, seconds, region, save),
+        max_runtime_seconds=limit,
+        stop_after_seconds=job_times.stop_after(model, limit),
         endpoint_per_hour=costs.hourly(instance.instance_type, region),
         charged=charged,
         options=tuple(_options(model, work, settings, region)),
@@ -246,6 +220,7 @@ def _fit(model: BaseModel, instance: Instance, work: Work, settings: TrainSettin
         rank=settings.lora_r,
         max_length=work.max_length,
         batch_tokens=settings.batch_tokens,
+        dropout=settings.lora_dropout,
         count=settings.instance_count,
     )
 
@@ -256,30 +231,20 @@ def _speed(model: BaseModel, instance: Instance, fits: fit.Fit, settings: TrainS
     )
 
 
-def _archive_bytes(model: BaseModel) -> float:
-    return 2.0 * model.parameters
-
-
-def _seconds(
-    model: BaseModel, work: Work, speed: tuple[float, float]
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """((start low, high), (all low, high)) in billable seconds of each instance."""
-    weights = _archive_bytes(model)
-    startup = (START_SECONDS[0] + weights / FETCH_RATE[1], START_SECONDS[1] + weights / FETCH_RATE[0])
-    effective = work.tokens + _FORWARD_SHARE * work.forward_tokens
-    low = startup[0] + effective / speed[1] + weights / PACK_RATE[1]
-    high = startup[1] + effective / speed[0] + weights / PACK_RATE[0]
-    return startup, (low, high)
-
-
 def _options(model: BaseModel, work: Work, settings: TrainSettings, region: str) -> list[Option]:
     """Every instance type the job fits, the cheapest job first."""
     found = []
-    sizes = {"method": settings.method, "rank": settings.lora_r, "max_length": work.max_length}
-    for instance in fit.fitting_instances(model, **sizes, batch_tokens=settings.batch_tokens):  # type: ignore[arg-type]
-        one = _on_one(settings)
+    one = _on_one(settings)
+    for instance in fit.fitting_instances(
+        model,
+        method=settings.method,
+        rank=settings.lora_r,
+        max_length=work.max_length,
+        batch_tokens=settings.batch_tokens,
+        dropout=settings.lora_dropout,
+    ):
         speed = _speed(model, instance, _fit(model, instance, work, one), one)
-        _, seconds = _seconds(model, work, speed)
+        seconds = job_times.total(job_times.parts(model, instance, work, speed))
         found.append(Option(instance.instance_type, seconds, costs.cost_range(instance.instance_type, region, seconds)))
     return sorted(found, key=lambda item: (item.money.high is None, item.money.high or 0.0))
 

@@ -29,6 +29,8 @@ METRICS = (
     "test_loss", "perplexity",
 )  # fmt: skip
 VOLUME_GB = 30  # what SageMaker asks for where an instance has no disk of its own
+# Scratch on the instance's own disk; the container's home is on a root volume that the image nearly fills.
+_HUB_FOLDER = "/tmp/huggingface"  # noqa: S108 - a folder of the job's container
 _SECRET = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:\S+")
 # Settings that travel to train.py under the same name.
 _PASSED = (
@@ -175,7 +177,7 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
         dataset_sha256=prepared["dataset_sha256"],
         max_runtime_seconds=made.max_runtime_seconds,
         run_name=run.name,
-        environment=_environment(model, workspace.user_id),
+        environment=_environment(model, workspace.user_id) | _time(made),
     )
 
 
@@ -196,7 +198,12 @@ def _environment(model: catalog.BaseModel, user_id: str) -> dict[str, str]:
             valid="arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME-SUFFIX",
             fix=how,
         )
-    return {"HF_TOKEN_SECRET_ARN": secret} if secret else {}
+    return {"HF_HOME": _HUB_FOLDER} | ({"HF_TOKEN_SECRET_ARN": secret} if secret else {})
+
+
+def _time(made: Quote) -> dict[str, str]:
+    """When the job is to end by itself. No hyperparameter: another budget is not another job."""
+    return {"LLMTUNER_STOP_AFTER": str(made.stop_after_seconds)} if made.stop_after_seconds else {}
 
 
 def job_status(workspace: Workspace, job_name: str) -> str:

@@ -37,6 +37,23 @@ def test_what_does_not_fit_names_the_smallest_that_does() -> None:
     assert fit.check(model, other, method="lora", rank=16, max_length=2048).fits
 
 
+def test_a_machine_whose_own_memory_cannot_hold_the_weights_is_refused_with_one_that_can() -> None:
+    model = catalog.base_model("llama-2-7b")
+    found = fit.check(model, catalog.instance("ml.g5.xlarge"), method="lora", rank=16, max_length=2048)
+    assert found.needed_gb < found.available_gb
+    assert not found.fits
+    assert "16.5 GB of the machine's own memory" in found.why
+    assert found.smallest == "ml.g5.2xlarge"
+
+
+def test_dropout_before_the_adapter_is_in_the_plan_as_in_the_jobs_own() -> None:
+    model, instance = catalog.base_model("llama-2-7b"), catalog.instance("ml.g6e.2xlarge")
+    without, with_it = (
+        fit.check(model, instance, method="lora", rank=16, max_length=2048, dropout=share) for share in (0.0, 0.1)
+    )
+    assert (without.checkpointing, with_it.checkpointing) == (False, True) or with_it.needed_gb > without.needed_gb
+
+
 def test_a_model_too_large_for_one_gpu_is_spread_over_several() -> None:
     model, four = catalog.base_model("llama-2-13b"), catalog.instance("ml.g5.12xlarge")
     found = fit.check(model, four, method="lora", rank=16, max_length=2048)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -68,6 +69,35 @@ def test_a_stream_that_the_service_ends_is_an_error_with_its_words() -> None:
     assert next(pieces)
     with pytest.raises(KitError, match="The answer broke off: Your model primary did not complete"):
         list(pieces)
+
+
+def asking(**calls: Any) -> Workspace:
+    """A workspace whose runtime has these calls only."""
+    return cast(Workspace, SimpleNamespace(aws=SimpleNamespace(client=lambda _: SimpleNamespace(**calls))))
+
+
+def test_an_encoder_decoder_is_asked_without_a_stream_which_its_image_refuses() -> None:
+    def answered(**request: Any) -> dict[str, Any]:
+        asked = json.loads(request["Body"])
+        return {"Body": BytesIO(json.dumps([{"generated_text": f"stream {asked.get('stream', False)}"}]).encode())}
+
+    workspace = asking(invoke_endpoint=answered)
+    assert list(inference.stream(workspace, inference.Deployed("x", "seq2seq"), "hello")) == ["stream False"]
+
+
+def test_an_answer_that_took_too_long_is_told_with_what_helps() -> None:
+    told = "Your invocation timed out while waiting for a response from container primary."
+    late = ClientError(
+        {"Error": {"Code": "ModelError", "Message": told}, "OriginalStatusCode": 0, "OriginalMessage": told},  # type: ignore[typeddict-unknown-key]
+        "InvokeEndpoint",
+    )
+
+    def fails(**_: Any) -> None:
+        raise late
+
+    with pytest.raises(KitError, match="timed out") as caught:
+        inference.invoke(asking(invoke_endpoint=fails), inference.Deployed("x", "causal"), "hello")
+    assert caught.value.fix.startswith("ask for fewer tokens")
 
 
 def test_decoder_models_get_messages_and_encoder_decoders_get_inputs() -> None:

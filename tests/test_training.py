@@ -18,6 +18,7 @@ from iam import as_user
 
 from llmtuner_kit import (
     archive_checks,
+    catalog,
     cleanup,
     dataset,
     endpoints,
@@ -233,6 +234,11 @@ def test_gated_model_asks_for_a_secret_before_anything_is_spent(
     monkeypatch.setenv("HF_TOKEN_SECRET_ARN", name)
     with pytest.raises(SettingsError, match="which is no ARN of a secret"):
         training.start(ready, asked)
+
+
+def test_a_model_of_the_hub_is_fetched_to_the_instances_own_disk() -> None:
+    """The container's root volume has no room to spare beside the image; SageMaker's scratch folder has the whole disk."""
+    assert training._environment(catalog.base_model("flan-t5-xl"), "ada") == {"HF_HOME": "/tmp/huggingface"}
 
 
 def test_a_key_is_given_for_the_archive_and_none_for_disks_that_hardware_encrypts(ready: Workspace) -> None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import disk
 from failures import TrainingError
 from folders import Folders
 from hyperparameters import Hyperparameters
 from supported import check_config
 
 DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
-WEIGHTS = ("*.safetensors",)
+INDEX = "model.safetensors.index.json"
 LONGEST_DEFAULT = 2048  # tokens of a row when max_length is 0 and the model could read more
 
 
@@ -89,12 +90,18 @@ def fetch_weights(base: Base, asked_revision: str) -> None:
     """Download the weights of a base model of the Hub; others have them already."""
     if base.hub_id:
         print(f"downloading the weights of {base.hub_id}", flush=True)
-        _download(base.hub_id, asked_revision, WEIGHTS)
+        _download(base.hub_id, asked_revision, _weight_files(base.folder))
         if not any(base.folder.glob("*.safetensors")):
             raise TrainingError(
                 f"{base.hub_id} has no .safetensors file at revision {asked_revision or 'main'}: choose a revision "
                 "that has them; pickled weights are not loaded"
             )
+
+
+def _weight_files(folder: Path) -> tuple[str, ...]:
+    """The files that transformers will read: some models of the Hub have all their weights a second time beside them."""
+    index = _read(folder / INDEX)
+    return tuple(sorted(set(index["weight_map"].values()))) if index else ("model.safetensors",)
 
 
 def _download(model_id: str, revision: str, patterns: tuple[str, ...]) -> Path:
@@ -121,6 +128,8 @@ def _download(model_id: str, revision: str, patterns: tuple[str, ...]) -> Path:
             "the ARN of a Secrets Manager secret in HF_TOKEN_SECRET_ARN)"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if disk.is_full(error):
+            raise TrainingError(f"the disk is too small for the weights of {model_id}: {disk.LARGER}") from error
         raise TrainingError(
             f"{model_id} cannot be downloaded ({error}): in a job without internet, stage the model in S3 and pass it "
             "as channel model"

@@ -3,6 +3,9 @@
 Before the first step there is nothing to save, so the job ends at once, unless a checkpoint is there that the job was
 about to go on from: then it is loaded and written as a model like any other. Later the trainer ends after the last
 complete step.
+
+What the largest models write takes longer than those 120 s. Such a job is told when its time is over (LLMTUNER_STOP_AFTER)
+and ends by itself, early enough to write its model and to be no stopped job at all.
 """
 
 import os
@@ -10,6 +13,7 @@ import signal
 import sys
 from types import FrameType
 
+from failures import TrainingError
 from folders import Folders
 
 
@@ -30,4 +34,17 @@ class Stop:
             print("stop signal received before the first step: there is nothing to save", flush=True)
             sys.exit(0)
         print("stop signal received: saving the last complete step", flush=True)
+        self.asked = True
+
+    def end_after(self, seconds: float) -> None:
+        """Ask for the end after so many seconds. Raises TrainingError then, where nothing has been learnt."""
+        signal.signal(signal.SIGALRM, self._on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+
+    def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.is_training and not any(self._folders.checkpoints.glob("step-*")):
+            raise TrainingError(
+                "the job's time limit is over before its first step: raise max_runtime_minutes or budget_usd"
+            )
+        print("the time limit is near: saving the last complete step", flush=True)
         self.asked = True

@@ -64,6 +64,8 @@ def _run(folders: Folders, stop: Stop) -> None:
     from encoding import Encoder
     from hyperparameters import Hyperparameters
 
+    if seconds := os.environ.get("LLMTUNER_STOP_AFTER"):
+        stop.end_after(float(seconds) - (time.monotonic() - STARTED))
     settings = Hyperparameters.from_strings(folders.hyperparameters())
     if settings.method == "qlora" and not launch.count_gpus():
         raise TrainingError("method qlora needs an NVIDIA GPU, this machine has none: use lora, or a GPU instance")

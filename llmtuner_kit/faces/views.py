@@ -69,6 +69,7 @@ def quote(made: Quote) -> Card:
         ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
         ("work", f"{made.tokens:,} tokens of {made.rows:,} rows"),
         ("time on AWS", _range(made.seconds)),
+        ("of that", "; ".join(f"{part} {_range(seconds)}" for part, seconds in made.parts.items())),
         ("money on AWS", str(made.money)),
         ("price", costs.priced(made.price)),
         _end(made),

@@ -1,7 +1,9 @@
 """Where a base model comes from: a Hub that answers on this machine, with a gate and a token."""
 
+import errno
 import json
 import logging
+import shutil
 import sys
 import threading
 import types
@@ -10,12 +12,13 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from test_train import start
 from tiny_jobs import JobMaker
 
 import base as base_module
-from base import fetch_weights, locate_base
+from base import Base, fetch_weights, locate_base
 from failures import TrainingError
 from folders import Folders
 from hyperparameters import Hyperparameters
@@ -66,10 +69,12 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(models: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
-    """The Hub's address, and what it is asked."""
+def hub(models: dict[str, Path], tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The Hub's address, and what it is asked. Its model has its weights twice, as Mistral 7B has."""
     asked: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, models["causal"], asked))
+    folder = shutil.copytree(models["causal"], tmp_path / "hub")
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder, asked))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", asked
     server.shutdown()
@@ -104,6 +109,7 @@ def test_with_a_token_small_files_come_first_and_no_log_ever_shows_it(
         text = process.communicate()[0]
     assert process.returncode == 0, text
     fetched = [line.rpartition("/")[2] for line in hub[1] if line.startswith("GET") and "/resolve/" in line]
+    assert [name for name in fetched if name.endswith(".safetensors")] == ["model.safetensors"]
     assert fetched[-1] == "model.safetensors"
     assert text.index("data checked") < text.index("downloading the weights of acme/gated")
     written = [
@@ -113,6 +119,22 @@ def test_with_a_token_small_files_come_first_and_no_log_ever_shows_it(
     assert not any(TOKEN.encode() in content for content in written)
     manifest = json.loads((base / "model" / "manifest.json").read_text())
     assert manifest["base"] == {"model_id": "acme/gated", "revision": COMMIT, "family": "causal"}
+
+
+def test_of_weights_in_several_files_those_of_the_index_are_fetched_and_a_full_disk_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    weights = {"weight_map": {"a": parts[0], "b": parts[1], "c": parts[0]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(weights))
+
+    def full(_: str, **options: object) -> None:
+        assert options["allow_patterns"] == parts
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(TrainingError, match="the disk is too small for the weights of acme/large: give the job"):
+        fetch_weights(Base(tmp_path, "acme/large", COMMIT, {}, hub_id="acme/large"), COMMIT)
 
 
 def test_a_model_the_hub_does_not_know_is_named(job: tuple[Path, dict[str, str]]) -> None:

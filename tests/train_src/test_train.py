@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import types
 from contextlib import ExitStack
 from pathlib import Path
@@ -203,6 +204,34 @@ def test_a_job_stopped_while_it_is_loading_a_checkpoint_leaves_that_checkpoints_
         models.append((manifest["metrics"]["steps"], weights(base)))
     assert "resumed from checkpoint" in text
     assert models[0] == models[1]
+
+
+def test_a_job_whose_time_is_over_ends_by_itself_with_its_model(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = make_job(max_steps=4, evaluation_samples=0)
+    step = trainer.Trainer._step
+
+    def timed(self: trainer.Trainer, numbers: list[int]) -> bool:
+        if self.progress.step == 2:
+            self.stop.end_after(0)
+            while not self.stop.asked:
+                time.sleep(0.001)
+        return step(self, numbers)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", timed)
+    assert run_job(base) == 0
+    assert "the time limit is near: saving the last complete step" in capfd.readouterr().out
+    metrics = json.loads((base / "model" / "manifest.json").read_text())["metrics"]
+    assert (metrics["steps"], metrics["finished"]) == (2, False)
+
+
+def test_a_job_whose_time_is_over_before_its_first_step_fails_with_what_to_raise(make_job: JobMaker) -> None:
+    base = make_job(evaluation_samples=0)
+    with start(base, LLMTUNER_STOP_AFTER="0.1") as process:
+        process.communicate()
+    assert process.returncode == 1
+    assert "raise max_runtime_minutes or budget_usd" in (base / "output" / "failure").read_text()
 
 
 def test_a_stop_does_not_wait_for_an_evaluation(make_job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:

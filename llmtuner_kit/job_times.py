@@ -1,0 +1,95 @@
+"""How long a training job takes, part by part: what SageMaker bills besides the training itself.
+
+All of it is modelled but the training's speed; times are billable seconds of each instance, as (low, high).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llmtuner_kit.catalog import BaseModel, Instance
+from llmtuner_kit.settings import TrainSettings
+
+# Starting the container and loading the libraries, billed from the download on. Modelled.
+START_SECONDS = (60.0, 240.0)
+# Rates in bytes per second at which weights come from the Hub or S3, and at which an archive is packed and sent. Modelled.
+FETCH_RATE = (60e6, 250e6)
+PACK_RATE = (25e6, 100e6)
+# At which the job itself writes an archive, reads it again to check it and sums it. Modelled.
+WRITE_RATE = (100e6, 400e6)
+# A token of an answer takes the job this long besides one, or two, readings of all weights. Modelled.
+_TOKEN_SECONDS = (0.02, 0.06)
+_ANSWER_TOKENS, _PROBE_TOKENS = 96, 4 * 24
+# SageMaker kills a stopping job after this time; what lies in /opt/ml/model then is packed and uploaded, billed too.
+KILL_SECONDS = 120
+# The trainer looks at the validation rows ten times, less often where that took more than this share of its time.
+_VALIDATIONS, _VALIDATION_SHARE = 10, 0.1
+# A forward pass costs half of a training token; the trainer counts with a third.
+_FORWARD_SHARE, _COUNTED_SHARE = 0.5, 1 / 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job has to do: rows and tokens of the splits, tokens of its own answers, the longest row."""
+
+    rows: int
+    tokens: int
+    forward_tokens: int
+    max_length: int
+    answer_tokens: int = 0
+
+
+def work_of(prepared: dict[str, Any], model: BaseModel, settings: TrainSettings) -> Work:
+    """The work of a job from the result of 02_prepare."""
+    splits = prepared["splits"]
+    tokens = int(splits["train"]["tokens"] * settings.epochs)
+    if settings.max_steps:
+        tokens = min(tokens, settings.max_steps * settings.batch_tokens)
+    seen = {name: int((splits.get(name) or {}).get("tokens") or 0) for name in ("validation", "test")}
+    affordable = int(_VALIDATION_SHARE * tokens / max(1.0, _COUNTED_SHARE * seen["validation"]))
+    forward = max(1, min(_VALIDATIONS, affordable)) * seen["validation"] + 2 * seen["test"]
+    # Base and tuned answer all samples in one batch each, and the probes of the archive's check one by one.
+    answers = _PROBE_TOKENS + (2 * _ANSWER_TOKENS if seen["test"] and settings.evaluation_samples else 0)
+    length = settings.max_length or int(prepared.get("max_length") or 0) or min(2048, model.context)
+    return Work(int(splits["train"]["rows"]), tokens, forward, length, answers)
+
+
+def _archive_bytes(model: BaseModel) -> float:
+    return 2.0 * model.parameters
+
+
+def save_seconds(model: BaseModel) -> int:
+    """What a job that is stopped by its limit still takes, at most: until it is killed, then to pack and send."""
+    return KILL_SECONDS + math.ceil(_archive_bytes(model) / PACK_RATE[0])
+
+
+def stop_after(model: BaseModel, limit: int) -> int:
+    """Seconds of the job's own code after which it must write its model; 0 where that is done in half the time to kill."""
+    writing = _archive_bytes(model) / WRITE_RATE[0]
+    return max(60, int(limit - START_SECONDS[1] - writing)) if writing > KILL_SECONDS / 2 else 0
+
+
+def parts(
+    model: BaseModel, instance: Instance, work: Work, speed: tuple[float, float]
+) -> dict[str, tuple[float, float]]:
+    """Billable seconds of each instance for each part of the work, (low, high)."""
+    stored, archive = float(model.stored_bytes * model.parameters), _archive_bytes(model)
+    reading = archive / (instance.bandwidth_gbs * 1e9)
+    least, most = (
+        (
+            START_SECONDS[end] + stored / FETCH_RATE[1 - end],
+            work.tokens / speed[1 - end],
+            _FORWARD_SHARE * work.forward_tokens / speed[1 - end]
+            + work.answer_tokens * (_TOKEN_SECONDS[end] + (1 + end) * reading),
+            archive / WRITE_RATE[1 - end] + archive / PACK_RATE[1 - end],
+        )
+        for end in (0, 1)
+    )
+    return dict(zip(("start", "training", "evaluation", "archive"), zip(least, most, strict=True), strict=True))
+
+
+def total(parts: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    low, high = (sum(ends) for ends in zip(*parts.values(), strict=True))
+    return low, high

@@ -1,0 +1,57 @@
+"""How long jobs take, part by part, at the size of 7B and 13B models."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmtuner_kit import catalog, job_times, quotes
+from llmtuner_kit.settings import TrainSettings
+
+MINUTE = 60
+
+
+def quoted(model_id: str, train: int = 1_000_000, held_out: int = 125_000, **asked: object) -> quotes.Quote:
+    """The quote of a job on the model's own instance type."""
+    model = catalog.base_model(model_id)
+    splits = {
+        name: {"rows": count // 500, "tokens": count}
+        for name, count in (("train", train), ("validation", held_out), ("test", held_out))
+    }
+    settings = TrainSettings.model_validate({"model_id": model_id, "instance_type": model.instance, **asked})
+    work = job_times.work_of({"splits": splits, "max_length": 512}, model, settings)
+    return quotes.make_quote(model, work, settings, "us-east-1", charged=True)
+
+
+def test_the_parts_of_a_quote_are_all_of_it_and_grow_with_the_model() -> None:
+    small, large = quoted("smollm2-1.7b-instruct"), quoted("llama-2-13b")
+    for made in (small, large):
+        for end in (0, 1):
+            assert sum(part[end] for part in made.parts.values()) == pytest.approx(made.seconds[end])
+    assert all(large.parts[part] > small.parts[part] for part in ("start", "archive"))
+    # 26 GB written and checked at 100 to 400 MB/s, packed and sent at 25 to 100.
+    assert large.parts["archive"] == (pytest.approx(325, rel=0.01), pytest.approx(1302, rel=0.01))
+
+
+def test_what_the_hub_keeps_in_fp32_takes_twice_as_long_to_fetch() -> None:
+    model = catalog.base_model("flan-t5-xl")
+    low, high = quoted("flan-t5-xl").parts["start"]
+    assert (low, high) == (
+        pytest.approx(60 + 4 * model.parameters / 250e6),
+        pytest.approx(240 + 4 * model.parameters / 60e6),
+    )
+
+
+@pytest.mark.parametrize(("held_out", "evaluations"), [(1_000, 10), (50_000, 6), (125_000, 2), (4_000_000, 1)])
+def test_validation_is_counted_as_often_as_the_trainer_affords_it(held_out: int, evaluations: int) -> None:
+    model = catalog.base_model("llama-2-7b")
+    splits = {"train": {"rows": 9, "tokens": 1_000_000}, "validation": {"rows": 9, "tokens": held_out}}
+    work = job_times.work_of({"splits": splits}, model, TrainSettings())
+    assert work.forward_tokens == evaluations * held_out
+
+
+def test_a_job_that_cannot_write_its_model_while_it_is_being_stopped_ends_by_itself_in_time() -> None:
+    made = quoted("llama-2-13b", budget_usd=5.0)
+    writing = 2 * catalog.base_model("llama-2-13b").parameters / job_times.WRITE_RATE[0]
+    assert made.stop_after_seconds == int(made.max_runtime_seconds - 4 * MINUTE - writing)
+    assert made.usd_at_most == pytest.approx(5, abs=0.01)
+    assert quoted("smollm2-1.7b-instruct", budget_usd=5.0).stop_after_seconds == 0
