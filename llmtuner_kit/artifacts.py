@@ -21,6 +21,7 @@ from llmtuner_kit.workspace import Workspace
 Progress = Callable[[str, int, int], None]
 # SigV4 links made with long-lived keys work for seven days at most; temporary credentials end sooner.
 LONGEST_LINK_MINUTES = 7 * 24 * 60
+_UNPACKED = 1.4  # bytes inside for each byte of an archive of bf16 weights
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def download(workspace: Workspace, settings: DownloadSettings, progress: Progres
     if settings.folder:
         folder = Path(settings.folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
+        if settings.unpack:
+            _require_room(folder / link.file_name, link.bytes)
         archive = _fetch(workspace, job_name, folder / link.file_name, progress)
         made = _opened(made, archive, folder / job_name) if settings.unpack else _listed(made, archive)
     run = runs.open_run(workspace, settings.run_name)
@@ -135,6 +138,13 @@ def download(workspace: Workspace, settings: DownloadSettings, progress: Progres
     }
     run.save("download", settings=settings.model_dump(), result=result)
     return made
+
+
+def _require_room(archive: Path, size: int) -> None:
+    """Before hours are spent on it: room for what has still to come, and for what is inside. Raises DataError."""
+    partial = archive.with_name(archive.name + ".part")
+    there = sum(path.stat().st_blocks * 512 for path in (archive, partial) if path.exists())
+    downloads.require_room(archive, max(0, size - there) + int(_UNPACKED * size))
 
 
 def _fetch(workspace: Workspace, job_name: str, target: Path, progress: Progress | None) -> Path:

@@ -39,12 +39,13 @@ class _Crc32:
         return self._value.to_bytes(4)
 
 
-# Strongest first. CRC32C and CRC64NVME need a library of AWS's that the kit has no other use for.
+# What checksums are made of, strongest first. CRC32C and CRC64NVME need a library of AWS's that the kit has no other use for.
 _ALGORITHMS: Mapping[str, Callable[[], Digest]] = {
     "SHA256": hashlib.sha256,
     "SHA1": lambda: hashlib.sha1(usedforsecurity=False),
     "CRC32": _Crc32,
 }
+_SUMS = {**_ALGORITHMS, "MD5": lambda: hashlib.md5(usedforsecurity=False)}  # of ETags
 
 
 def part_size(size: int) -> int:
@@ -63,7 +64,7 @@ def sha256(data: bytes) -> str:
 
 def new(algorithm: str) -> Digest:
     """A digest of one of S3's algorithms, to be fed."""
-    return _ALGORITHMS[algorithm]()
+    return _SUMS[algorithm]()
 
 
 def text(digest: Digest) -> str:
@@ -97,6 +98,13 @@ def of_object(head: Mapping[str, Any]) -> tuple[str, str]:
 def matches(path: Path, algorithm: str, checksum: str, part: int) -> bool:
     """Whether a file has a checksum that S3 keeps; `part` is the size of the object's first part in bytes."""
     return _of_file(path, algorithm, part if "-" in checksum else 0) == checksum
+
+
+def has_etag(path: Path, etag: str, part: int) -> bool:
+    """Whether a file has the ETag that S3 makes of MD5 sums: of its bytes, or `...-n` over those of its n parts."""
+    made = _of_file(path, "MD5", part if "-" in etag else 0)
+    digest, dash, count = made.partition("-")
+    return base64.b64decode(digest).hex() + dash + count == etag
 
 
 def _of_file(path: Path, algorithm: str, part: int) -> str:

@@ -60,9 +60,11 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
             continue
         count, size = _delete_prefix(workspace, prefix, really=wanted)
         if count:
-            (removed if wanted else kept).append(
-                f"{what}: {count} {'object' if count == 1 else 'objects'}, {size / 1e6:,.1f} MB"
-            )
+            told = f"{what}: {count} {'object' if count == 1 else 'objects'}, {size / 1e6:,.1f} MB"
+            if wanted:
+                removed.append(told)
+            else:
+                kept.append(told + _storage(size, workspace.aws.region))
     run.save("cleanup", settings=settings.model_dump(), result={"removed": removed, "kept": kept})
     return CleanUp(tuple(removed), tuple(kept))
 
@@ -89,6 +91,14 @@ def _await_settled(workspace: Workspace, name: str, *, sleep: Callable[[float], 
         if found is None or found["EndpointStatus"] not in endpoints.BUSY - {"Deleting"}:
             return
         sleep(1.0)
+
+
+def _storage(size: int, region: str) -> str:
+    """What it costs to keep so many bytes in S3; nothing is said of less than a cent."""
+    monthly = costs.storage_per_month(size, region)
+    if monthly is None:
+        return ", which S3 bills by the month" if size >= 10**9 else ""
+    return f", {costs.usd(monthly)} a month in S3" if monthly >= 0.01 else ""
 
 
 def _uploads_prefix(workspace: Workspace, run: runs.Run) -> str:

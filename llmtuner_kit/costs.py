@@ -126,6 +126,12 @@ def running_cost(
     return None if found is None else found.usd_per_hour * count * seconds / 3600
 
 
+def storage_per_month(size: int, region: str) -> float | None:
+    """USD a month for so many bytes in S3 Standard, or None when the region's price is unknown."""
+    found = _packaged()["storage_usd_per_gb_month"].get(region)
+    return None if found is None else found["usd"] * size / 1e9
+
+
 def cost_range(
     instance_type: str, region: str, seconds: tuple[float, float], count: int = 1, use: Use = "training"
 ) -> Money:

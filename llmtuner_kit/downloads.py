@@ -9,6 +9,7 @@ name when it is whole and verified. Every request asks for the version that the 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class _Object:
-    """One version of an object; `part` is the size of its parts where its checksum is made of theirs, else 0."""
+    """One version of an object; `part` is the size of its parts where its checksum or ETag is made of theirs, else 0."""
 
     bucket: str
     key: str
@@ -50,6 +51,7 @@ class _Object:
     algorithm: str
     checksum: str
     part: int
+    has_md5: bool  # in its ETag
 
     @property
     def range(self) -> int:
@@ -66,9 +68,10 @@ def fetch(client: Any, bucket: str, key: str, target: Path, moved: Moved | None 
     source = _look(client, bucket, key)
     if _is_there(source, target):
         notify(source.size)
-        return Fetched(target, source.size, 0, source.algorithm)
+        return Fetched(target, source.size, 0, source.algorithm or "MD5")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = PartialFile(target, source.etag, source.size, source.range)
+    require_room(target, sum(end - start for start, end in partial.missing()))
     received = _receive(client, source, partial, notify)
     if not _is_whole(source, partial):
         partial.drop()
@@ -78,6 +81,16 @@ def fetch(client: Any, bucket: str, key: str, target: Path, moved: Moved | None 
         )
     partial.done()
     return Fetched(target, source.size, received, source.algorithm or "size")
+
+
+def require_room(target: Path, size: int) -> None:
+    """Raises DataError where the disk of a file to be written has less room than these bytes."""
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        raise DataError(
+            f"{target.name} takes {size / 1e9:.1f} GB more; the disk of {target.parent.resolve()} has {free / 1e9:.1f} GB.",
+            fix="make room, or choose a folder on another disk",
+        )
 
 
 def fetch_folder(client: Any, uri: str, folder: Path, moved: Callable[[int, int], None] | None = None) -> list[Fetched]:
@@ -137,15 +150,20 @@ def _look(client: Any, bucket: str, key: str) -> _Object:
         raise
     algorithm, checksum = checksums.of_object(head)
     part = 0
-    if "-" in checksum:
+    if "-" in (checksum or head["ETag"]):
         first = client.head_object(Bucket=bucket, Key=key, PartNumber=1, IfMatch=head["ETag"])
         part = int(first["ContentLength"])
-    return _Object(bucket, key, head["ETag"], int(head["ContentLength"]), algorithm, checksum, part)
+    # Under a KMS key an ETag is no sum of the bytes.
+    has_md5 = head.get("ServerSideEncryption", "AES256") == "AES256"
+    return _Object(bucket, key, head["ETag"], int(head["ContentLength"]), algorithm, checksum, part, has_md5)
 
 
 def _is_there(source: _Object, target: Path) -> bool:
-    if not source.checksum or not target.is_file() or target.stat().st_size != source.size:
+    """Whether the file has the same bytes. What other writers have put into S3 may have no checksum known here."""
+    if not target.is_file() or target.stat().st_size != source.size:
         return False
+    if not source.checksum:
+        return source.has_md5 and checksums.has_etag(target, source.etag.strip('"'), source.part)
     return checksums.matches(target, source.algorithm, source.checksum, source.part)
 
 

@@ -8,13 +8,14 @@ import json
 import random
 import tarfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from llmtuner_kit import artifacts, packing
-from llmtuner_kit.errors import IntegrityError
+from llmtuner_kit import artifacts, downloads, packing
+from llmtuner_kit.errors import DataError, IntegrityError
 
 
 def packed(path: Path, *members: tuple[str, bytes | str]) -> Path:
@@ -89,6 +90,17 @@ def test_archive_larger_than_the_disk_is_told_so(tmp_path: Path, monkeypatch: py
     archive = packed(tmp_path / "a.tar.gz", ("model.safetensors", bytes(11)))
     with pytest.raises(IntegrityError, match=r"has 0\.0 GB free"):
         packing.unpack(archive, tmp_path / "model")
+
+
+@pytest.mark.parametrize(("free", "fits"), [(2400, True), (2399, False)])
+def test_room_for_an_archive_and_for_what_is_inside_is_asked_for_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+) -> None:
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with nullcontext() if fits else pytest.raises(DataError, match="make room"):
+        artifacts._require_room(tmp_path / "a.tar.gz", 1000)
+    (tmp_path / "a.tar.gz.part").write_bytes(bytes(4096))  # what is there already takes no more room
+    artifacts._require_room(tmp_path / "a.tar.gz", 1000)
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"no gzip at all", lambda _: b""])

@@ -28,3 +28,15 @@ def test_an_object_that_s3_keeps_is_named_although_the_request_succeeded() -> No
     assert cleanup._delete_prefix(workspace, "users/ada/uploads/x/", really=False) == (2, 2)
     with pytest.raises(AccessError, match=r"1 of 2 objects below users/ada/uploads/x/ .*b\.csv: Access Denied"):
         cleanup._delete_prefix(workspace, "users/ada/uploads/x/", really=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "region", "told"),
+    [
+        (10_500_000_000, "us-east-1", ", $0.24 a month in S3"),
+        (200_000_000, "us-east-1", ""),
+        (10_500_000_000, "eu-south-2", ", which S3 bills by the month"),
+    ],
+)
+def test_what_is_kept_is_told_with_what_it_costs_a_month(size: int, region: str, told: str) -> None:
+    assert cleanup._storage(size, region) == told

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +142,42 @@ class _Damaged:
 
     def iter_chunks(self, _: int) -> Any:
         yield bytes(self._data)
+
+
+class _Unsummed(_Meddling):
+    """S3 as it keeps what SageMaker has written: with no checksum that is known here."""
+
+    def head_object(self, **options: Any) -> Any:
+        head = self._client.head_object(**options)
+        return {name: value for name, value in head.items() if not name.startswith("Checksum")}
+
+
+@pytest.mark.parametrize("size", [5, 20 << 20])
+def test_what_has_no_known_checksum_is_kept_by_its_etag(
+    workspace: Workspace, client: Any, prefix: str, tmp_path: Path, size: int
+) -> None:
+    """An archive of 7B weights is not fetched again each time a notebook runs."""
+    (tmp_path / "source").write_bytes(os.urandom(size))
+    client.upload_file(str(tmp_path / "source"), workspace.bucket, prefix + "plain")
+    unsummed, target = _Unsummed(client), tmp_path / "copy"
+    made = downloads.fetch(unsummed, workspace.bucket, prefix + "plain", target)
+    assert (made.verified_by, made.bytes_received) == ("size", size)
+    again = downloads.fetch(unsummed, workspace.bucket, prefix + "plain", target)
+    assert (again.verified_by, again.bytes_received) == ("MD5", 0)
+    with target.open("r+b") as file:
+        file.write(b"other")
+    assert downloads.fetch(unsummed, workspace.bucket, prefix + "plain", target).bytes_received == size
+    assert target.read_bytes() == (tmp_path / "source").read_bytes()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_fetched(
+    workspace: Workspace, client: Any, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = put(workspace, prefix, tmp_path / "source", 1000)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
+    with pytest.raises(DataError, match=r"takes 0\.0 GB more; the disk of .* has 0\.0 GB"):
+        downloads.fetch(client, workspace.bucket, key, tmp_path / "copy")
+    assert not list(tmp_path.glob("copy*"))
 
 
 def test_damaged_bytes_are_never_given_the_files_name(
