@@ -99,6 +99,7 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     the budget does not cover the time to live, ConflictError when the name serves another model.
     """
     quoted = endpoint_quotes.quote(workspace, settings)
+    settings = settings.model_copy(update={"instance_type": quoted.instance_type})
     job_name, model, until_expiry = quoted.job_name, quoted.model, quoted.usd_until_expiry
     archive = artifacts.archive_head(workspace, job_name)
     endpoint_quotes.require_fit(quoted)

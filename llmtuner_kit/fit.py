@@ -6,7 +6,8 @@ GPUs spread one between them (FSDP2).
 
 Speed is modelled: floating point operations of a token (2 a weight forwards, 2 for the gradient of activations, 2 for
 the gradient of weights where they are trained, 2 more where activations are computed again) at a share of the GPU's
-dense bf16 peak. The share is a range, because it is a model and no measurement.
+dense bf16 peak, and for weights that are spread, the time in which they reach each GPU. Shares and rates are ranges,
+because they are a model and no measurement.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ UTILISATION = (0.18, 0.55)
 MOST_TOKENS_PER_SECOND = (17_000.0, 30_000.0)
 # Several GPUs exchange gradients; a fifth is a cautious loss.
 PARALLEL_SHARE = 0.8
+# Bytes a second at which spread weights reach a GPU: over PCIe, over NVLink, over the network between machines. Modelled.
+_PCIE_RATE, _NVLINK_RATE, _NETWORK_RATE = (3e9, 12e9), (60e9, 200e9), (0.5e9, 3e9)
+_NVLINKED = ("A100",)
 # fp32 peak of a GPU without bf16 (T4), in TFLOP/s.
 FP32_TFLOPS = 8.1
 # Reading 4-bit weights back to bf16 for every product costs little in large passes (2 % measured) and more in small ones.
@@ -180,20 +184,51 @@ def smallest_instance(
 
 
 def tokens_per_second(
-    model: BaseModel, instance: Instance, *, method: str, count: int = 1, checkpointing: bool = False
+    model: BaseModel,
+    instance: Instance,
+    *,
+    method: str,
+    count: int = 1,
+    checkpointing: bool = False,
+    spread_pass_tokens: int = 0,
 ) -> tuple[float, float]:
-    """Modelled training speed as a range (slow, fast), all GPUs of all instances together."""
+    """Modelled training speed as a range (slow, fast), all GPUs of all instances together.
+
+    `spread_pass_tokens`: tokens of one pass of a GPU where the weights are spread over all of them; each pass then waits
+    for all weights, forwards and backwards, and sends its gradients where they are trained.
+    """
     # A token of an encoder-decoder passes one of its two halves.
     weights = model.parameters / 2 if model.family == "seq2seq" else float(model.parameters)
     operations = (4.0 + (2.0 if method == "full" else 0.0) + (2.0 if checkpointing else 0.0)) * weights
     peak = (instance.bf16_tflops or FP32_TFLOPS) * 1e12 * (_FOUR_BIT_SHARE if method == "qlora" else 1.0)
     gpus = instance.gpus * count
     scale = gpus if gpus == 1 else gpus * PARALLEL_SHARE
+    sent = model.parameters * (8 if method == "full" else 4) / spread_pass_tokens if spread_pass_tokens else 0.0
     slow, fast = (
-        min(peak * share / operations, most) * scale
-        for share, most in zip(UTILISATION, MOST_TOKENS_PER_SECOND, strict=True)
+        scale / (1 / min(peak * share / operations, most) + sent / rate)
+        for share, most, rate in zip(UTILISATION, MOST_TOKENS_PER_SECOND, _gather_rate(instance, count), strict=True)
     )
     return slow, fast
+
+
+def reading_seconds(
+    model: BaseModel, instance: Instance, *, count: int = 1, spread: bool = False
+) -> tuple[float, float]:
+    """Seconds (fast, slow) for all weights to be read once in bf16, as for every token of an answer.
+
+    From a GPU's own memory, or, where they are `spread` over GPUs, from all of these.
+    """
+    weights = 2.0 * model.parameters
+    if spread:
+        slow, fast = _gather_rate(instance, count)
+        return weights / fast, weights / slow
+    return weights / (instance.bandwidth_gbs * 1e9), 2 * weights / (instance.bandwidth_gbs * 1e9)
+
+
+def _gather_rate(instance: Instance, count: int) -> tuple[float, float]:
+    if count > 1:
+        return _NETWORK_RATE
+    return _NVLINK_RATE if instance.gpu in _NVLINKED else _PCIE_RATE
 
 
 def tensor_parallel(model: BaseModel, instance: Instance) -> int:

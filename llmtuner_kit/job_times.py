@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from llmtuner_kit.catalog import BaseModel, Instance
+from llmtuner_kit.catalog import BaseModel
 from llmtuner_kit.settings import TrainSettings
 
 # Starting the container and loading the libraries, billed from the download on. Modelled.
@@ -19,7 +19,7 @@ FETCH_RATE = (60e6, 250e6)
 PACK_RATE = (25e6, 100e6)
 # At which the job itself writes an archive, reads it again to check it and sums it. Modelled.
 WRITE_RATE = (100e6, 400e6)
-# A token of an answer takes the job this long besides one, or two, readings of all weights. Modelled.
+# A token of an answer takes the job this long besides one reading of all weights. Modelled.
 _TOKEN_SECONDS = (0.02, 0.06)
 _ANSWER_TOKENS, _PROBE_TOKENS = 96, 4 * 24
 # SageMaker kills a stopping job after this time; what lies in /opt/ml/model then is packed and uploaded, billed too.
@@ -72,17 +72,19 @@ def stop_after(model: BaseModel, limit: int) -> int:
 
 
 def parts(
-    model: BaseModel, instance: Instance, work: Work, speed: tuple[float, float]
+    model: BaseModel, work: Work, speed: tuple[float, float], reading: tuple[float, float]
 ) -> dict[str, tuple[float, float]]:
-    """Billable seconds of each instance for each part of the work, (low, high)."""
+    """Billable seconds of each instance for each part of the work, (low, high).
+
+    `speed` in tokens a second (slow, fast), `reading` the seconds in which all weights are read once (fast, slow).
+    """
     stored, archive = float(model.stored_bytes * model.parameters), _archive_bytes(model)
-    reading = archive / (instance.bandwidth_gbs * 1e9)
     least, most = (
         (
             START_SECONDS[end] + stored / FETCH_RATE[1 - end],
             work.tokens / speed[1 - end],
             _FORWARD_SHARE * work.forward_tokens / speed[1 - end]
-            + work.answer_tokens * (_TOKEN_SECONDS[end] + (1 + end) * reading),
+            + work.answer_tokens * (_TOKEN_SECONDS[end] + reading[end]),
             archive / WRITE_RATE[1 - end] + archive / PACK_RATE[1 - end],
         )
         for end in (0, 1)

@@ -118,6 +118,7 @@ def quote(
     """What the job will take; `run`: the settings' run, if it is open; `measure`: `measured_speed`, or what knows it."""
     run = run or runs.open_run(workspace, settings.run_name)
     model = chosen_model(run, settings)
+    settings = _placed(settings, model)
     work = work_of(run.result("prepare"), model, settings)
     measured = (measure or measured_speed)(workspace, model, settings) if workspace.aws.charged else None
     return make_quote(model, work, settings, workspace.aws.region, charged=workspace.aws.charged, measured=measured)
@@ -127,6 +128,11 @@ def chosen_model(run: Run, settings: TrainSettings) -> BaseModel:
     """The base model of the settings, else the one of 00_start, else the one the data was prepared for."""
     start = (run.section("start") or {}).get("settings", {})
     return catalog.base_model(settings.model_id or start.get("model_id") or run.result("prepare")["model_id"])
+
+
+def _placed(settings: TrainSettings, model: BaseModel) -> TrainSettings:
+    """The settings with the base model's own instance type, where they name none."""
+    return settings.model_copy(update={"instance_type": settings.instance_type or model.instance})
 
 
 def make_quote(
@@ -139,14 +145,15 @@ def make_quote(
     measured: tuple[float, str] | None = None,
 ) -> Quote:
     """The quote of a known amount of work. Pure but for the price book. `measured`: (tokens per second, where from)."""
+    settings = _placed(settings, model)
     instance = catalog.instance(settings.instance_type)
     fits = _fit(model, instance, work, settings)
-    speed = _speed(model, instance, fits, settings)
+    speed = _speed(model, instance, work, fits, settings)
     basis = f"modelled at {fit.UTILISATION[0]:.0%} to {fit.UTILISATION[1]:.0%} of the {instance.gpu}'s peak"
     if measured:
         speed = (measured[0] * (1 - _MEASURED_SPREAD), measured[0] * (1 + _MEASURED_SPREAD))
         basis = f"measured by {measured[1]}, within {_MEASURED_SPREAD:.0%}"
-    parts = job_times.parts(model, instance, work, speed)
+    parts = job_times.parts(model, work, speed, _reading(model, instance, fits, settings))
     seconds = job_times.total(parts)
     money = costs.cost_range(instance.instance_type, region, seconds, settings.instance_count)
     save = job_times.save_seconds(model)
@@ -225,10 +232,22 @@ def _fit(model: BaseModel, instance: Instance, work: Work, settings: TrainSettin
     )
 
 
-def _speed(model: BaseModel, instance: Instance, fits: fit.Fit, settings: TrainSettings) -> tuple[float, float]:
+def _speed(
+    model: BaseModel, instance: Instance, work: Work, fits: fit.Fit, settings: TrainSettings
+) -> tuple[float, float]:
+    share = max(work.max_length, settings.batch_tokens // (instance.gpus * settings.instance_count))
     return fit.tokens_per_second(
-        model, instance, method=settings.method, count=settings.instance_count, checkpointing=fits.checkpointing
+        model,
+        instance,
+        method=settings.method,
+        count=settings.instance_count,
+        checkpointing=fits.checkpointing,
+        spread_pass_tokens=min(max(fits.micro_tokens, work.max_length), share) if fits.sharded else 0,
     )
+
+
+def _reading(model: BaseModel, instance: Instance, fits: fit.Fit, settings: TrainSettings) -> tuple[float, float]:
+    return fit.reading_seconds(model, instance, count=settings.instance_count, spread=fits.sharded)
 
 
 def _options(model: BaseModel, work: Work, settings: TrainSettings, region: str) -> list[Option]:
@@ -243,8 +262,9 @@ def _options(model: BaseModel, work: Work, settings: TrainSettings, region: str)
         batch_tokens=settings.batch_tokens,
         dropout=settings.lora_dropout,
     ):
-        speed = _speed(model, instance, _fit(model, instance, work, one), one)
-        seconds = job_times.total(job_times.parts(model, instance, work, speed))
+        fits = _fit(model, instance, work, one)
+        speed = _speed(model, instance, work, fits, one)
+        seconds = job_times.total(job_times.parts(model, work, speed, _reading(model, instance, fits, one)))
         found.append(Option(instance.instance_type, seconds, costs.cost_range(instance.instance_type, region, seconds)))
     return sorted(found, key=lambda item: (item.money.high is None, item.money.high or 0.0))
 

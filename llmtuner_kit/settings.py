@@ -211,7 +211,9 @@ class TrainSettings(RunSettings):
         3, ge=0, le=50, description="held-out prompts answered by base and tuned in the job"
     )
     instance_type: str = Field(
-        "ml.g5.xlarge", description="SageMaker instance type", json_schema_extra={"choices": "training_instances"}
+        "",
+        description="SageMaker instance type; empty: the one that suits the base model",
+        json_schema_extra={"choices": "training_instances"},
     )
     instance_count: int = Field(1, ge=1, le=16, description="number of instances")
     spot: bool = Field(False, description="managed spot: cheaper, may be interrupted, resumes from its checkpoint")
@@ -230,7 +232,7 @@ class TrainSettings(RunSettings):
     @field_validator("instance_type")
     @classmethod
     def _instance(cls, value: str) -> str:
-        return catalog.instance(value).instance_type
+        return catalog.instance(value).instance_type if value else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -263,7 +265,9 @@ class DeploySettings(RunSettings):
     job_name: str = Field("", description="training job whose model to deploy; empty: the one of this run")
     endpoint_name: str = Field("", description="name of the endpoint; empty: from the job's name")
     instance_type: str = Field(
-        "ml.g5.xlarge", description="SageMaker instance type", json_schema_extra={"choices": "hosting_instances"}
+        "",
+        description="SageMaker instance type; empty: the one that suits the base model",
+        json_schema_extra={"choices": "hosting_instances"},
     )
     min_instances: int = Field(1, ge=1, le=64, description="fewest instances")
     max_instances: int = Field(1, ge=1, le=64, description="most instances; above the fewest: autoscaling")
@@ -284,7 +288,7 @@ class DeploySettings(RunSettings):
     @field_validator("instance_type")
     @classmethod
     def _instance(cls, value: str) -> str:
-        return catalog.instance(value).instance_type
+        return catalog.instance(value).instance_type if value else value
 
     @model_validator(mode="after")
     def _range(self) -> Self:

@@ -155,6 +155,7 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
     """Resolve names, role and image, and put code and base model where the job will look for them."""
     prepared = run.result("prepare")
     model = chosen_model(run, settings)
+    settings = settings.model_copy(update={"instance_type": made.instance_type})
     code_sha, code_uri = staging.stage_code(workspace)
     model_uri = staging.stage_model(workspace, model) if model.embedded else ""
     channels = {name: part["uri"] for name, part in prepared["splits"].items() if part["rows"]}

@@ -85,3 +85,19 @@ def test_speed_grows_with_gpus_and_falls_with_recomputing() -> None:
     again = fit.tokens_per_second(model, catalog.instance("ml.g5.2xlarge"), method="lora", checkpointing=True)
     assert four[0] == pytest.approx(one[0] * 3.2)
     assert again[0] < one[0] < one[1]
+
+
+def test_spread_weights_are_waited_for_in_every_pass_and_token() -> None:
+    model, four = catalog.base_model("llama-2-13b"), catalog.instance("ml.g5.12xlarge")
+    whole = fit.tokens_per_second(model, four, method="lora")
+    small, large = (
+        fit.tokens_per_second(model, four, method="lora", spread_pass_tokens=count) for count in (1024, 16384)
+    )
+    for end in (0, 1):
+        assert small[end] < large[end] < whole[end]
+        # 4 bytes a weight for each pass, at 3 to 12 GB/s.
+        waited = 4 * model.parameters / (3e9, 12e9)[end]
+        assert 1024 * 3.2 / small[end] - 1024 * 3.2 / whole[end] == pytest.approx(waited)
+    nvlink = catalog.instance("ml.p4d.24xlarge")
+    assert fit.reading_seconds(model, nvlink, spread=True) < fit.reading_seconds(model, four, spread=True)
+    assert fit.reading_seconds(model, four) < fit.reading_seconds(model, four, spread=True)

@@ -15,7 +15,12 @@ DAY = 86400
 
 
 def limit(seconds: float = 1200.0, **asked: float) -> int:
-    return quotes.runtime_limit(TrainSettings.model_validate(asked), (seconds / 2, seconds), "us-east-1", 300)
+    return quotes.runtime_limit(
+        TrainSettings.model_validate({"instance_type": "ml.g5.xlarge"} | asked),
+        (seconds / 2, seconds),
+        "us-east-1",
+        300,
+    )
 
 
 def test_a_generous_budget_asks_for_no_longer_run_than_accounts_usually_may() -> None:
@@ -100,3 +105,12 @@ def test_a_budget_that_only_pays_for_saving_the_work_is_too_small() -> None:
     paid = quoted(enough + 0.01)
     quotes.require_budget(paid)
     assert (paid.max_runtime_seconds + paid.save_seconds) * rate / 3600 <= enough + 0.01
+
+
+@pytest.mark.parametrize("model", [m for m in catalog.BASE_MODELS if m.hub_id], ids=lambda model: model.model_id)
+def test_a_form_left_as_it_is_quotes_a_job_that_can_be_started(model: catalog.BaseModel) -> None:
+    splits = {"train": {"rows": 1000, "tokens": 300_000}}
+    work = quotes.work_of({"splits": splits}, model, TrainSettings())
+    made = quotes.make_quote(model, work, TrainSettings(), "us-east-1", charged=False)
+    assert (made.instance_type, made.fit.fits) == (model.instance, True)
+    assert not [note for note in made.notes if "own memory" in note]

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,12 @@ def save(
     Where the weights are spread over the processes, all must call it together; only one of them `writes`.
     """
     parameters = model.named_parameters()
-    weights = {name: whole(parameter) for name, parameter in parameters.items()}
-    moments = {f"{name}|{key}": whole(v) for name, p in parameters.items() for key, v in optimizer.state[p].items()}
-    best = {name: whole(tensor) for name, tensor in best.items()}
+    weights = _whole(parameters.items(), keep=writes)
+    moments = _whole(
+        ((f"{name}|{key}", value) for name, p in parameters.items() for key, value in optimizer.state[p].items()),
+        keep=writes,
+    )
+    best = _whole(best.items(), keep=writes)
     final = folder / f"step-{step:08d}"
     if not writes:
         return final
@@ -116,6 +120,16 @@ def newest(folder: Path) -> Checkpoint | None:
             )
         print(f"checkpoint {candidate.name} is incomplete and is passed over", flush=True)
     return None
+
+
+def _whole(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
+    """The whole of each tensor, which all processes gather. Who does not write keeps none: a host has one memory."""
+    found = {}
+    for name, tensor in tensors:
+        value = whole(tensor)
+        if keep:
+            found[name] = value
+    return found
 
 
 def _save(tensors: dict[str, Any], path: Path) -> None:

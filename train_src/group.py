@@ -26,6 +26,11 @@ class Group:
         """Whether this process writes files and metric lines."""
         return self.rank == 0
 
+    @property
+    def is_one_host(self) -> bool:
+        """Whether all processes see the same disk."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) == self.size
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all processes, in one message."""
         if self.size == 1:

@@ -296,8 +296,11 @@ class Trainer:
         print(f"checkpoint {folder.name} saved", flush=True)
 
     def _resume(self) -> None:
-        # Only the first host is sure to have the checkpoint on its disk.
-        found = self.group.from_leader(checkpoints.newest(self.folders.checkpoints) if self.group.leads else None)
+        reads = self.group.leads or self.group.is_one_host
+        found = checkpoints.newest(self.folders.checkpoints) if reads else None
+        if not self.group.is_one_host:
+            # Only the first host is sure to have it on its disk. Where all have, 7B weights and their moments are not sent.
+            found = self.group.from_leader(found)
         if found is None:
             return
         try:
