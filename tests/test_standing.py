@@ -118,7 +118,7 @@ def test_a_quote_says_what_is_paid_at_most_and_what_the_step_would_refuse(
     assert " to $" in facts["money on AWS"]
     assert "too little" in facts["budget"]
     assert "too little for the job to be started" in short.blocked
-    large = asked.model_copy(update={"model_id": "llama-2-13b"})
+    large = asked.model_copy(update={"model_id": "llama-2-13b", "instance_type": "ml.g5.xlarge"})
     card = views.live_quote()(large)
     assert f"set instance_type to {card.offer['instance_type']!r}" in card.blocked
     charged = dataclasses.replace(training.quote(workspace, asked), charged=True, budget_usd=0.0)

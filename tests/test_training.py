@@ -219,7 +219,7 @@ def test_stopped_job_is_an_outcome_not_an_error(asked: set[str], ready: Workspac
 
 def test_model_that_does_not_fit_names_the_instance_that_does(ready: Workspace) -> None:
     with pytest.raises(SettingsError, match=r"does not fit ml.g5.xlarge") as caught:
-        training.start(ready, wanted(ready, model_id="llama-2-13b", method="full"))
+        training.start(ready, wanted(ready, model_id="llama-2-13b", method="full", instance_type="ml.g5.xlarge"))
     assert caught.value.fix
 
 
