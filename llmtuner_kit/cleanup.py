@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from llmtuner_kit import costs, endpoints, runs, training
+from llmtuner_kit import artifacts, costs, endpoints, runs, training
 from llmtuner_kit.dataset import processing
-from llmtuner_kit.errors import AccessError
+from llmtuner_kit.errors import AccessError, NotFoundError
 from llmtuner_kit.settings import CleanupSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -51,7 +51,14 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
             kept.append(f"{facts['kind']} job {name}, which is still running")
     trained = [name for name, facts in jobs.items() if facts["kind"] == "training"]
     prefixes = (
-        *(("checkpoints", settings.delete_checkpoints, workspace.paths.checkpoints(name)) for name in trained),
+        *(
+            (
+                "checkpoints",
+                settings.delete_checkpoints and (settings.delete_model or _has_model(workspace, name)),
+                workspace.paths.checkpoints(name),
+            )
+            for name in trained
+        ),
         *(("model archive", settings.delete_model, f"{workspace.paths.models}/{name}/") for name in trained),
         ("uploads", settings.delete_uploads, _uploads_prefix(workspace, run)),
     )
@@ -77,6 +84,14 @@ def _running(workspace: Workspace, name: str, kind: str) -> bool:
         return training.job_status(workspace, name) == "InProgress"
     found = processing.described(workspace, name)
     return found is not None and found["ProcessingJobStatus"] == "InProgress"
+
+
+def _has_model(workspace: Workspace, job_name: str) -> bool:
+    """Whether a job has written its whole model; until then its checkpoints are all there is of its work."""
+    try:
+        return bool(artifacts.output_file(workspace, job_name, "manifest.json"))
+    except NotFoundError:
+        return False
 
 
 def _remember_end(run: runs.Run, key: str, deployed: dict[str, Any]) -> None:

@@ -318,7 +318,7 @@ class CleanupSettings(RunSettings):
         True, description="delete the endpoint of this run, its configuration and model entry"
     )
     stop_job: bool = Field(True, description="stop the jobs of this run that are still running")
-    delete_checkpoints: bool = Field(True, description="delete the checkpoints of a completed job")
+    delete_checkpoints: bool = Field(True, description="delete the checkpoints of jobs that have written their model")
     delete_uploads: bool = Field(False, description="delete the uploaded files of this run")
     delete_model: bool = Field(False, description="delete the tuned model archive of this run")
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from packed import tar
 
-from llmtuner_kit import cleanup
+from llmtuner_kit import cleanup, runs
 from llmtuner_kit.errors import AccessError
+from llmtuner_kit.settings import CleanupSettings
 from llmtuner_kit.workspace import Workspace
 
 
@@ -40,3 +42,26 @@ def test_an_object_that_s3_keeps_is_named_although_the_request_succeeded() -> No
 )
 def test_what_is_kept_is_told_with_what_it_costs_a_month(size: int, region: str, told: str) -> None:
     assert cleanup._storage(size, region) == told
+
+
+def test_checkpoints_stay_until_the_job_has_written_its_model_or_that_is_deleted_too(workspace: Workspace) -> None:
+    """A stopped job of a large model may leave nothing else of what was paid for."""
+    run = runs.open_run(workspace, "demo", create=True)
+    facts = {"kind": "training", "instance_type": "ml.g5.xlarge", "quote": {"usd": [0, 1]}}
+    client, names = workspace.aws.client("s3"), ("written", "broken")
+    for name in names:
+        run.note("jobs", name, facts)
+        client.put_object(Bucket=workspace.bucket, Key=workspace.paths.checkpoints(name) + "step-1/a", Body=b"x")
+        output = tar({"manifest.json": b"{}"} if name == "written" else {}, "w:gz")
+        client.put_object(Bucket=workspace.bucket, Key=workspace.paths.output_archive(name), Body=output)
+
+    def left() -> list[str]:
+        pages = [client.list_objects_v2(Bucket=workspace.bucket, Prefix=workspace.paths.checkpoints(n)) for n in names]
+        return [name for name, page in zip(names, pages, strict=True) if page["KeyCount"]]
+
+    asked = CleanupSettings(run_name="demo", user_id=workspace.user_id)
+    done = cleanup.clean_up(workspace, asked)
+    assert left() == ["broken"]
+    assert [line for line in done.kept if line.startswith("checkpoints")] == ["checkpoints: 1 object, 0.0 MB"]
+    cleanup.clean_up(workspace, asked.model_copy(update={"delete_model": True}))
+    assert left() == []

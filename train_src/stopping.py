@@ -2,7 +2,7 @@
 
 Before the first step there is nothing to save, so the job ends at once, unless a checkpoint is there that the job was
 about to go on from: then it is loaded and written as a model like any other. Later the trainer ends after the last
-complete step.
+complete step. A model that is not written by then is given up: its half would be packed and sent for nothing.
 
 What the largest models write takes longer than those 120 s. Such a job is told when its time is over (LLMTUNER_STOP_AFTER)
 and ends by itself, early enough to write its model and to be no stopped job at all.
@@ -15,6 +15,8 @@ from types import FrameType
 
 from failures import TrainingError
 from folders import Folders
+
+WRITING_SECONDS = 105  # of the 120 until SageMaker kills the job
 
 
 class Stop:
@@ -35,6 +37,8 @@ class Stop:
             sys.exit(0)
         print("stop signal received: saving the last complete step", flush=True)
         self.asked = True
+        signal.signal(signal.SIGALRM, self._give_up)
+        signal.setitimer(signal.ITIMER_REAL, WRITING_SECONDS)
 
     def end_after(self, seconds: float) -> None:
         """Ask for the end after so many seconds. Raises TrainingError then, where nothing has been learnt."""
@@ -48,3 +52,10 @@ class Stop:
             )
         print("the time limit is near: saving the last complete step", flush=True)
         self.asked = True
+
+    def _give_up(self, _number: int, _frame: FrameType | None) -> None:
+        """Half a model is worth nothing, and would be packed and sent for money."""
+        raise TrainingError(
+            "stopped, and there was no time to write the model: what it has learnt is in its last checkpoint, in S3 "
+            "below checkpoints/ under the job's name"
+        )

@@ -22,6 +22,8 @@ from tiny_jobs import ROWS, JobMaker, own_model, run_job
 
 import checkpoints
 import evaluation
+import parity
+import stopping
 import train
 import trainer
 from generation import Generator
@@ -239,6 +241,30 @@ def test_a_job_whose_time_is_over_ends_by_itself_with_its_model(
     assert "the time limit is near: saving the last complete step" in capfd.readouterr().out
     metrics = json.loads((base / "model" / "manifest.json").read_text())["metrics"]
     assert (metrics["steps"], metrics["finished"]) == (2, False)
+
+
+def test_a_model_that_is_not_written_before_the_kill_is_given_up_and_its_checkpoint_kept(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_job(max_steps=4, evaluation_samples=0)
+    step = trainer.Trainer._step
+
+    def stopped(self: trainer.Trainer, numbers: list[int]) -> bool:
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, numbers)
+
+    def endless(*_: object) -> None:
+        while True:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", stopped)
+    monkeypatch.setattr(parity, "check", endless)
+    monkeypatch.setattr(stopping, "WRITING_SECONDS", 2)
+    assert run_job(base) == 1
+    assert (base / "output" / "failure").read_text().startswith("stopped, and there was no time to write the model")
+    assert not [*(base / "model").iterdir()]
+    assert checkpoints.newest(base / "checkpoints")
 
 
 def test_a_job_whose_time_is_over_before_its_first_step_fails_with_what_to_raise(make_job: JobMaker) -> None:

@@ -41,13 +41,16 @@ def own_model(base: Path) -> Path:
 
 
 def run_job(base: Path) -> int:
-    """Run train.py's main in this process; its stop handler does not outlive it."""
+    """Run train.py's main in this process; its handlers and its timer do not outlive it."""
     import train
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    timer = signal.getitimer(signal.ITIMER_REAL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAGEMAKER_BASE_DIR", str(base))
         try:
             return train.main()
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
