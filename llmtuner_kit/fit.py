@@ -39,6 +39,7 @@ FP32_TFLOPS = 8.1
 _FOUR_BIT_SHARE = 0.9
 # What a serving process keeps of a GPU for weights and cache (SM_VLLM_GPU_MEMORY_UTILIZATION).
 SERVING_SHARE = 0.9
+_LARGEST_FILE_GB = 4  # of the weights in an archive
 SERVING_CONTEXT = 4096  # longest request an endpoint takes, in tokens (SM_VLLM_MAX_MODEL_LEN)
 
 
@@ -151,7 +152,7 @@ def fitting_instances(
     """The instance types with bf16 whose GPUs and memory a job fits, the least hardware first."""
     found = []
     for item in _by_size():
-        if not item.bf16_tflops or item.memory_gb < host_memory_gb(model):
+        if not item.bf16_tflops or item.memory_gb < host_memory_gb(model, item, method):
             continue
         tried = plan(
             model, item, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens, dropout=dropout
@@ -161,16 +162,23 @@ def fitting_instances(
     return found
 
 
-def host_memory_gb(model: BaseModel) -> float:
-    """Memory of the machine (not its GPUs) that loading, merging and packing want in comfort. Modelled."""
-    return 1.3 * 2 * model.parameters / memory.GB + 4
-
-
 def least_host_memory_gb(model: BaseModel, instance: Instance, method: str) -> float:
-    """Memory of the machine without which a job is killed: one copy of the weights, converted as they are loaded or
-    merged, beside Python and CUDA."""
-    value = 4 if method == "full" or not instance.bf16_tflops else 2
-    return value * model.parameters / memory.GB + 3
+    """Memory of the machine (not its GPUs) without which a job is killed. Modelled.
+
+    One copy of the weights, where they are converted as they are loaded, or put together from 4 bits on a GPU without
+    room for them; a file of the archive as it is written; Python and CUDA.
+    """
+    weights = 2 * model.parameters / memory.GB
+    if method == "full" or not instance.bf16_tflops:
+        weights *= 2
+    elif method == "qlora" and 1.3 * weights + 2 <= memory.SAFE_SHARE * instance.gpu_memory_gb:
+        weights = 0.0
+    return max(weights, _LARGEST_FILE_GB) + 3
+
+
+def host_memory_gb(model: BaseModel, instance: Instance, method: str) -> float:
+    """The same in comfort, with room for the files that are read."""
+    return 1.3 * least_host_memory_gb(model, instance, method)
 
 
 def smallest_instance(

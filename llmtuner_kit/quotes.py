@@ -278,9 +278,11 @@ def _notes(model: BaseModel, settings: TrainSettings, fits: fit.Fit) -> list[str
     notes = []
     if settings.spot:
         notes.append("spot is billed lower, by an amount nobody can promise; the quote is the on-demand price")
-    if catalog.instance(settings.instance_type).memory_gb < fit.host_memory_gb(model):
+    instance = catalog.instance(settings.instance_type)
+    wanted = fit.host_memory_gb(model, instance, settings.method)
+    if instance.memory_gb < wanted:
         notes.append(
-            f"the machine's own memory is tight for this model (about {fit.host_memory_gb(model):.0f} GB wanted); "
+            f"the machine's own memory is tight for this model (about {wanted:.0f} GB wanted); "
             "a larger size of the same family is safer"
         )
     if fits.fits and fits.headroom < 0.05:

@@ -44,6 +44,12 @@ def test_a_machine_whose_own_memory_cannot_hold_the_weights_is_refused_with_one_
     assert not found.fits
     assert "16.5 GB of the machine's own memory" in found.why
     assert found.smallest == "ml.g5.2xlarge"
+    # In 4 bits they are put together on the GPU, and 13B on this GPU are not.
+    small = fit.check(model, catalog.instance("ml.g5.xlarge"), method="qlora", rank=16, max_length=2048)
+    assert small.fits
+    assert small.smallest == "ml.g5.xlarge"
+    large = catalog.base_model("llama-2-13b")
+    assert not fit.check(large, catalog.instance("ml.g5.xlarge"), method="qlora", rank=16, max_length=2048).fits
 
 
 def test_dropout_before_the_adapter_is_in_the_plan_as_in_the_jobs_own() -> None:

@@ -14,9 +14,6 @@ from model import TunedModel
 from stopping import Stop
 
 ANSWER_TOKENS = 96
-BATCH_TOKENS = (
-    4096  # of prompts and answers that are written together: a 7B model keeps 2 GB for them beside its weights
-)
 
 
 @dataclass(frozen=True)
@@ -92,24 +89,10 @@ def _sums(
 def answers(
     model: TunedModel, tokenizer: Any, encoder: Encoder, prompts: Sequence[list[dict[str, str]]], stop_ids: set[int]
 ) -> list[str]:
-    """The greedy answer to each prompt (a conversation without its answer), in as few batches as memory allows."""
+    """The greedy answer to each prompt (a conversation without its answer), all in one batch."""
+    if not prompts:
+        return []
     ids = [encoder.prompt_ids(messages) for messages in prompts]
-    return [text for batch in _batches(ids) for text in _answered(model, tokenizer, batch, sorted(stop_ids))]
-
-
-def _batches(ids: Sequence[list[int]]) -> list[list[list[int]]]:
-    """Prompts in their order, so many together as `BATCH_TOKENS` hold when padded; each alone where it is longer."""
-    found: list[list[list[int]]] = []
-    for prompt in ids:
-        together = [*found[-1], prompt] if found else []
-        if together and len(together) * (max(map(len, together)) + ANSWER_TOKENS) <= BATCH_TOKENS:
-            found[-1] = together
-        else:
-            found.append([prompt])
-    return found
-
-
-def _answered(model: TunedModel, tokenizer: Any, ids: list[list[int]], stop_ids: list[int]) -> list[str]:
     side = "right" if model.family == "seq2seq" else "left"
     batch = tokenizer.pad({"input_ids": ids}, padding=True, padding_side=side, return_tensors="pt").to(model.device)
     with model.generating() as network:
@@ -117,7 +100,7 @@ def _answered(model: TunedModel, tokenizer: Any, ids: list[list[int]], stop_ids:
             **batch,
             max_new_tokens=ANSWER_TOKENS,
             do_sample=False,
-            eos_token_id=stop_ids or None,
+            eos_token_id=sorted(stop_ids) or None,
             pad_token_id=tokenizer.pad_token_id,
         )
     start = 0 if model.family == "seq2seq" else batch["input_ids"].shape[1]

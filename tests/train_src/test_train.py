@@ -135,21 +135,6 @@ def test_metric_lines_have_the_agreed_form(make_job: JobMaker, capfd: pytest.Cap
     assert LINE.match(lines[1])
 
 
-def test_answers_are_written_in_as_many_batches_as_memory_asks_for(
-    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs = [make_job(name, max_steps=1, evaluation_samples=4) for name in ("together", "apart")]
-    assert run_job(jobs[0]) == 0
-    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 1)
-    assert run_job(jobs[1]) == 0
-    found = [json.loads((job / "output" / "data" / "evaluation.json").read_text())["samples"] for job in jobs]
-    assert len(found[0]) == 4
-    assert found[0] == found[1]
-    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 2 * (evaluation.ANSWER_TOKENS + 5))
-    lengths = [[len(ids) for ids in batch] for batch in evaluation._batches([[0] * n for n in (3, 5, 4, 9, 1)])]
-    assert lengths == [[3, 5], [4], [9], [1]]
-
-
 def test_what_can_be_known_to_fail_fails_before_torch_is_loaded(make_job: JobMaker) -> None:
     base = make_job(rows=[*ROWS[:8], {"instruction": "", "output": ""}])
     job = subprocess.run(
