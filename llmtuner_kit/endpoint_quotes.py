@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmtuner_kit import catalog, costs, fit, training
+from llmtuner_kit import catalog, costs, fit, job_times, training
 from llmtuner_kit.errors import BudgetError, SettingsError
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import DeploySettings
@@ -17,6 +17,7 @@ class EndpointQuote:
 
     Attributes:
         usd_per_hour: of one instance; None when the price is unknown.
+        starting_seconds: until it serves, billed like the time after it; modelled, (low, high).
         usd_until_expiry: at most, with all instances until the time to live ends; None: unknown.
     """
 
@@ -28,6 +29,7 @@ class EndpointQuote:
     fit: fit.Fit
     price: costs.Price | None
     usd_per_hour: float | None
+    starting_seconds: tuple[float, float]
     time_to_live_minutes: int
     usd_until_expiry: float | None
     budget_usd: float
@@ -55,6 +57,7 @@ def quote(workspace: Workspace, settings: DeploySettings, run: Run | None = None
         fit=fit.serving_fit(model, catalog.instance(kind)),
         price=costs.price(kind, region),
         usd_per_hour=costs.hourly(kind, region),
+        starting_seconds=job_times.endpoint_start(model),
         time_to_live_minutes=settings.time_to_live_minutes,
         usd_until_expiry=None if rate is None else rate * settings.time_to_live_minutes / 60,
         budget_usd=settings.budget_usd,

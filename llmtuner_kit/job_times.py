@@ -1,4 +1,4 @@
-"""How long a training job takes, part by part: what SageMaker bills besides the training itself.
+"""How long a training job takes, part by part: what SageMaker bills besides the training itself; and an endpoint's start.
 
 All of it is modelled but the training's speed; times are billable seconds of each instance, as (low, high).
 """
@@ -24,6 +24,8 @@ _TOKEN_SECONDS = (0.02, 0.06)
 _ANSWER_TOKENS, _PROBE_TOKENS = 96, 4 * 24
 # SageMaker kills a stopping job after this time; what lies in /opt/ml/model then is packed and uploaded, billed too.
 KILL_SECONDS = 120
+# An endpoint's instance and image, then its server's start beside the weights. Modelled.
+_HOST_SECONDS = (150.0, 480.0)
 # The trainer looks at the validation rows ten times, less often where that took more than this share of its time.
 _VALIDATIONS, _VALIDATION_SHARE = 10, 0.1
 # A forward pass costs half of a training token; the trainer counts with a third.
@@ -94,4 +96,11 @@ def parts(
 
 def total(parts: dict[str, tuple[float, float]]) -> tuple[float, float]:
     low, high = (sum(ends) for ends in zip(*parts.values(), strict=True))
+    return low, high
+
+
+def endpoint_start(model: BaseModel) -> tuple[float, float]:
+    """Seconds until an endpoint serves: instance and image, the archive fetched, unpacked and loaded, (low, high)."""
+    weights = _archive_bytes(model)
+    low, high = (_HOST_SECONDS[end] + weights / FETCH_RATE[1 - end] + weights / WRITE_RATE[1 - end] for end in (0, 1))
     return low, high

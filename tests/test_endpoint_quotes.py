@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from llmtuner_kit import catalog, costs, endpoint_quotes, fit, training
+from llmtuner_kit import catalog, costs, endpoint_quotes, fit, job_times, training
 from llmtuner_kit.endpoint_quotes import EndpointQuote
 from llmtuner_kit.errors import BudgetError, SettingsError
 from llmtuner_kit.faces import endings
@@ -33,6 +33,15 @@ def test_the_most_is_all_instances_until_the_time_to_live_ends(quoted: EndpointQ
     shown = repr(endings.quote(quoted))
     for text in ("2 to 4 x ml.g5.2xlarge", costs.usd(rate), costs.usd(rate * 12), "3 h 0 min", "set budget_usd"):
         assert text in shown
+
+
+def test_how_long_it_takes_until_it_serves_is_said_and_grows_with_the_model(quoted: EndpointQuote) -> None:
+    low, high = quoted.starting_seconds
+    assert 60 < low < high < quoted.time_to_live_minutes * 60
+    assert " min " in str(dict(endings.quote(quoted).facts)["serves after"])
+    larger = job_times.endpoint_start(catalog.base_model("llama-2-13b"))
+    assert larger[0] > low
+    assert larger[1] > high
 
 
 def test_what_an_endpoint_costs_that_nobody_deletes_is_said_with_who_can(quoted: EndpointQuote) -> None:

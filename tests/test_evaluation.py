@@ -28,6 +28,14 @@ def test_verdict_is_right_in_nearly_all_seeded_draws(shift: float, expected: str
     assert right >= 36
 
 
+def test_the_interval_of_many_rows_is_that_of_resampling_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = rows(random.Random(1), 1500, 0.05)
+    quick = evaluation.paired_interval(many)
+    monkeypatch.setattr(evaluation, "MOST_RESAMPLED", len(many))
+    assert quick == pytest.approx(evaluation.paired_interval(many), abs=0.002)
+    assert 0.01 < quick[1] - quick[0] < 0.1
+
+
 def test_no_rows_is_no_verdict() -> None:
     low, high = evaluation.paired_interval([])
     assert math.isnan(low)

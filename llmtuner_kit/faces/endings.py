@@ -50,6 +50,7 @@ def quote(made: EndpointQuote) -> Card:
         ("runs on", f"{count} x {made.instance_type}"),
         ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
         ("price", costs.priced(made.price) + (" for each" if most > 1 else "")),
+        ("serves after", " to ".join(map(duration, made.starting_seconds)) + ", which counts"),
         ("time to live", f"{duration(made.time_to_live_minutes * 60)}, {costs.usd(made.usd_until_expiry)} at most"),
         ("after that", f"{costs.usd(made.usd_per_month)} a month, as it {_deleted_by(charged=made.charged)}"),
         ("is it charged", f"yes, this is AWS{budget}" if made.charged else "no, this runs on your machine"),
