@@ -6,6 +6,7 @@ last, with the SHA-256 of every file. Nothing in it is a pickle.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import shutil
@@ -17,11 +18,13 @@ from typing import Any
 import peft
 import torch
 import transformers
+from peft.tuners.lora import LoraLayer
 
 import parity
 from encoding import Encoder
 from failures import TrainingError
-from generation import context_length
+from generation import context_length, has_gpu_room
+from lora_linear import dense, is_four_bit
 
 CODE = (
     "serve.py",
@@ -66,7 +69,7 @@ def write_archive(
     `recorded` are the trainer's own answers to the probes, where the model given here was put together from a trainer
     that spread it over several processes; otherwise they are taken from the model itself.
 
-    The model in memory is merged by it and must not be trained afterwards. Raises TrainingError when the archive,
+    The model in memory is merged by it and has no weights afterwards: it and the archive's would not fit a GPU. Raises TrainingError when the archive,
     loaded as a server loads it, answers differently.
     """
     with _work_folder(model_dir) as work:
@@ -82,7 +85,7 @@ def write_archive(
         if isinstance(model, peft.PeftModel):
             model.save_pretrained(str(work / "adapter"))
             _name_base(work / "adapter", base_info)
-            network = _merge(model, base_info)
+            network = _merge(model)
         longest = hyperparameters.get("max_length", 0)
         if base_info["family"] == "seq2seq" and longest > context_length(network.config.to_dict()):
             network.config.n_positions = longest  # T5 reads any length; servers go by what is said here
@@ -96,6 +99,7 @@ def write_archive(
         for name in CODE:
             shutil.copyfile(Path(__file__).with_name(name), work / "code" / name)
         (work / "README.md").write_text(_card(base_info, hyperparameters, metrics, dataset_sha256), encoding="utf-8")
+        _empty(model, network)
         try:
             difference = parity.check(work)
         except parity.ParityError as error:
@@ -144,27 +148,54 @@ def sha256(path: Path) -> str:
 
 
 @torch.no_grad()
-def _merge(model: Any, base_info: dict[str, str]) -> Any:
-    """The base model with the adapter in its weights. Plain adapters are added in fp32 and rounded once."""
-    if getattr(model.get_base_model(), "is_quantized", False):
-        return _merge_into_unquantised(model, base_info)
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, peft.tuners.lora.Linear)]
+def _merge(model: Any) -> Any:
+    """The base model with the adapter in its weights, added in fp32 and rounded once.
+
+    Weights in 4 bits are spread out and stay what they were in training: the adapter was trained on their rounding, and
+    on the weights before it the model would answer differently.
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if any(layer.lora_variant for layer in layers):
         return model.merge_and_unload(safe_merge=True)
+    network: Any = model.get_base_model()
+    four_bit: list[Any] = [module for module in network.modules() if is_four_bit(module)]
+    spread = 2 * sum(module.in_features * module.out_features for module in four_bit)
+    where = network.device if not spread or has_gpu_room(spread) else torch.device("cpu")
     for layer in layers:
-        weight = layer.get_base_layer().weight
-        weight.copy_(weight.float() + layer.get_delta_weight("default").float())
-    return model.unload()
+        base = layer.get_base_layer()
+        merged = dense(base).float() + layer.get_delta_weight("default").float()
+        if is_four_bit(base):
+            layer.base_layer = _plain(base, merged.to(where, torch.bfloat16))
+        else:
+            base.weight.copy_(merged)
+    network = model.unload()
+    if four_bit:
+        for name, module in list(network.named_modules()):
+            if is_four_bit(module):
+                network.set_submodule(name, _plain(module, dense(module).to(where, torch.bfloat16)))
+        network.hf_quantizer.remove_quantization_config(network)
+        network.to(where)
+    return network
 
 
-def _merge_into_unquantised(model: Any, base_info: dict[str, str]) -> Any:
-    loader: Any = transformers.AutoModelForCausalLM
-    if base_info["family"] == "seq2seq":
-        loader = transformers.AutoModelForSeq2SeqLM
-    plain = loader.from_pretrained(base_info["path"], dtype=torch.bfloat16)
-    fresh = peft.get_peft_model(plain, model.peft_config["default"])
-    peft.set_peft_model_state_dict(fresh, peft.get_peft_model_state_dict(model))
-    return _merge(fresh, base_info)
+def _plain(base: Any, weight: torch.Tensor) -> torch.nn.Linear:
+    """A layer like `base` that has this weight."""
+    with torch.device("meta"):
+        linear = torch.nn.Linear(base.in_features, base.out_features, bias=False)
+    linear.weight = torch.nn.Parameter(weight)
+    linear.bias = base.bias
+    return linear
+
+
+def _empty(*models: Any) -> None:
+    """Give up the memory of the models' weights."""
+    for model in models:
+        for parameter in model.parameters():
+            parameter.grad = None
+            parameter.data = parameter.data.new_empty(0)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _generation_config(network: Any, tokenizer: Any, stop_ids: Sequence[int]) -> transformers.GenerationConfig:

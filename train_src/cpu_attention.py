@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 128  # queries
+# exp(-80) is nothing beside the sum's largest term, exp(0). Below -87 results are denormal, and MKL takes 200 times as long.
+LEAST_EXPONENT = -80.0
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ class _BlockAttention(torch.autograd.Function):
         log_sums = query.new_empty(key_heads, heads // key_heads, tokens, dtype=torch.float32)
         for part in parts:
             q, k = _grouped(query[0, :, part.queries], key_heads), _seen(key, part)
-            weights = _scores(q, k, scale, heads)
-            largest = weights.amax(-1, keepdim=True)
-            sums = weights.sub_(largest).exp_().sum(-1, keepdim=True)
+            scores = _scores(q, k, scale, heads)
+            largest = scores.amax(-1, keepdim=True)
+            weights = _weights(scores.sub_(largest), heads)
+            sums = weights.sum(-1, keepdim=True)
             own = torch.bmm(weights.to(q.dtype), _seen(value, part)).div_(sums)
             output[part.queries] = own.view(heads, -1, size).transpose(0, 1)
             log_sums[:, :, part.queries] = sums.log_().add_(largest).view(key_heads, heads // key_heads, -1)
@@ -78,14 +81,14 @@ class _BlockAttention(torch.autograd.Function):
             q, d_out = _grouped(query[0, :, part.queries], key_heads), d_output[part.queries].transpose(0, 1)
             d_out = _grouped(d_out, key_heads)
             k, v = _seen(key, part), _seen(value, part)
-            weights = _scores(q, k, ctx.scale, heads)
-            weights.sub_(log_sums[:, :, part.queries].reshape(key_heads, -1, 1)).exp_()
+            scores = _scores(q, k, ctx.scale, heads)
+            weights = _weights(scores.sub_(log_sums[:, :, part.queries].reshape(key_heads, -1, 1)), heads)
             _add(d_value, part, torch.bmm(weights.to(q.dtype).transpose(1, 2), d_out))
             d_scores = torch.bmm(d_out, v.transpose(1, 2)).float()
-            d_scores.sub_(common[:, :, part.queries].reshape(key_heads, -1, 1)).mul_(weights).mul_(ctx.scale)
+            d_scores.sub_(common[:, :, part.queries].reshape(key_heads, -1, 1)).mul_(weights)
             low = d_scores.to(q.dtype)
-            d_query[part.queries] = torch.bmm(low, k).view(heads, -1, size).transpose(0, 1)
-            _add(d_key, part, torch.bmm(low.transpose(1, 2), q))
+            d_query[part.queries] = _scaled(low, k, ctx.scale).view(heads, -1, size).transpose(0, 1)
+            _add(d_key, part, _scaled(low.transpose(1, 2), q, ctx.scale))
         return d_query.transpose(0, 1)[None], d_key[None].to(key.dtype), d_value[None].to(key.dtype), None, None
 
 
@@ -109,10 +112,28 @@ def _add(total: Tensor, part: Block, gradient: Tensor) -> None:
 
 def _scores(query: Tensor, key: Tensor, scale: float, heads: int) -> Tensor:
     """Scaled scores in fp32, minus infinity for what comes after a query. The last query sees every key."""
-    scores = torch.bmm(query, key.transpose(1, 2)).float().mul_(scale)
-    queries = query.shape[0] * query.shape[1] // heads
-    scores.view(heads, queries, -1)[:, :, -queries:].add_(_future(BLOCK)[:queries, :queries])
+    scores = _scaled(query, key.transpose(1, 2), scale).float()
+    own = _own_keys(scores, heads)
+    own.add_(_future(BLOCK)[: own.shape[1], : own.shape[1]])
     return scores
+
+
+def _weights(scores: Tensor, heads: int) -> Tensor:
+    """exp of the scores, in place; zero for what comes after a query."""
+    weights = scores.clamp_(min=LEAST_EXPONENT).exp_()
+    _own_keys(weights, heads).tril_()
+    return weights
+
+
+def _own_keys(scores: Tensor, heads: int) -> Tensor:
+    """Of the scores (key heads, query heads of each x queries, keys) the keys that are the queries: (heads, n, n)."""
+    queries = scores.shape[0] * scores.shape[1] // heads
+    return scores.view(heads, queries, -1)[:, :, -queries:]
+
+
+def _scaled(one: Tensor, other: Tensor, scale: float) -> Tensor:
+    """scale * one @ other, a matrix for each key head."""
+    return torch.baddbmm(one.new_zeros(1), one, other, beta=0, alpha=scale)
 
 
 @functools.cache

@@ -81,11 +81,12 @@ def layer_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
 class HookedDecoder:
     """What decoders over transformers' own modules share: packed layers, and adapters added by hooks on them."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, packs: bool = True) -> None:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.shapes = layer_shapes(model)
-        pack_linears(model)
+        if packs:
+            pack_linears(model)
         self.model = model
         self.shares: list[Share] = []
         self.prefixes = Prefixes(1)
@@ -108,8 +109,8 @@ class HookedDecoder:
 class ModuleDecoder(HookedDecoder):
     """Any causal model through its own forward pass, one row after another."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, *, packs: bool = True) -> None:
+        super().__init__(model, packs=packs)
         config = model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -87,21 +87,44 @@ def _sums(
 
 
 def answers(
-    model: TunedModel, tokenizer: Any, encoder: Encoder, prompts: Sequence[list[dict[str, str]]], stop_ids: set[int]
+    model: TunedModel,
+    tokenizer: Any,
+    encoder: Encoder,
+    prompts: Sequence[list[dict[str, str]]],
+    stop_ids: set[int],
+    most_tokens: int,
 ) -> list[str]:
-    """The greedy answer to each prompt (a conversation without its answer), all in one batch."""
-    if not prompts:
-        return []
+    """The greedy answer to each prompt (a conversation without its answer).
+
+    As many are answered together as have `most_tokens` with their answers, padding counted; at least one.
+    """
     ids = [encoder.prompt_ids(messages) for messages in prompts]
+    found: list[str] = []
+    with model.generating() as network:
+        while len(found) < len(ids):
+            batch = _next_prompts(ids[len(found) :], most_tokens)
+            found += _answered(model, network, tokenizer, batch, stop_ids)
+    return found
+
+
+def _next_prompts(ids: list[list[int]], most_tokens: int) -> list[list[int]]:
+    longest = 0
+    for count, prompt in enumerate(ids):
+        longest = max(longest, len(prompt) + ANSWER_TOKENS)
+        if count and (count + 1) * longest > most_tokens:
+            return ids[:count]
+    return ids
+
+
+def _answered(model: TunedModel, network: Any, tokenizer: Any, ids: list[list[int]], stop_ids: set[int]) -> list[str]:
     side = "right" if model.family == "seq2seq" else "left"
     batch = tokenizer.pad({"input_ids": ids}, padding=True, padding_side=side, return_tensors="pt").to(model.device)
-    with model.generating() as network:
-        output = network.generate(
-            **batch,
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            eos_token_id=sorted(stop_ids) or None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    output = network.generate(
+        **batch,
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        eos_token_id=sorted(stop_ids) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     start = 0 if model.family == "seq2seq" else batch["input_ids"].shape[1]
     return [text.strip() for text in tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)]

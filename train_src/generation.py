@@ -23,6 +23,7 @@ from sampling import Chooser, Sampling, choose
 from t5 import T5Decoder
 from textstream import TextStream
 
+WORKING_BYTES = 1_000_000_000  # of a GPU, beside a model's weights
 ONE_THREAD_BYTES = 20_000_000  # of weights; below, waiting for each other costs threads more than they gain
 OWN_NAMES = ("", "tuned")  # what the archive's own weights are called in a request
 T5_LIKE = ("t5", "mt5")
@@ -75,24 +76,25 @@ class Answer:
 
 
 class Generator:
-    """A loaded archive. Decoding is for one thread at a time: batching.Scheduler's, or the caller's of `stream`."""
+    """A loaded archive. Decoding is for one thread at a time: batching.Scheduler's, or the caller's of `stream`.
 
-    def __init__(self, folder: Path) -> None:
+    `may_spread`: a model larger than its GPU is loaded all the same, for `logprobs`. Without it, MemoryError is raised.
+    """
+
+    def __init__(self, folder: Path, *, may_spread: bool = False) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.family = "seq2seq" if config.get("is_encoder_decoder") else "causal"
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        if device.type == "cpu" and size < ONE_THREAD_BYTES:
+        size = weight_bytes(folder)
+        if not torch.cuda.is_available() and size < ONE_THREAD_BYTES:
             torch.set_num_threads(1)
         loader = transformers.AutoModelForSeq2SeqLM if self.family == "seq2seq" else transformers.AutoModelForCausalLM
-        model: Any = loader.from_pretrained(folder, dtype="auto")
-        model = model.to(device).eval()
+        model: Any = loader.from_pretrained(folder, dtype="auto", device_map=_device_map(size, may_spread)).eval()
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         self.encoder = Encoder(folder, self.family)
         self.stop_ids = _stop_ids(model, self.tokenizer)
         self.limit = context_length(config)
-        self.decoder = _decoder(model, self.limit)
+        self.decoder = _decoder(model, self.family, self.limit)
         self.is_base = not (folder / "manifest.json").is_file() and not (folder / "adapter").is_dir()
         self.adapters: dict[str, Adapter] = {}
         self._own = self._own_adapter(folder / "adapter")
@@ -200,7 +202,7 @@ class Generator:
 
 def answer_logprobs(model: Any, family: str, prompt_ids: list[int], tokens: list[int]) -> Tensor:
     """The same for a model of transformers; the trainer calls it on the model it has just trained."""
-    device = next(model.parameters()).device
+    device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
     if family == "seq2seq":
         start = model.config.decoder_start_token_id
         logits = model(
@@ -213,15 +215,57 @@ def answer_logprobs(model: Any, family: str, prompt_ids: list[int], tokens: list
     return torch.log_softmax(logits.float(), dim=-1)
 
 
-def _decoder(model: Any, context: int) -> Decoder:
+class SpreadDecoder(ModuleDecoder):
+    """A model larger than its GPU: what has no room there is brought for each pass. For checks, too slow to answer."""
+
+    def __init__(self, model: Any, family: str) -> None:
+        super().__init__(model, packs=False)
+        self.family = family
+
+    @torch.inference_mode()
+    def logprobs(self, prompt_ids: list[int], tokens: list[int]) -> Tensor:
+        """As Decoder says."""
+        return answer_logprobs(self.model, self.family, prompt_ids, tokens)
+
+
+def _decoder(model: Any, family: str, context: int) -> Decoder:
     config = model.config
-    if config.is_encoder_decoder:
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        return SpreadDecoder(model, family)
+    if family == "seq2seq":
         if config.model_type not in T5_LIKE:
             raise RequestError(
                 f"encoder-decoder models of type {config.model_type} cannot be served, only T5-like ones"
             )
         return T5Decoder(model)
     return LlamaDecoder(model, context) if is_llama_like(config) else ModuleDecoder(model)
+
+
+def weight_bytes(folder: Path) -> int:
+    """What the weights in a model's folder take."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def has_gpu_room(size: int) -> bool:
+    """Whether weights of so many bytes fit what is free of the GPU now, with some to work in."""
+    return torch.cuda.is_available() and size + WORKING_BYTES <= torch.cuda.mem_get_info()[0]
+
+
+def _device_map(size: int, may_spread: bool) -> Any:
+    """Where transformers puts the weights."""
+    if not torch.cuda.is_available():
+        return None
+    if has_gpu_room(size):
+        return {"": torch.device("cuda", torch.cuda.current_device())}
+    if may_spread:
+        print(
+            f"{size / 1e9:.1f} GB of weights are more than the GPU holds: layers are brought there in turn", flush=True
+        )
+        return "auto"
+    raise MemoryError(
+        f"the model's weights take {size / 1e9:.1f} GB, and {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB of this GPU are "
+        "free: use an instance with a larger GPU"
+    )
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -98,6 +98,7 @@ class Job:
                 evaluation = self._evaluation(model, tokenizer, test, base_result, trainer)
         if evaluation:
             metrics |= {"base": evaluation["base"], "tuned": evaluation["tuned"], "test_rows": evaluation["rows"]}
+        del trainer  # its optimizer and its best weights take the room that the archive's check needs
         probes, recorded = self._probes(), None
         if model.sharded:
             # Whole models answer and are written below; what the spread one answers is recorded by all together.
@@ -148,7 +149,7 @@ class Job:
                     f"the loss of {self.base.model_id} is {result.loss} before any training: its weights are damaged, or "
                     "too large for this precision; fetch the model again, or set precision fp32"
                 )
-            texts = self._answers(model, tokenizer)
+            texts = self._answers(model, tokenizer, trainer.micro_batch_tokens)
         found = {
             "of": asked,
             "losses": result.losses,
@@ -171,7 +172,7 @@ class Job:
     ) -> dict[str, Any]:
         """Base against tuned on the test rows; written to the job's output folder."""
         tuned = score(model, test.rows, trainer.micro_batch_tokens, trainer.group, self.stop)
-        texts = self._answers(model, tokenizer)
+        texts = self._answers(model, tokenizer, trainer.micro_batch_tokens)
         base = Score(base_result["losses"], base_result["correct"], base_result["labels"])
         found = {
             "rows": len(test.rows),
@@ -206,9 +207,9 @@ class Job:
         path.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
         return found
 
-    def _answers(self, model: TunedModel, tokenizer: Any) -> list[str]:
+    def _answers(self, model: TunedModel, tokenizer: Any, most_tokens: int) -> list[str]:
         prompts = [prompt_messages(row) for row in self._samples()]
-        return answers(model, tokenizer, self.encoder, prompts, self._stop_ids(tokenizer))
+        return answers(model, tokenizer, self.encoder, prompts, self._stop_ids(tokenizer), most_tokens)
 
     def _samples(self) -> list[Any]:
         """The first test rows whose questions the model can read, with room for an answer."""
@@ -271,7 +272,6 @@ class Job:
                 "model_id": self.base.model_id,
                 "revision": self.base.revision,
                 "family": self.base.family,
-                "path": str(self.base.folder),
             },
             hyperparameters=self.settings.as_dict(),
             metrics=metrics,

@@ -40,7 +40,7 @@ def is_llama_like(config: Any) -> bool:
 
 
 class LlamaDecoder:
-    """As decoders.Decoder says."""
+    """As decoders.Decoder says. The model it is made of is empty afterwards."""
 
     def __init__(self, model: Any, context: int) -> None:
         config = model.config
@@ -56,12 +56,18 @@ class LlamaDecoder:
         self.embeddings = model.model.embed_tokens.weight.detach()
         self.norm = self._norm(model.model.norm.weight)
         self._weave = torch.arange(self.head_size).view(2, -1).t().reshape(-1)
-        self.layers = [self._layer(layer) for layer in model.model.layers]
+        self.layers = [self._laid_out(layer) for layer in model.model.layers]
         self.scripted = [scripted(layer) for layer in self.layers]
         self.turns = _turns(model.model.rotary_emb, context)
         self.block = PREFILL_TOKENS["cpu" if self.device.type == "cpu" else "cuda"]
         self.prefixes = Prefixes(self.block)
         self.bytes_per_token = 2 * len(self.layers) * self.kv_heads * self.head_size * self.dtype.itemsize
+
+    def _laid_out(self, layer: Any) -> Layer:
+        """The layer in this decoder's form. transformers' own gives up its weights: two of a model would not fit."""
+        laid_out = self._layer(layer)
+        layer.to("meta")
+        return laid_out
 
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -170,7 +176,7 @@ class LlamaDecoder:
             if len(query) == 1:
                 # The last token sees all. The heads that share keys are rows of one query.
                 grouped = query.view(1, self.kv_heads, -1, self.head_size)
-                return functional.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
+                return functional.scaled_dot_product_attention(grouped, keys, values).reshape(1, -1)
             found = functional.scaled_dot_product_attention(
                 query.transpose(0, 1)[None], keys, values, mask, is_causal=mask is None, enable_gqa=True
             )

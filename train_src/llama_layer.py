@@ -76,7 +76,7 @@ def attend_rows(query: Tensor, pairs: Tensor, slots: list[Tensor], keys: list[Te
         found.append(functional.scaled_dot_product_attention(queries[row], keys[row], values[row]))
     for _ in range(query.size(0) - len(slots)):
         found.append(found[-1])
-    return torch.cat(found).view(query.size(0), -1)
+    return torch.cat(found).reshape(query.size(0), -1)  # GPUs' kernels lay their results out in their own ways
 
 
 @dataclass

@@ -177,15 +177,20 @@ class Job:
         """Bytes of each number that layers hand on."""
         return 4 if self.is_full else self.bytes_per_weight
 
+    @property
+    def norm_bytes(self) -> float:
+        """Activation bytes per token of a frozen norm: input and result, and of T5's on a GPU the input in fp32 as well."""
+        is_plain = self.device == "cuda" and self.shape.cross_layers > 0
+        return (2 * self.bytes_per_weight + (4 if is_plain else 0)) * self.shape.hidden
+
     @cached_property
     def layer_bytes(self) -> float:
         """Activation bytes per token of one layer without its attention weights.
 
-        For each norm its input, in fp32 (a GPU's kernel keeps it as it is), and its result; queries, keys, values and
-        attention's output; of the feed-forward block the gate and the up layer's results where lora_mlp.py computes the
-        rest again, else their activation and product as well. Where the model drops at random, what was dropped. DoRA
-        and dropout before the adapter are PEFT's own arithmetic, which keeps more for each output or input of a linear
-        layer. Full fine-tuning keeps what the norms' own gradients need, and in bf16 a copy of each norm's result for
+        For each norm its input and its result; queries, keys, values and attention's output; of the feed-forward block
+        the gate and the up layer's results where lora_mlp.py computes the rest again, else their activation and product
+        as well. Where the model drops at random, what was dropped. DoRA and dropout before the adapter are PEFT's own
+        arithmetic, which keeps more for each output or input of a linear layer. Full fine-tuning keeps what the norms' own gradients need, and in bf16 a copy of each norm's result for
         each layer that reads it.
         """
         shape, value = self.shape, self.bytes_per_weight
@@ -195,12 +200,10 @@ class Job:
         if self.is_full:
             norms = ((18 if has_kernels else 26) if value == 2 else (16 if has_kernels else 24)) * shape.hidden
         else:
-            norms = 2 * ((value if has_kernels else 4) + value) * shape.hidden
+            norms = 2 * self.norm_bytes
         attention = 2 * value * (shape.query + shape.key_value)
         feed_forward = (2 if is_fused else 4 if shape.gated else 2) * value * shape.feed_forward
         dropped = value * (2 * shape.hidden + shape.feed_forward) if shape.dropout else 0
-        if shape.cross_layers and value == 2:  # T5's last product and all it is added to are fp32
-            feed_forward += 4 * shape.feed_forward + 2 * shape.hidden
         outputs = shape.query + 2 * shape.key_value + 2 * shape.hidden + (2 if shape.gated else 1) * shape.feed_forward
         inputs = 5 * shape.hidden + shape.query + shape.feed_forward
         adapter: float = 0 if self.is_full else 7 * value * self.lora_r
@@ -223,7 +226,7 @@ class Job:
         source_row, target_row = self.mean_row * (1 - target_share), self.mean_row * target_share
         # On CPU attention keeps its weights and, where it drops at random, which ones (row_attention.py).
         kept = (5 if shape.dropout else 4) * shape.heads if self.device == "cpu" else 0
-        look = (4 + value) * shape.hidden + 2 * value * shape.query + (value * shape.hidden if shape.dropout else 0)
+        look = self.norm_bytes + 2 * value * shape.query + (value * shape.hidden if shape.dropout else 0)
         encoder = self.layer_bytes + kept * source_row
         decoder = self.layer_bytes + look + kept * (target_row + source_row)
         cross = 2 * value * shape.key_value * (1 - target_share)
@@ -241,7 +244,7 @@ class Job:
             layers = self.stream * shape.hidden * depth + largest
         if self.device == "cpu":
             # The last norm, and what one layer's way back holds for a moment.
-            passing = (4 + value) * shape.hidden + 2 * value * (shape.feed_forward + shape.hidden)
+            passing = self.norm_bytes + 2 * value * (shape.feed_forward + shape.hidden)
             return micro_batch_tokens * (layers + passing), 0.0
         # Either the head is at work, or after it a feed-forward block on its way back.
         head = HEAD_CHUNK * shape.vocabulary * LOGIT_BYTES + micro_batch_tokens * 4 * self.stream * shape.hidden

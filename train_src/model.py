@@ -21,13 +21,14 @@ import attention
 import t5_attention
 from base import Base
 from batches import Batch, causal_batch, packed_seq2seq_batch, seq2seq_batch
+from cpu_layers import use_cpu_layers
 from data import Channel, Row
 from failures import TrainingError
 from hyperparameters import Hyperparameters
 from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
 from lora_mlp import fuse
-from memory import GB, Job, Plan, Shape, fitting
+from memory import CUDA_CONTEXT, GB, Job, Plan, Shape, fitting
 from replacements import apply_liger, use_native_gelu
 from sharding import is_sharded, reshard, shard, turns
 from structure import target_modules
@@ -214,7 +215,9 @@ def plan_memory(base: Base, settings: Hyperparameters, train: Channel, processes
 
 def _device_bytes(device: torch.device) -> float:
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        # Other programs may have some of it; what this one has taken already is its context, which the plan counts.
+        free, total = torch.cuda.mem_get_info(device)
+        return min(total, free + CUDA_CONTEXT)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -272,6 +275,8 @@ def load_model(
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             module = peft.get_peft_model(network, _lora_config(network, base.family, settings))
         network.to(device)
+        if computed_on.type == "cpu":
+            use_cpu_layers(network)
         plain = speed_up(module)
         if plain == _adapted(module):
             fuse(module)

@@ -66,7 +66,7 @@ def record(
 def check(folder: Path, generator: Generator | None = None) -> dict[str, float]:
     """Load the archive as a server does and compare. Returns the differences; raises ParityError when they matter."""
     recorded = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
-    generator = generator or Generator(folder)
+    generator = generator or Generator(folder, may_spread=True)
     problems = []
     if set(recorded["stop_ids"]) != generator.stop_ids:
         problems.append(f"stop tokens are {sorted(generator.stop_ids)}, trained were {recorded['stop_ids']}")

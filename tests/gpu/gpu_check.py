@@ -309,6 +309,7 @@ def check_answers(machine: Machine, report: Report, pool: ThreadPoolExecutor, ar
         for family, copy in copies.items()
         for device in ("cpu", machine.device)
     }
+    rounded = {family: pool.submit(machine.answers, archive, machine.device) for family, archive in archives.items()}
     served = {family: pool.submit(machine.served, copy) for family, copy in copies.items()}
     for family in copies:
         plain, found = asked[family, "cpu"].result(), asked[family, machine.device].result()
@@ -319,6 +320,10 @@ def check_answers(machine: Machine, report: Report, pool: ThreadPoolExecutor, ar
         same = found["tokens"] == plain["tokens"] and found["device"] == machine.device
         count = sum(map(len, plain["tokens"]))
         report.add(what, same, f"{count} greedy tokens, {len(set(plain['texts']))} different answers; {_parity(found)}")
+        own = rounded[family].result()
+        first = [[answer[0] for answer in each.get("tokens", [])] for each in (own, plain)]
+        figures = own.get("failed") or f"first tokens as in fp32; {_parity(own)}"
+        report.add(f"{family} answers as the archive is, in bf16", first[0] == first[1], figures)
         texts = served[family].result()
         report.add(
             f"{family} answers of serve.py, asked at once",

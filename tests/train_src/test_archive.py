@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
 
 import parity
 from failures import TrainingError
@@ -79,6 +79,35 @@ def test_it_loads_with_from_pretrained_as_bf16(finished: dict[str, Path], family
 @pytest.mark.parametrize("family", ["causal", "seq2seq"])
 def test_it_passes_its_own_check_when_loaded_again(finished: dict[str, Path], family: str) -> None:
     assert parity.check(finished[family] / "model")["mean_difference"] <= parity.MEAN_TOLERANCE
+
+
+# What a GPU has no room for is on the disk here.
+SPREAD = {
+    "causal": {
+        "model.embed_tokens": "cpu", "model.layers.0": "disk", "model.layers.1": "cpu", "model.norm": "cpu",
+        "model.rotary_emb": "cpu", "lm_head": "cpu",
+    },
+    "seq2seq": {
+        "shared": "cpu", "encoder.embed_tokens": "cpu", "encoder.block.0": "disk", "encoder.block.1": "cpu",
+        "encoder.final_layer_norm": "cpu", "encoder.dropout": "cpu", "decoder": "cpu", "lm_head": "cpu",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_an_archive_larger_than_the_gpu_is_checked_all_the_same(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    import generation
+
+    monkeypatch.setattr(generation, "_device_map", lambda *_: SPREAD[family])
+    shutil.copytree(finished[family] / "model", tmp_path / "model")
+    whole = Generator(tmp_path / "model", may_spread=True)
+    assert any(parameter.is_meta for parameter in whole.decoder.model.parameters())  # type: ignore[attr-defined]
+    assert parity.check(tmp_path / "model", whole)["mean_difference"] <= parity.MEAN_TOLERANCE
+    change_weights(tmp_path / "model" / "model.safetensors", lambda _, tensor: tensor * 1.2)
+    with pytest.raises(parity.ParityError, match="differ"):
+        parity.check(tmp_path / "model")
 
 
 @pytest.mark.parametrize("family", ["causal", "seq2seq"])
@@ -243,6 +272,8 @@ def test_a_planted_fault_ends_the_job_without_an_archive(
     check = parity.check
 
     def spoiled(folder: Path) -> dict[str, float]:
+        # The trainer's weights have given their room to those that are loaded now.
+        assert not any(parameter.numel() for parameter in model.parameters())
         spoil(folder)
         return check(folder)
 
@@ -252,7 +283,7 @@ def test_a_planted_fault_ends_the_job_without_an_archive(
             tmp_path / "model",
             model=model,
             tokenizer=tokenizer,
-            base_info={"model_id": "m", "revision": "1", "family": "causal", "path": str(models["causal"])},
+            base_info={"model_id": "m", "revision": "1", "family": "causal"},
             hyperparameters={"method": "lora", "learning_rate": 0.01, "seed": 1},
             metrics={"steps": 1, "tokens": 1},
             dataset_sha256="",
@@ -260,6 +291,28 @@ def test_a_planted_fault_ends_the_job_without_an_archive(
             probes=[[{"role": "user", "content": "What is the colour of thing 3?"}]],
         )
     assert not (tmp_path / "model" / "manifest.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_trained_on_four_bits_is_merged_into_the_weights_it_was_trained_on(models: dict[str, Path]) -> None:
+    import archive
+
+    def log_probabilities(model: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(input_ids=torch.arange(5, 25)[None]).logits.float().log_softmax(-1)  # type: ignore[no-any-return]
+
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(
+        models["causal"], dtype=torch.bfloat16, quantization_config=four_bits, device_map={"": "cpu"}
+    )
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(base, config)
+    trained = log_probabilities(model)
+    merged = archive._merge(model)
+    assert {type(module) for name, module in merged.named_modules() if name.endswith("_proj")} == {torch.nn.Linear}
+    torch.testing.assert_close(log_probabilities(merged), trained, atol=0.02, rtol=0)
+    assert "quantization_config" not in merged.config.to_dict()
 
 
 def test_a_job_whose_archive_fails_the_check_fails_with_the_differences(
@@ -271,11 +324,11 @@ def test_a_job_whose_archive_fails_the_check_fails_with_the_differences(
 
     honest = archive._merge
 
-    def forgetful(model: Any, base_info: dict[str, str]) -> Any:
+    def forgetful(model: Any) -> Any:
         for layer in model.modules():
             if isinstance(layer, peft.tuners.lora.Linear):
                 layer.scaling["default"] = 0.0
-        return honest(model, base_info)
+        return honest(model)
 
     monkeypatch.setattr(archive, "_merge", forgetful)
     base = make_job(epochs=3)

@@ -1,6 +1,7 @@
 """The memory plan is right about what is kept, and picks the fastest way that fits."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import math
@@ -38,6 +39,7 @@ def test_weights_are_counted_exactly_from_the_configuration(models: dict[str, Pa
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """The most that PyTorch's allocator gave out at a time, over what it had given out before."""
+    gc.collect()  # of earlier tests, which would count as given back
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     result = recorded.profiler.kineto_results  # type: ignore[union-attr]
