@@ -61,16 +61,24 @@ def actions(workspace: Workspace, job_name: str) -> list[Action]:
     """What can be done with a job: monitor, stop, download, deploy."""
     status = training.require_own_job(workspace, job_name)["TrainingJobStatus"]
     running = status in ("InProgress", "Stopping")
-    has_model = (
-        status in ("Completed", "Stopped") and _head(workspace, workspace.paths.model_archive(job_name)) is not None
-    )
-    no_model = "the job is still running" if running else f"the job is {status} and left no archive"
+    # SageMaker packs what a stopped job has left, which may be nothing.
+    is_written = status == "Completed" or (status == "Stopped" and wrote_model(workspace, job_name))
+    has_model = is_written and _head(workspace, workspace.paths.model_archive(job_name)) is not None
+    no_model = "the job is still running" if running else f"the job is {status} and left no model"
     return [
         Action("monitor", "04_monitor", True, "status, metrics and log lines"),
         Action("stop", "04_monitor", status == "InProgress", "" if status == "InProgress" else f"the job is {status}"),
         Action("download", "05_download", has_model, "" if has_model else no_model),
         Action("deploy", "06_deploy", has_model, "" if has_model else no_model),
     ]
+
+
+def wrote_model(workspace: Workspace, job_name: str) -> bool:
+    """Whether a job has written and checked its whole model: then it says so in its output."""
+    try:
+        return bool(output_file(workspace, job_name, "manifest.json"))
+    except NotFoundError:
+        return False
 
 
 def archive_head(workspace: Workspace, job_name: str) -> dict[str, Any]:
@@ -144,7 +152,8 @@ def _require_room(archive: Path, size: int) -> None:
     """Before hours are spent on it: room for what has still to come, and for what is inside. Raises DataError."""
     partial = archive.with_name(archive.name + ".part")
     there = sum(path.stat().st_blocks * 512 for path in (archive, partial) if path.exists())
-    downloads.require_room(archive, max(0, size - there) + int(_UNPACKED * size))
+    needed = max(0, size - there) + int(_UNPACKED * size)
+    downloads.require_room(archive, needed, "set unpack = False, or folder = '' for the link alone")
 
 
 def _fetch(workspace: Workspace, job_name: str, target: Path, progress: Progress | None) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmtuner_kit import artifacts, costs, endpoints, runs, training
 from llmtuner_kit.dataset import processing
-from llmtuner_kit.errors import AccessError, NotFoundError
+from llmtuner_kit.errors import AccessError
 from llmtuner_kit.settings import CleanupSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -54,7 +54,7 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
         *(
             (
                 "checkpoints",
-                settings.delete_checkpoints and (settings.delete_model or _has_model(workspace, name)),
+                settings.delete_checkpoints and (settings.delete_model or artifacts.wrote_model(workspace, name)),
                 workspace.paths.checkpoints(name),
             )
             for name in trained
@@ -84,14 +84,6 @@ def _running(workspace: Workspace, name: str, kind: str) -> bool:
         return training.job_status(workspace, name) == "InProgress"
     found = processing.described(workspace, name)
     return found is not None and found["ProcessingJobStatus"] == "InProgress"
-
-
-def _has_model(workspace: Workspace, job_name: str) -> bool:
-    """Whether a job has written its whole model; until then its checkpoints are all there is of its work."""
-    try:
-        return bool(artifacts.output_file(workspace, job_name, "manifest.json"))
-    except NotFoundError:
-        return False
 
 
 def _remember_end(run: runs.Run, key: str, deployed: dict[str, Any]) -> None:

@@ -83,13 +83,13 @@ def fetch(client: Any, bucket: str, key: str, target: Path, moved: Moved | None 
     return Fetched(target, source.size, received, source.algorithm or "size")
 
 
-def require_room(target: Path, size: int) -> None:
-    """Raises DataError where the disk of a file to be written has less room than these bytes."""
+def require_room(target: Path, size: int, otherwise: str = "") -> None:
+    """Raises DataError where the disk of a file to be written has less room than these bytes; `otherwise`: a way around."""
     free = shutil.disk_usage(target.parent).free
     if size > free:
         raise DataError(
             f"{target.name} takes {size / 1e9:.1f} GB more; the disk of {target.parent.resolve()} has {free / 1e9:.1f} GB.",
-            fix="make room, or choose a folder on another disk",
+            fix=", or ".join(filter(None, ["make room", "choose a folder on another disk", otherwise])),
         )
 
 

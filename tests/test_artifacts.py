@@ -13,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packed import tar
 
-from llmtuner_kit import artifacts, downloads, packing
+from llmtuner_kit import artifacts, downloads, packing, training
 from llmtuner_kit.errors import DataError, IntegrityError
+from llmtuner_kit.workspace import Workspace
 
 
 def packed(path: Path, *members: tuple[str, bytes | str]) -> Path:
@@ -139,3 +141,16 @@ def test_whole_archive_unpacks_and_verifies(tmp_path: Path) -> None:
     packing.unpack(archive, tmp_path / "model")
     assert artifacts.verify(tmp_path / "model")["files"]
     assert (tmp_path / "model" / "a" / "b.txt").read_bytes() == b"good"
+
+
+def test_the_empty_archive_of_a_stopped_job_is_nothing_to_download_or_deploy(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "require_own_job", lambda *_: {"TrainingJobStatus": "Stopped"})
+    client = workspace.aws.client("s3")
+    client.put_object(Bucket=workspace.bucket, Key=workspace.paths.model_archive("job"), Body=tar({}, "w:gz"))
+    seen = {item.name: (item.available, item.why) for item in artifacts.actions(workspace, "job")}
+    assert seen["download"] == seen["deploy"] == (False, "the job is Stopped and left no model")
+    output = tar({"manifest.json": b"{}"}, "w:gz")
+    client.put_object(Bucket=workspace.bucket, Key=workspace.paths.output_archive("job"), Body=output)
+    assert {item.name for item in artifacts.actions(workspace, "job") if item.available} >= {"download", "deploy"}
