@@ -244,7 +244,7 @@ def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
     Where the server holds the tuned weights only, the base's answers are those of the job's own evaluation.
     """
     target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
-    inference.require_serving(workspace, target)
+    inference.require_serving(workspace, target.endpoint_name)
     rows = [prompt_of(row) for row in test_rows(workspace, settings.run_name, settings.compare)]
     try:
         answers = _answers(workspace, target, [messages for messages, _ in rows], settings)

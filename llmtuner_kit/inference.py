@@ -225,13 +225,13 @@ def client_examples(workspace: Workspace, target: Deployed, prompt: str = "Hello
     return examples
 
 
-def require_serving(workspace: Workspace, target: Deployed) -> None:
+def require_serving(workspace: Workspace, endpoint_name: str) -> None:
     """Raises NotFoundError or NotReadyError unless the endpoint is in service."""
-    found = described(workspace.aws.client("sagemaker").describe_endpoint, EndpointName=target.endpoint_name)
+    found = described(workspace.aws.client("sagemaker").describe_endpoint, EndpointName=endpoint_name)
     if found is None:
-        raise NotFoundError(f"There is no endpoint {target.endpoint_name!r}.", fix="run 06_deploy")
+        raise NotFoundError(f"There is no endpoint {endpoint_name!r}.", fix="run 06_deploy")
     if found["EndpointStatus"] not in ("InService", "Updating"):
         raise NotReadyError(
-            f"Endpoint {target.endpoint_name!r} is {found['EndpointStatus']}.",
+            f"Endpoint {endpoint_name!r} is {found['EndpointStatus']}.",
             fix="wait in 06_deploy until it is InService",
         )

@@ -5,6 +5,7 @@ upload(workspace, UploadSettings(source="tickets.csv"))
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from llmtuner_kit.sending import Sender
 from llmtuner_kit.settings import UploadSettings
 from llmtuner_kit.workspace import Workspace
 
+_SHOWN = 8
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes done and the bytes there are; from one thread at a time."""
 
@@ -108,10 +110,9 @@ def find_files(source: str) -> tuple[list[tuple[str, Path]], list[tuple[str, str
         )
     top = Path(source).expanduser()
     if not top.exists():
-        near = ", ".join(sorted(item.name for item in top.parent.glob("*"))[:8]) if top.parent.is_dir() else ""
         raise NotFoundError(
             f"There is no file or folder {str(top)!r}.",
-            valid=f"in {str(top.parent)!r} there are: {near}" if near else "",
+            valid=_beside(top),
             fix="set source to an existing file or folder",
         )
     if top.is_file():
@@ -121,6 +122,14 @@ def find_files(source: str) -> tuple[list[tuple[str, Path]], list[tuple[str, str
             raise DataError(f"{top.name} is empty (0 bytes).", fix="choose a file that has rows")
         return [(top.name, top)], []
     return _in_folder(top)
+
+
+def _beside(missing: Path) -> str:
+    """What there is in the folder of a path that is not there; names like its own where there are any."""
+    folder = missing.parent.resolve()
+    names = sorted(item.name for item in folder.glob("*") if not kinds.is_hidden(item.name))
+    near = difflib.get_close_matches(missing.name, names, _SHOWN) or names[:_SHOWN]
+    return f"in {str(folder)!r} there are: {', '.join(near)}" if near else ""
 
 
 def _in_folder(top: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]:

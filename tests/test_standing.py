@@ -9,7 +9,7 @@ import pytest
 
 from llmtuner_kit import aws, runs, settings, training, uploads
 from llmtuner_kit.errors import KitError, NotFoundError, SettingsError
-from llmtuner_kit.faces import preparation, standing, views
+from llmtuner_kit.faces import endings, preparation, standing, views
 from llmtuner_kit.faces.forms import Form
 from llmtuner_kit.faces.show import Table
 from llmtuner_kit.workspace import Workspace
@@ -32,6 +32,23 @@ def test_the_notebook_that_has_to_run_before_is_named(workspace: Workspace) -> N
             standing.run()(settings.load(step, {"user_id": workspace.user_id}))
     named = settings.InvokeSettings(user_id=workspace.user_id, endpoint_name="another")
     assert standing.run()(named).title == "This is about"
+
+
+def test_a_step_that_has_to_wait_is_not_said_to_be_ready(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.open_run(workspace, "new", create=True)
+    run.save("train", result={"job_name": "job-1"})
+    run.save("deploy", result={"endpoint_name": "gone"})
+    job = {"TrainingJobStatus": "InProgress", "HyperParameters": {"model_id": "tiny-llama"}}
+    monkeypatch.setattr(training, "require_own_job", lambda *_: job)
+    own = {"user_id": workspace.user_id}
+    assert "wait in 04_monitor" in standing.run()(settings.DownloadSettings(**own)).blocked
+    assert "wait in 04_monitor" in endings.live_quote()(settings.DeploySettings(**own)).blocked
+    assert "run 06_deploy" in standing.run()(settings.InvokeSettings(**own)).blocked
+    assert standing.run()(settings.CleanupSettings(**own)).blocked == ""
+    archive = workspace.paths.model_archive("job-1")
+    workspace.aws.client("s3").put_object(Bucket=workspace.bucket, Key=archive, Body=b"model")
+    assert standing.run()(settings.DownloadSettings(**own)).blocked == ""
+    assert endings.live_quote()(settings.DeploySettings(**own)).blocked == ""
 
 
 def test_what_would_be_sent_is_listed_with_what_would_not(workspace: Workspace, tmp_path: Path) -> None:

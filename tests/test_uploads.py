@@ -199,3 +199,14 @@ def test_what_cannot_be_uploaded_is_refused_with_what_would_be(
     source = "" if not name else str(tmp_path / "folder" if name.startswith("folder/") else path)
     with pytest.raises(error, match=said):
         uploads.find_files(source)
+
+
+def test_a_misspelt_name_is_answered_with_the_likeliest_of_the_folder(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02d}.md").write_text("x")
+    (tmp_path / "tickets.csv").write_text("x")
+    (tmp_path / ".hidden").write_text("x")
+    with pytest.raises(NotFoundError, match=r"there are: tickets\.csv\n"):
+        uploads.find_files(str(tmp_path / "ticket.csv"))
+    with pytest.raises(NotFoundError, match=r"there are: 00\.md, 01"):
+        uploads.find_files(str(tmp_path / "other"))

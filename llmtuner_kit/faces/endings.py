@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from llmtuner_kit import costs, endpoint_quotes, evaluation, inference
+from llmtuner_kit import artifacts, costs, endpoint_quotes, evaluation, inference
 from llmtuner_kit.cleanup import CleanUp
 from llmtuner_kit.endpoint_quotes import EndpointQuote
 from llmtuner_kit.endpoints import Endpoint, EndpointStatus
@@ -13,7 +15,8 @@ from llmtuner_kit.errors import SettingsError
 from llmtuner_kit.evaluation import HeldOut
 from llmtuner_kit.faces import reading, standing
 from llmtuner_kit.faces.show import Card, Folded, Part, Table, duration
-from llmtuner_kit.settings import InvokeSettings
+from llmtuner_kit.runs import Run
+from llmtuner_kit.settings import DeploySettings, InvokeSettings
 from llmtuner_kit.start import Start
 from llmtuner_kit.workspace import Workspace
 
@@ -38,7 +41,14 @@ def status(seen: EndpointStatus) -> Card:
 
 def live_quote() -> standing.OnRun:
     """What an endpoint would cost, for the settings as they stand in the form of 06_deploy."""
-    return standing.OnRun(lambda run, settings: quote(endpoint_quotes.quote(run.workspace, settings, run)))
+
+    def look(run: Run, settings: DeploySettings) -> Card:
+        made = endpoint_quotes.quote(run.workspace, settings, run)
+        card = quote(made)
+        early = standing.refusal(made.job_name, partial(artifacts.archive_head, run.workspace))
+        return dataclasses.replace(card, blocked=early or card.blocked)
+
+    return standing.OnRun(look)
 
 
 def quote(made: EndpointQuote) -> Card:
@@ -102,7 +112,7 @@ def question(workspace: Workspace, settings: InvokeSettings) -> str:
 def answer(workspace: Workspace, settings: InvokeSettings, prompt: str) -> Iterator[str]:
     """The answer to a prompt: piece by piece, or in one piece when stream is off."""
     target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
-    inference.require_serving(workspace, target)
+    inference.require_serving(workspace, target.endpoint_name)
     options = settings.model_dump(include={"max_new_tokens", "temperature", "top_p"})
     if settings.stream:
         yield from inference.stream(workspace, target, prompt, **options)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
-from llmtuner_kit import catalog, runs, uploads
+from llmtuner_kit import artifacts, catalog, inference, runs, training, uploads
 from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.faces.show import Card, Link, Part, listed, size
 from llmtuner_kit.fit import Fit
@@ -104,7 +105,23 @@ def _run(found: Run, settings: RunSettings) -> Card:
     step, instead = _NEEDS.get(type(settings), ("", ""))
     if step and not getattr(settings, instead):
         found.result(step)
-    return Card("This is about", _made(found))
+    ready = _READY.get(type(settings))
+    blocked = refusal(settings, partial(ready, found)) if ready else ""
+    return Card("This is about", _made(found), blocked=blocked)
+
+
+def _has_archive(found: Run, settings: DownloadSettings) -> None:
+    job_name = training.job_of(found.workspace, found.name, settings.job_name, found)
+    artifacts.archive_head(found.workspace, job_name)
+
+
+def _serves(found: Run, settings: InvokeSettings) -> None:
+    endpoint_name = settings.endpoint_name or str(found.result("deploy")["endpoint_name"])
+    inference.require_serving(found.workspace, endpoint_name)
+
+
+# What raises where a step would have to be waited with.
+_READY: dict[type[RunSettings], Callable[[Run, Any], Any]] = {DownloadSettings: _has_archive, InvokeSettings: _serves}
 
 
 def _made(found: Run) -> list[tuple[str, str]]:
@@ -120,7 +137,7 @@ def _made(found: Run) -> list[tuple[str, str]]:
     return [(name, text) for name, text in made if text]
 
 
-def refusal(made: Any, *checks: Callable[[Any], None]) -> str:
+def refusal(made: Any, *checks: Callable[[Any], Any]) -> str:
     """Why a step would refuse to start with this quote, by its own checks and in its own words; else nothing."""
     try:
         for check in checks:
