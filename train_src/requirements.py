@@ -29,6 +29,12 @@ def install_for_gpus(method: str) -> None:
         print(f"going on without faster norms: {error}", flush=True)
 
 
+def pass_over_four_bit(method: str) -> None:
+    """Keep peft from loading bitsandbytes where a job has no use for it: that is a fifth of all it loads."""
+    if method != "qlora" and "bitsandbytes" not in sys.modules:
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+
+
 def _install(lines: list[str]) -> list[str]:
     missing = [line for line in lines if not _is_met(line)]
     if missing:

@@ -92,6 +92,7 @@ def _run(folders: Folders, stop: Stop) -> None:
         )
     print(f"data checked after {time.monotonic() - STARTED:.1f} s; loading {base.model_id}", flush=True)
 
+    requirements.pass_over_four_bit(settings.method)
     from job import Job
 
     Job(folders, settings, base, encoder, channels, stop).run()

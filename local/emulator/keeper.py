@@ -36,6 +36,7 @@ class Keeper:
         limits = self.context.limits
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self._follow, _REFRESH_SECONDS))
+            group.create_task(self._repeat(self._load_adapters, _REFRESH_SECONDS))
             group.create_task(self._repeat(self._deliver, limits.flush_seconds))
             group.create_task(self.queues.run())
             group.create_task(self._repeat(self._look_at_alarms, limits.alarm_seconds))
@@ -65,7 +66,6 @@ class Keeper:
                 except Exception:
                     log.exception("following %s %s failed", kind, name)
                 await asyncio.sleep(0)  # requests come first
-        await adapters.keep(self.context)
         with self.context.store.batch():
             inference_components.give_back_instances(self.context)
         self.runtime.forget_gone()
@@ -73,6 +73,10 @@ class Keeper:
         self.context.metrics.sample()
         with self.context.store.batch():
             scaling.act(self.context)
+
+    async def _load_adapters(self) -> None:
+        """Beside the rest: a container may take a minute to load one."""
+        await adapters.keep(self.context)
 
     async def _deliver(self) -> None:
         self.queues.report()

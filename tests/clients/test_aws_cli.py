@@ -6,13 +6,12 @@ import fcntl
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clients.conftest import BUCKET, ROLE, SERVING_IMAGE, Bench, unique
+from clients.conftest import BUCKET, FAST, ROLE, SERVING_IMAGE, Bench, unique
 from llmtuner_local.home import cache_folder
 
 VERSION = "1.46.3"
@@ -54,15 +53,6 @@ def aws(executable: Path, shell_variables: dict[str, str], tmp_path: Path) -> Aw
     return run
 
 
-def _until(look: Callable[[], str], end: set[str]) -> str:
-    """Ask until the answer is an end; the CLI's own `wait` commands ask every 30 and 120 seconds."""
-    deadline = time.monotonic() + 120
-    while (found := look()) not in end:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.3)
-    return found
-
-
 @pytest.mark.slow
 def test_cli_journey(aws: Aws, bench: Bench, tmp_path: Path) -> None:
     job, model, endpoint = unique("job"), unique("model"), unique("endpoint")
@@ -71,8 +61,9 @@ def test_cli_journey(aws: Aws, bench: Bench, tmp_path: Path) -> None:
     arn = aws("sagemaker", "create-training-job", "--cli-input-json", "file://request.json")["TrainingJobArn"]
     assert arn.endswith(f":training-job/{job}")
     described = ("sagemaker", "describe-training-job", "--training-job-name", job)
-    status = _until(lambda: aws(*described)["TrainingJobStatus"], {"Completed", "Failed", "Stopped"})
-    assert status == "Completed"
+    sagemaker = bench.client("sagemaker")  # waits here: the CLI's own `wait` commands ask every 30 and 120 seconds
+    sagemaker.get_waiter("training_job_completed_or_stopped").wait(TrainingJobName=job, WaiterConfig=FAST)
+    assert aws(*described)["TrainingJobStatus"] == "Completed"
     aws("sagemaker", "wait", "training-job-completed-or-stopped", "--training-job-name", job)
     filtered = ("logs", "filter-log-events", "--log-group-name", "/aws/sagemaker/TrainingJobs")
     events = aws(*filtered, "--log-stream-name-prefix", f"{job}/")["events"]
@@ -94,23 +85,17 @@ def test_cli_journey(aws: Aws, bench: Bench, tmp_path: Path) -> None:
         aws(*create, "--production-variants", variant)
     names = ("--endpoint-name", endpoint)
     aws("sagemaker", "create-endpoint", *names, "--endpoint-config-name", model)
-
-    def status_of_endpoint() -> str:
-        return str(aws("sagemaker", "describe-endpoint", *names)["EndpointStatus"])
-
-    assert _until(status_of_endpoint, {"InService", "Failed"}) == "InService"
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig=FAST)
+    assert aws("sagemaker", "describe-endpoint", *names)["EndpointStatus"] == "InService"
     aws("sagemaker", "wait", "endpoint-in-service", *names)
     assert _invoke(aws, endpoint, tmp_path) == {"echo": "hi", "name": model}
     aws("sagemaker", "update-endpoint", *names, "--endpoint-config-name", f"{model}-b")
-    assert _until(status_of_endpoint, {"InService", "Failed"}) == "InService"
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig=FAST)
     assert _invoke(aws, endpoint, tmp_path)["name"] == f"{model}-b"
 
     aws("sagemaker", "delete-endpoint", *names)
-    missing = _until(
-        lambda: "gone" if not aws("sagemaker", "list-endpoints", "--name-contains", endpoint)["Endpoints"] else "there",
-        {"gone"},
-    )
-    assert missing == "gone"
+    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=endpoint, WaiterConfig=FAST)
+    assert aws("sagemaker", "list-endpoints", "--name-contains", endpoint)["Endpoints"] == []
     aws("sagemaker", "wait", "endpoint-deleted", *names)
     for name in (model, f"{model}-b"):
         aws("sagemaker", "delete-endpoint-config", "--endpoint-config-name", name)

@@ -37,6 +37,18 @@ container = containers.start(["python3", "-c", source], base, {"PATH": os.enviro
 """
 RUNS = HARNESS + "print(container.output.read().decode(), end=''); sys.exit(container.process.wait())"
 STOPS = HARNESS + "print(container.output.readline()); container.terminate(); print('code', container.process.wait())"
+BEGINS = (
+    HARNESS
+    + """
+import time
+container.kill()
+for pause in (0, 0.001, 0.003, 0.01, 0.03):
+    container = containers.start(["python3", "-c", source], base, {"PATH": os.environ["PATH"]}, mode=mode, hide=state)
+    time.sleep(pause)
+    container.terminate()
+    print("code", container.process.wait(20))
+"""
+)
 IS_KILLED = HARNESS + "container.output.readline(); os.kill(os.getpid(), 9)"
 
 
@@ -122,6 +134,12 @@ def test_sigterm_reaches_the_program_and_ends_one_that_ignores_nothing(base: Pat
     plain = "import time; print('on', flush=True); time.sleep(60)"
     code = int(harness(STOPS, user, base, mode, plain).stdout.split()[-1])
     assert code in (143, -15)
+
+
+@EVERY_WAY
+def test_sigterm_is_not_lost_while_a_container_is_only_beginning(base: Path, mode: str, user: str) -> None:
+    done = harness(BEGINS, user, base, mode, "import time; time.sleep(60)")
+    assert done.stdout.splitlines() == ["code -15" if mode == "mapped" else "code 143"] * 5, done.stderr
 
 
 @EVERY_WAY

@@ -9,7 +9,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from emulator.conftest import BUCKET, ROLE, Cloud
-from emulator.hosting import ask, config, create, model, remove, settled, starts, variant
+from emulator.hosting import ask, config, create, deploy, describe, model, remove, settled, starts, variant
+from llmtuner_local.emulator.faults import Fault, Faults
 
 from llmtuner_kit import aws as aws_module
 
@@ -71,6 +72,23 @@ def test_replica_that_dies_is_replaced(emulator: Cloud, endpoint: str) -> None:
             return False
 
     assert emulator.until(answers, bool)
+
+
+def test_instance_whose_pings_fail_on_command_is_taken_out_until_the_fault_is_cleared(quick: Cloud) -> None:
+    name = deploy(quick, variant(model(quick)))
+
+    def serving() -> int:
+        return int(describe(quick, name)["ProductionVariants"][0]["CurrentInstanceCount"])
+
+    faults = Faults(quick.home)
+    faults.set(Fault("failed-ping", match=name))
+    quick.until(serving, lambda count: count == 0)
+    with pytest.raises(ClientError, match="ServiceUnavailable"):
+        ask(quick, name)
+    faults.clear("failed-ping")
+    quick.until(serving, lambda count: count == 1)
+    assert ask(quick, name)["body"] == "{}"
+    remove(quick, name)
 
 
 def test_several_instances_share_the_work(emulator: Cloud) -> None:

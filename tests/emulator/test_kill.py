@@ -29,8 +29,8 @@ from llmtuner_local.emulator.shim import journal
 from llmtuner_local.processes import PID_FILE, PidFile, Process, marked
 
 SEED = int(os.environ.get("KILL_SEED", "20261125"))
-MOMENTS = int(os.environ.get("KILL_MOMENTS", "50"))
-TARGETS = {"emulator": 20, "supervisor": 12, "container": 4, "localstack": 8, "everything": 6}
+MOMENTS = int(os.environ.get("KILL_MOMENTS", "30"))
+TARGETS = {"emulator": 12, "supervisor": 7, "container": 3, "localstack": 4, "everything": 4}
 TERMINAL = ("Completed", "Failed", "Stopped")
 
 
@@ -115,6 +115,12 @@ def _is_up(folder: Path) -> bool:
     """A job, or an instance that has been healthy: one whose container ends before that is given up, as on AWS."""
     lines, _ = journal.read(folder / "journal.jsonl")
     return folder.parent.name == "jobs" or any(line.get("state") == "InService" for line in lines)
+
+
+def _serves(endpoint: dict[str, Any]) -> bool:
+    """In service with an instance: one that was killed a moment ago is started again."""
+    variants = endpoint.get("ProductionVariants", [])
+    return endpoint["EndpointStatus"] == "InService" and all(item["CurrentInstanceCount"] for item in variants)
 
 
 class Check:
@@ -272,9 +278,7 @@ def finish(home: Path, journey: Journey, check: Check) -> None:
             check.job(name, job)
     for name, config in journey.ledger.endpoints.items():
         if config:
-            found = Cloud.until(
-                lambda name=name: check.endpoint(name), lambda item: item["EndpointStatus"] == "InService"
-            )
+            found = Cloud.until(lambda name=name: check.endpoint(name), _serves)
             assert found["EndpointConfigName"] == config
             assert journey.cloud.runtime.invoke_endpoint(EndpointName=name, Body=b"x")["Body"].read()
             journey.cloud.sagemaker.delete_endpoint(EndpointName=name)

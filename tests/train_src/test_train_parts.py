@@ -1,6 +1,7 @@
 """The fast arithmetic gives what the plain one gives, and batches hold what they should."""
 
 import dataclasses
+import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -23,7 +24,7 @@ import replacements
 import requirements
 from base import Base
 from batches import causal_batch
-from data import Row, load_channel, plan_epoch, share_of, split_micro
+from data import Row, iterate_steps, load_channel, plan_epoch, share_of, split_micro
 from encoding import Encoder
 from failures import TrainingError, write_failure
 from folders import Folders
@@ -280,6 +281,13 @@ def test_an_epoch_has_every_row_once_in_an_order_the_seed_decides() -> None:
     assert all(sum(len(rows[number]) for number in step) <= 200 for step in steps[:-1])
 
 
+@pytest.mark.parametrize("skip", [0, 1, 9, 10, 11, 25])
+def test_steps_go_on_where_a_job_stopped_also_in_a_later_epoch(skip: int) -> None:
+    rows = rows_of([50] * 20)  # two a step, ten steps an epoch
+    whole, rest = (iterate_steps(rows, batch_tokens=100, seed=1, skip=skip) for skip in (0, skip))
+    assert [next(rest) for _ in range(12)] == [next(whole) for _ in range(skip + 12)][skip:]
+
+
 @pytest.mark.parametrize("count", range(1, 40))
 def test_a_small_remainder_joins_the_last_step_and_loses_no_row(count: int) -> None:
     rows = rows_of([10] * count)
@@ -362,6 +370,15 @@ def test_a_gpu_job_installs_what_it_needs_and_goes_on_without_what_only_speeds_i
     monkeypatch.setattr(requirements, "KERNELS", "anything")
     requirements.install_for_gpus("lora")
     assert asked[2:] == ["anything"]
+
+
+@pytest.mark.parametrize(("method", "offered"), [("lora", False), ("full", False), ("qlora", True)])
+def test_only_a_job_in_four_bits_lets_peft_load_bitsandbytes(
+    monkeypatch: pytest.MonkeyPatch, method: str, offered: bool
+) -> None:
+    monkeypatch.setattr(sys, "modules", {name: item for name, item in sys.modules.items() if name != "bitsandbytes"})
+    requirements.pass_over_four_bit(method)
+    assert (importlib.util.find_spec("bitsandbytes") is not None) == offered  # how peft asks
 
 
 def test_each_host_starts_its_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,8 +28,10 @@ from llmtuner_local.home import LocalError
 from llmtuner_local.processes import kill, marked
 
 Mode = Literal["bwrap", "unshare", "mapped"]
-MARK = "LLMTUNER_CONTAINER"  # in the environment of every process of a container: the folder that is its /opt/ml
+# In the environment of every process of a container: a path of its own below the folder that is its /opt/ml.
+MARK = "LLMTUNER_CONTAINER"
 VARIABLE = "LLMTUNER_CONTAINERS"
+_BEGIN_SECONDS = 10.0  # a busy machine may take so long to make namespaces
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Container:
 
     process: subprocess.Popen[bytes]
     mode: Mode
-    base: Path
+    mark: Path
 
     @property
     def output(self) -> IO[bytes]:
@@ -44,8 +48,11 @@ class Container:
         return self.process.stdout
 
     def terminate(self) -> None:
-        """SIGTERM to the main process only, as SageMaker does."""
-        for pid in self._main_pids():
+        """SIGTERM to the main process only, as SageMaker does. A container that has only just started gets it as well."""
+        deadline = time.monotonic() + _BEGIN_SECONDS
+        while not (pids := self._main_pids()) and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)  # its namespaces are still being made, of which nothing tells the end
+        for pid in pids:
             try:
                 os.kill(pid, signal.SIGTERM)
             except ProcessLookupError:
@@ -67,7 +74,7 @@ class Container:
         except ProcessLookupError:
             pass
         if self.mode == "mapped":  # no namespace ends what has moved away from its parent
-            kill([process for process, _ in marked(MARK, self.base)])
+            kill([process for process, _ in marked(MARK, self.mark)])
 
     def usage(self) -> tuple[float, float]:
         """The CPU time in seconds used by what runs now, and its share (0 to 1) of this machine's memory."""
@@ -92,7 +99,8 @@ class Container:
             current = [psutil.Process(self.process.pid)]
             for _ in range(0 if self.mode == "mapped" else 2):
                 current = [child for item in current for child in item.children()]
-            return [item.pid for item in current]
+            # Before it, the shell of `unshare` has others for its mounts.
+            return [item.pid for item in current if self.mode != "unshare" or view.MAIN in item.environ()]
         except psutil.NoSuchProcess:
             return []
 
@@ -174,7 +182,8 @@ def start(
     interpreter.prepare(base)
     values |= interpreter.variables(values)
     values.setdefault("PYTHONUNBUFFERED", "1")
-    values[MARK] = str(base)
+    mark = base / uuid.uuid4().hex
+    values[MARK] = str(mark)
     view.prepare(base)
     if mode == "mapped":
         command = [part.replace("/opt/ml", str(base)) for part in command]
@@ -192,7 +201,7 @@ def start(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    container = Container(process, mode, base)
+    container = Container(process, mode, mark)
     if mode == "mapped":  # what its main process leaves running would hold the pipe open for ever
         threading.Thread(target=container._end_with_main, name="container-end", daemon=True).start()
     return container

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+MAIN = "LLMTUNER_MAIN"  # in the environment of the program itself, not of what makes its view
 TEMPORARY = "tmp"  # below the job's folder, so that it goes with it
 _SYSTEM = ("/usr", "/etc", "/opt", "/proc", "/dev", "/tmp", "/var")  # noqa: S108 - a home above one of these stays
 # Docker's default set without mknod: with sys_admin a job of root could take away what hides the rest.
@@ -120,7 +121,7 @@ def _script(command: list[str], view: View) -> str:
     if view.hide:
         lines += [f"mkdir -p {shlex.quote(str(view.hide))}", f"mount -t tmpfs none {shlex.quote(str(view.hide))}"]
     # Not `exec`: as pid 1 the program would not be ended by a SIGTERM that it does not handle.
-    free = f"setpriv --inh-caps {_CAPABILITIES} --bounding-set {_CAPABILITIES} --no-new-privs --"
+    free = f"{MAIN}=1 setpriv --inh-caps {_CAPABILITIES} --bounding-set {_CAPABILITIES} --no-new-privs --"
     return "\n".join([*lines, "cd /opt/ml", "set +e", f'{free} "$@"', "exit $?"])
 
 

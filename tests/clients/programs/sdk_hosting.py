@@ -4,12 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+from sagemaker.core.helper import session_helper
 from sagemaker.core.resources import Endpoint, EndpointConfig, Model
 from sagemaker.core.shapes import ContainerDefinition, DesiredWeightAndCapacity, ProductionVariant
 from sagemaker.serve.model_builder import ModelBuilder
 
 archive, prefix = sys.argv[1:]
 role = "arn:aws:iam::000000000000:role/llmtuner-execution"
+session_helper.EP_LOGGER_POLL = 1  # seconds between the looks of a deploy, 30 as the SDK comes
 image = "000000000000.dkr.ecr.us-east-1.amazonaws.com/own-vllm:1"
 
 

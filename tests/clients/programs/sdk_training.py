@@ -40,11 +40,11 @@ endless.train(wait=False)
 stopped = endless._latest_training_job
 stopped.stop()
 try:
-    broken._latest_training_job.wait()
+    broken._latest_training_job.wait(poll=1)
     failure = ""
 except FailedStatusError as error:
     failure = str(error)
-stopped.wait(logs=False)
+stopped.wait(poll=1, logs=False)
 
 mine = list(TrainingJob.get_all(name_contains=prefix))
 job.refresh()
