@@ -21,7 +21,7 @@ PACK_RATE = (25e6, 100e6)
 WRITE_RATE = (100e6, 400e6)
 # A token of an answer takes the job this long besides one reading of all weights. Modelled.
 _TOKEN_SECONDS = (0.02, 0.06)
-_ANSWER_TOKENS, _PROBE_TOKENS = 96, 4 * 24
+_ANSWER_TOKENS, _PROBE_TOKENS, _PROBES = 96, 24, 4
 # SageMaker kills a stopping job after this time; what lies in /opt/ml/model then is packed and uploaded, billed too.
 KILL_SECONDS = 120
 # An endpoint's instance and image, then its server's start beside the weights. Modelled.
@@ -53,7 +53,7 @@ def work_of(prepared: dict[str, Any], model: BaseModel, settings: TrainSettings)
     affordable = int(_VALIDATION_SHARE * tokens / max(1.0, _COUNTED_SHARE * seen["validation"]))
     forward = max(1, min(_VALIDATIONS, affordable)) * seen["validation"] + 2 * seen["test"]
     # Base and tuned answer all samples in one batch each, and the probes of the archive's check one by one.
-    answers = _PROBE_TOKENS + (2 * _ANSWER_TOKENS if seen["test"] and settings.evaluation_samples else 0)
+    answers = _PROBES * _PROBE_TOKENS + (2 * _ANSWER_TOKENS if seen["test"] and settings.evaluation_samples else 0)
     length = settings.max_length or int(prepared.get("max_length") or 0) or min(2048, model.context)
     return Work(int(splits["train"]["rows"]), tokens, forward, length, answers)
 
@@ -74,19 +74,21 @@ def stop_after(model: BaseModel, limit: int) -> int:
 
 
 def parts(
-    model: BaseModel, work: Work, speed: tuple[float, float], reading: tuple[float, float]
+    model: BaseModel, work: Work, speed: tuple[float, float], reading: tuple[float, float], *, spread: bool
 ) -> dict[str, tuple[float, float]]:
     """Billable seconds of each instance for each part of the work, (low, high).
 
     `speed` in tokens a second (slow, fast), `reading` the seconds in which all weights are read once (fast, slow).
+    `spread`: over several GPUs, which read them over the network; then the job answers one probe and nothing else.
     """
+    answer_tokens = _PROBE_TOKENS if spread else work.answer_tokens
     stored, archive = float(model.stored_bytes * model.parameters), _archive_bytes(model)
     least, most = (
         (
             START_SECONDS[end] + stored / FETCH_RATE[1 - end],
             work.tokens / speed[1 - end],
             _FORWARD_SHARE * work.forward_tokens / speed[1 - end]
-            + work.answer_tokens * (_TOKEN_SECONDS[end] + reading[end]),
+            + answer_tokens * (_TOKEN_SECONDS[end] + reading[end]),
             archive / WRITE_RATE[1 - end] + archive / PACK_RATE[1 - end],
         )
         for end in (0, 1)

@@ -153,7 +153,7 @@ def make_quote(
     if measured:
         speed = (measured[0] * (1 - _MEASURED_SPREAD), measured[0] * (1 + _MEASURED_SPREAD))
         basis = f"measured by {measured[1]}, within {_MEASURED_SPREAD:.0%}"
-    parts = job_times.parts(model, work, speed, _reading(model, instance, fits, settings))
+    parts = _parts(model, instance, work, fits, settings, speed)
     seconds = job_times.total(parts)
     money = costs.cost_range(instance.instance_type, region, seconds, settings.instance_count)
     save = job_times.save_seconds(model)
@@ -246,8 +246,16 @@ def _speed(
     )
 
 
-def _reading(model: BaseModel, instance: Instance, fits: fit.Fit, settings: TrainSettings) -> tuple[float, float]:
-    return fit.reading_seconds(model, instance, count=settings.instance_count, spread=fits.sharded)
+def _parts(
+    model: BaseModel,
+    instance: Instance,
+    work: Work,
+    fits: fit.Fit,
+    settings: TrainSettings,
+    speed: tuple[float, float],
+) -> dict[str, tuple[float, float]]:
+    reading = fit.reading_seconds(model, instance, count=settings.instance_count, spread=fits.sharded)
+    return job_times.parts(model, work, speed, reading, spread=fits.sharded)
 
 
 def _options(model: BaseModel, work: Work, settings: TrainSettings, region: str) -> list[Option]:
@@ -264,7 +272,7 @@ def _options(model: BaseModel, work: Work, settings: TrainSettings, region: str)
     ):
         fits = _fit(model, instance, work, one)
         speed = _speed(model, instance, work, fits, one)
-        seconds = job_times.total(job_times.parts(model, work, speed, _reading(model, instance, fits, one)))
+        seconds = job_times.total(_parts(model, instance, work, fits, one, speed))
         found.append(Option(instance.instance_type, seconds, costs.cost_range(instance.instance_type, region, seconds)))
     return sorted(found, key=lambda item: (item.money.high is None, item.money.high or 0.0))
 

@@ -208,7 +208,10 @@ class TrainSettings(RunSettings):
     batch_tokens: int = Field(4096, ge=64, le=4194304, description="tokens per optimizer step")
     seed: int = Field(42, ge=0, le=2**31 - 1, description="seed of the data order and of the adapter")
     evaluation_samples: int = Field(
-        3, ge=0, le=50, description="held-out prompts answered by base and tuned in the job"
+        3,
+        ge=0,
+        le=50,
+        description="held-out prompts answered by base and tuned in the job, unless GPUs share the weights",
     )
     instance_type: str = Field(
         "",

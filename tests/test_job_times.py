@@ -41,6 +41,18 @@ def test_what_the_hub_keeps_in_fp32_takes_twice_as_long_to_fetch() -> None:
     )
 
 
+def test_generated_answers_are_counted_but_where_spread_weights_allow_none() -> None:
+    alone, spread = (
+        [
+            quoted("llama-2-13b", instance_type=instance_type, evaluation_samples=count).parts["evaluation"]
+            for count in (0, 3)
+        ]
+        for instance_type in ("ml.g6e.2xlarge", "ml.g5.12xlarge")
+    )
+    assert alone[0] < alone[1]
+    assert spread[0] == spread[1]
+
+
 @pytest.mark.parametrize(("held_out", "evaluations"), [(1_000, 10), (50_000, 6), (125_000, 2), (4_000_000, 1)])
 def test_validation_is_counted_as_often_as_the_trainer_affords_it(held_out: int, evaluations: int) -> None:
     model = catalog.base_model("llama-2-7b")

@@ -99,7 +99,7 @@ class Job:
         if evaluation:
             metrics |= {"base": evaluation["base"], "tuned": evaluation["tuned"], "test_rows": evaluation["rows"]}
         del trainer  # its optimizer and its best weights take the room that the archive's check needs
-        probes, recorded = self._probes(), None
+        probes, recorded = self._probes(model), None
         if model.sharded:
             # Whole models answer and are written below; what the spread one answers is recorded by all together.
             recorded = self._recorded(model, tokenizer, probes)
@@ -135,7 +135,13 @@ class Job:
         """The base model on the test rows. Kept beside the checkpoints: a job that goes on need not ask it again."""
         path = self.folders.checkpoints / BASE_RESULT
         group = trainer.group
-        asked = [self.base.model_id, self.base.revision, str(model.dtype), fingerprint(test.rows), len(self._samples())]
+        asked = [
+            self.base.model_id,
+            self.base.revision,
+            str(model.dtype),
+            fingerprint(test.rows),
+            len(self._samples(model)),
+        ]
         known = group.from_leader(_read_json(path) if group.leads else None)
         if known and known.get("of") == asked:
             return known
@@ -190,7 +196,7 @@ class Job:
                     "base": before,
                     "tuned": after,
                 }
-                for row, before, after in zip(self._samples(), base_result["answers"], texts, strict=True)
+                for row, before, after in zip(self._samples(model), base_result["answers"], texts, strict=True)
             ],
         }
         if not trainer.group.leads:
@@ -208,17 +214,22 @@ class Job:
         return found
 
     def _answers(self, model: TunedModel, tokenizer: Any, most_tokens: int) -> list[str]:
-        prompts = [prompt_messages(row) for row in self._samples()]
+        prompts = [prompt_messages(row) for row in self._samples(model)]
         return answers(model, tokenizer, self.encoder, prompts, self._stop_ids(tokenizer), most_tokens)
 
-    def _samples(self) -> list[Any]:
-        """The first test rows whose questions the model can read, with room for an answer."""
-        return self._readable("test", self.settings.evaluation_samples, ANSWER_TOKENS)
+    def _samples(self, model: TunedModel) -> list[Any]:
+        """The first test rows whose questions the model can read, with room for an answer.
 
-    def _probes(self) -> list[list[dict[str, str]]]:
+        None where the weights are spread over the processes, which would gather all of them for every token.
+        """
+        count = 0 if model.sharded else self.settings.evaluation_samples
+        return self._readable("test", count, ANSWER_TOKENS)
+
+    def _probes(self, model: TunedModel) -> list[list[dict[str, str]]]:
         """Prompts whose answers must be the same after the archive is loaded again."""
-        found = self._readable("test", PROBES, parity.PROBE_TOKENS) or self._readable(
-            "train", PROBES, parity.PROBE_TOKENS
+        count = 1 if model.sharded else PROBES
+        found = self._readable("test", count, parity.PROBE_TOKENS) or self._readable(
+            "train", count, parity.PROBE_TOKENS
         )
         return [prompt_messages(row) for row in found] or [[{"role": "user", "content": "Hello"}]]
 
