@@ -6,7 +6,6 @@ last, with the SHA-256 of every file. Nothing in it is a pickle.
 """
 
 import contextlib
-import gc
 import hashlib
 import json
 import shutil
@@ -69,8 +68,8 @@ def write_archive(
     `recorded` are the trainer's own answers to the probes, where the model given here was put together from a trainer
     that spread it over several processes; otherwise they are taken from the model itself.
 
-    The model in memory is merged by it and has no weights afterwards: it and the archive's would not fit a GPU. Raises TrainingError when the archive,
-    loaded as a server loads it, answers differently.
+    The model in memory is merged by it and has no weights afterwards: they and the archive's would not fit a GPU.
+    Raises TrainingError when the archive, loaded as a server loads it, answers differently.
     """
     with _work_folder(model_dir) as work:
         network: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
@@ -193,9 +192,6 @@ def _empty(*models: Any) -> None:
         for parameter in model.parameters():
             parameter.grad = None
             parameter.data = parameter.data.new_empty(0)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _generation_config(network: Any, tokenizer: Any, stop_ids: Sequence[int]) -> transformers.GenerationConfig:

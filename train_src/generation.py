@@ -4,6 +4,7 @@ The same code answers behind serve.py, behind the Hugging Face inference image (
 of a training job, so that what was trained is what is served. Prompts are encoded by encoding.py, as in training.
 """
 
+import gc
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -248,7 +249,11 @@ def weight_bytes(folder: Path) -> int:
 
 def has_gpu_room(size: int) -> bool:
     """Whether weights of so many bytes fit what is free of the GPU now, with some to work in."""
-    return torch.cuda.is_available() and size + WORKING_BYTES <= torch.cuda.mem_get_info()[0]
+    if not torch.cuda.is_available():
+        return False
+    gc.collect()
+    torch.cuda.empty_cache()  # what PyTorch holds for later counts as free
+    return size + WORKING_BYTES <= torch.cuda.mem_get_info()[0]
 
 
 def _device_map(size: int, may_spread: bool) -> Any:

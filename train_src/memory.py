@@ -179,9 +179,9 @@ class Job:
 
     @property
     def norm_bytes(self) -> float:
-        """Activation bytes per token of a frozen norm: input and result, and of T5's on a GPU the input in fp32 as well."""
-        is_plain = self.device == "cuda" and self.shape.cross_layers > 0
-        return (2 * self.bytes_per_weight + (4 if is_plain else 0)) * self.shape.hidden
+        """Activation bytes per token of a frozen norm: input and result, and on a GPU of T5's bf16 input a copy in fp32."""
+        is_copied = self.device == "cuda" and self.shape.cross_layers > 0 and self.bytes_per_weight == 2
+        return (2 * self.bytes_per_weight + (4 if is_copied else 0)) * self.shape.hidden
 
     @cached_property
     def layer_bytes(self) -> float:
@@ -190,8 +190,8 @@ class Job:
         For each norm its input and its result; queries, keys, values and attention's output; of the feed-forward block
         the gate and the up layer's results where lora_mlp.py computes the rest again, else their activation and product
         as well. Where the model drops at random, what was dropped. DoRA and dropout before the adapter are PEFT's own
-        arithmetic, which keeps more for each output or input of a linear layer. Full fine-tuning keeps what the norms' own gradients need, and in bf16 a copy of each norm's result for
-        each layer that reads it.
+        arithmetic, which keeps more for each output or input of a linear layer. Full fine-tuning keeps what the norms'
+        own gradients need, and in bf16 a copy of each norm's result for each layer that reads it.
         """
         shape, value = self.shape, self.bytes_per_weight
         is_fused = self.method in ("lora", "rslora", "qlora") and not self.lora_dropout and not shape.cross_layers
