@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +19,8 @@ PID_FILE = "supervisor.pid"  # of a supervisor, in its folder
 LOCK_VARIABLE = "LLMTUNER_LOCK_FD"
 _RECORD_SECONDS = 5.0
 _KILL_SECONDS = 5.0
+# Below the ports that systems give to outgoing connections: one of these could take it before the server does.
+_ANY_PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,25 @@ def marked(name: str, folder: Path) -> list[tuple[psutil.Process, Path]]:
         if value and Path(value).is_relative_to(folder):
             found.append((item, Path(value)))
     return found
+
+
+def free_port() -> int:
+    """A loopback port for a server that will listen in a while; raises OSError when there is none."""
+    for port in random.sample(_ANY_PORTS, len(_ANY_PORTS)):
+        if can_listen(port):
+            return port
+    raise OSError(f"No loopback port from {_ANY_PORTS[0]} to {_ANY_PORTS[-1]} is free.")
+
+
+def can_listen(port: int) -> bool:
+    """Whether a server can have a loopback port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def holder_of(port: int) -> str:

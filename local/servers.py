@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +15,7 @@ from typing import Any
 from urllib.error import URLError
 
 from llmtuner_local.home import LocalError, cache_folder, locked, write_atomic
-from llmtuner_local.processes import PidFile, Process, holder_of
+from llmtuner_local.processes import PidFile, Process, can_listen, free_port, holder_of
 
 LOCALSTACK_VERSION = "4.10.0"
 SERVICES = "s3,sts,iam,kms,logs,cloudwatch"
@@ -25,7 +23,6 @@ _START_SECONDS = 90
 _END_SECONDS = 10
 _ANSWER_SECONDS = 10  # a server that runs may be busy; after this it counts as hung and is started anew
 _FULL_BYTES = 1_000_000
-_ANY_PORTS = range(20_000, 32_000)
 
 
 def localstack_pid(home: Path) -> PidFile:
@@ -196,28 +193,17 @@ def _port(variable: str, default: int, who: str, last: int | None) -> int:
             f"Port {port} for {who} is taken{f' by {holder}' if holder else ''}. "
             f"Stop what holds it, or set {variable} to a free port (0: any), then run `llmtuner local up`."
         )
-    # Below the ports that systems give to outgoing connections: one of these could take it while we are down.
-    candidates = [last] if last else []
-    candidates += random.sample(_ANY_PORTS, 50)
-    for port in candidates:
-        if _is_free(port):
-            return port
-    raise LocalError(f"No free port was found for {who}. Set {variable} to one.")
+    return last if last and can_listen(last) else free_port()
 
 
 def _is_free(port: int, patience: float = 0) -> bool:
     """Whether a server can have the port; `patience`: seconds for a process of ours that was killed and still goes."""
     deadline = time.monotonic() + patience
-    while True:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                return True
-            except OSError:
-                if time.monotonic() > deadline or holder_of(port):
-                    return False
+    while not can_listen(port):
+        if time.monotonic() > deadline or holder_of(port):
+            return False
         time.sleep(0.01)  # the kernel closes its sockets one after the other and tells nobody
+    return True
 
 
 def _wait(home: Path, file: PidFile, port: int, path: str, who: str, name: str) -> None:

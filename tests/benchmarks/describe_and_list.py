@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from emulator_cloud import ROLE, SIGNATURE, client, job_name, until
-from llmtuner_local.emulator.shim.cloud import free_port
 from llmtuner_local.home import cache_folder
+from llmtuner_local.processes import free_port
 
 MOTO = "5.2.5"
 _THREADS = 4

@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 from botocore.config import Config
-from llmtuner_local.emulator.shim.cloud import free_port
-from llmtuner_local.processes import PidFile, stop_together
+from llmtuner_local.processes import PidFile, free_port, stop_together
 
 from llmtuner_kit import aws as aws_module
 

@@ -20,8 +20,8 @@ from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.refusals import RefusalError
 from llmtuner_local.emulator.runtime import PREFIX, Runtime
 from llmtuner_local.emulator.runtime_doors import RuntimeDoors
-from llmtuner_local.emulator.shim.cloud import free_port
 from llmtuner_local.emulator.store import StoreError
+from llmtuner_local.processes import free_port
 
 
 def asynchronous(quick: Cloud) -> str:

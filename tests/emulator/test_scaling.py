@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from emulator.conftest import Cloud
 from emulator.hosting import ask, deploy, describe, model, remove, settled, variant
 from llmtuner_local.emulator.errors import ServiceError
-from llmtuner_local.emulator.operations.scaling import adjust
+from llmtuner_local.emulator.operations.scaling import _may, adjust
 from llmtuner_local.emulator.operations.scaling_policies import next_time
 
 STEPS = [
@@ -45,6 +45,24 @@ def test_step_that_holds_the_breach_is_taken(
     kind: str, more: dict[str, Any], current: int, breach: float, expected: int
 ) -> None:
     assert adjust({"AdjustmentType": kind, "StepAdjustments": STEPS} | more, current, breach) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "last_out", "last_in", "now", "may"),
+    [
+        (3, 0.0, 90.0, 100.0, True),  # out: never waits for a scale-in
+        (3, 95.0, 0.0, 100.0, False),  # out: 10 s after the last one
+        (3, 90.0, 0.0, 100.0, True),
+        (1, 0.0, 90.0, 100.0, False),  # in: 20 s after the last change of either kind
+        (1, 90.0, 0.0, 100.0, False),
+        (1, 80.0, 80.0, 100.0, True),
+    ],
+)
+def test_a_change_waits_for_its_cooldown(wanted: int, last_out: float, last_in: float, now: float, may: bool) -> None:
+    target, pauses = {"_last_out": last_out, "_last_in": last_in}, {"ScaleOutCooldown": 10, "ScaleInCooldown": 20}
+    assert _may(target, 2, wanted, pauses, now) == may
+    direction = "Out" if wanted > 2 else "In"
+    assert not _may(target | {"SuspendedState": {f"DynamicScaling{direction}Suspended": True}}, 2, wanted, pauses, now)
 
 
 def test_schedules_are_read_or_refused() -> None:

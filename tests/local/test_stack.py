@@ -108,6 +108,11 @@ def test_taken_port_is_named_with_what_to_do_and_nothing_is_started(local: Local
     assert not (local.home / "local.json").exists()
 
 
+def test_ports_of_servers_are_not_those_of_outgoing_connections() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(1024 < processes.free_port() < lowest for _ in range(20))
+
+
 def test_port_of_a_process_that_still_ends_is_waited_for() -> None:
     with socket.socket() as ending:  # the kernel closes the sockets of a killed process one after the other
         ending.bind(("127.0.0.1", 0))

@@ -74,15 +74,6 @@ def upload(s3: Any, entry: trees.Entry, bucket: str, key: str, extra: dict[str, 
                 raise
 
 
-def free_port() -> int:
-    """A loopback port nobody listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def base_environment() -> dict[str, str]:
     """The part of this process's environment a container may see: no AWS settings, no kit settings, no home."""
     hidden = ("AWS_", "LLMTUNER_", "SAGEMAKER_", "SM_", "HOME", "PYTHONPATH", "JPY_", "XDG_")

@@ -30,6 +30,7 @@ from llmtuner_local.emulator.shim.journal import Journal
 from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.metrics import MachineMetrics
 from llmtuner_local.home import LocalError
+from llmtuner_local.processes import free_port
 
 log = logging.getLogger(__name__)
 SYNC_SECONDS = 3.0
@@ -71,7 +72,7 @@ class JobSupervisor(ABC):
         self.running_since: float | None = None
         self._stopping = threading.Event()
         self._stream_epoch = 0
-        self._port = cloud.free_port() if len(self.hosts) > 1 else 0
+        self._port = free_port() if len(self.hosts) > 1 else 0
 
     @abstractmethod
     def groups(self) -> list[tuple[str, str, int]]:

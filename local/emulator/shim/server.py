@@ -15,6 +15,7 @@ from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.faults import Faults
 from llmtuner_local.emulator.shim import cloud
 from llmtuner_local.emulator.shim.logs import LogShipper
+from llmtuner_local.processes import free_port
 
 STOP_GRACE_SECONDS = 30
 PING_TIMEOUT_SECONDS = 2.0
@@ -101,7 +102,7 @@ class Server:
         self._wake.clear()
         if self._stopping:
             self._wake.set()
-        self.port = cloud.free_port()
+        self.port = free_port()
         for name in ("home", "model"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         environment = self.spec["environment"] | {"HOME": "/opt/ml/home"}
