@@ -6,13 +6,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from botocore.exceptions import ClientError
 from emulator.conftest import Cloud
 from emulator.hosting import ask, deploy, describe, model, remove, settled, variant
 from llmtuner_local.emulator.errors import ServiceError
-from llmtuner_local.emulator.operations.scaling import _may, adjust
+from llmtuner_local.emulator.operations import scaling
+from llmtuner_local.emulator.operations.scaling import adjust
 from llmtuner_local.emulator.operations.scaling_policies import next_time
 
 STEPS = [
@@ -60,9 +62,26 @@ def test_step_that_holds_the_breach_is_taken(
 )
 def test_a_change_waits_for_its_cooldown(wanted: int, last_out: float, last_in: float, now: float, may: bool) -> None:
     target, pauses = {"_last_out": last_out, "_last_in": last_in}, {"ScaleOutCooldown": 10, "ScaleInCooldown": 20}
-    assert _may(target, 2, wanted, pauses, now) == may
+    assert scaling._may(target, 2, wanted, pauses, now) == may
     direction = "Out" if wanted > 2 else "In"
-    assert not _may(target | {"SuspendedState": {f"DynamicScaling{direction}Suspended": True}}, 2, wanted, pauses, now)
+    assert not scaling._may(
+        target | {"SuspendedState": {f"DynamicScaling{direction}Suspended": True}}, 2, wanted, pauses, now
+    )
+
+
+def test_a_policy_that_disables_scale_in_adds_instances_and_takes_none_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, target = Mock(now=Mock(return_value=1e9)), {"MinCapacity": 1, "MaxCapacity": 4}
+    plain = {"TargetValue": 1.0}
+
+    def tracked(needed: int, *policies: dict[str, Any]) -> int | None:
+        monkeypatch.setattr(scaling, "_needed", lambda *_: needed)
+        named = [{"PolicyName": "p", "TargetTrackingScalingPolicyConfiguration": item} for item in policies]
+        found = scaling._tracked(context, target, 2, named)
+        return found[0] if found else None
+
+    assert [tracked(needed, plain) for needed in (0, 1, 2, 3, 9)] == [1, 1, None, 3, 4]
+    assert [tracked(needed, plain | {"DisableScaleIn": True}) for needed in (1, 3)] == [None, 3]
+    assert tracked(1, plain | {"DisableScaleIn": True}, plain) is None
 
 
 def test_schedules_are_read_or_refused() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from emulator.conftest import Cloud
+from emulator.inside import context
+from llmtuner_local.emulator.operations import warm_pools
 
 
 def kept(seconds: int, instance_type: str = "ml.g5.xlarge") -> dict[str, Any]:
@@ -63,3 +66,25 @@ def test_spot_jobs_have_no_pool(emulator: Cloud) -> None:
     limits = {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60}
     with pytest.raises(ClientError, match="KeepAlivePeriodInSeconds is not supported with managed spot training"):
         emulator.train("", **kept(600), EnableManagedSpotTraining=True, StoppingCondition=limits)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"RoleArn": "arn:aws:iam::000000000000:role/other"},
+        {"VpcConfig": {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}},
+        {"EnableNetworkIsolation": True},
+        {"ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 2, "KeepAlivePeriodInSeconds": 60}},
+        {"ResourceConfig": {"InstanceType": "ml.g5.2xlarge", "InstanceCount": 1, "KeepAlivePeriodInSeconds": 60}},
+    ],
+)
+def test_pool_goes_to_a_job_that_is_alike_in_everything_and_to_no_other(tmp_path: Path, other: dict[str, Any]) -> None:
+    made = context(tmp_path)
+    resources = {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "KeepAlivePeriodInSeconds": 60}
+    alike = {"TrainingJobName": "next", "RoleArn": "arn:aws:iam::000000000000:role/one", "ResourceConfig": resources}
+    ended = {"TrainingJobName": "first", "TrainingEndTime": made.now(), "WarmPoolStatus": warm_pools.available()}
+    made.store.put(warm_pools.KIND, "first", alike | ended)
+    assert not warm_pools.take(made, alike | other)
+    assert warm_pools.take(made, alike)
+    assert made.store.get(warm_pools.KIND, "first")["WarmPoolStatus"]["ReusedByJob"] == "next"
+    made.store.close()
