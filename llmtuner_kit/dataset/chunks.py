@@ -18,7 +18,7 @@ from llmtuner_kit.settings import PrepareSettings
 CHUNK_BYTES = 4 << 20
 CHUNK_RECORDS = 4000
 LONGEST_RANGE = 4 * CHUNK_BYTES
-_PROBE = 200
+PROBE = 200
 
 
 @dataclass(frozen=True)
@@ -113,22 +113,32 @@ class Plan:
         return self.encodings.get(index, characters.TextEncoding("")).name
 
     def _probed(self, source: Source, encoding: str) -> tuple[Iterator[Record], ColumnMapping | None]:
-        """The records of a file, and the mapping the settings tell, after a look at the first rows (of each sheet).
+        """The records of a file, and the mapping the settings tell, after a look at the first rows.
 
         Raises DataError when not one of them says what is the question and what the answer.
         """
         where = source.path, source.name, source.kind, encoding
-        if source.kind == "xlsx":
-            head = list(tables.open_records(*where, rows_of_sheet=_PROBE))
-            left = tables.open_records(*where)  # read again: the heads of later sheets stand behind all of the first
-        else:
-            records = tables.open_records(*where)
-            head = list(itertools.islice(records, _PROBE))
-            left = itertools.chain(head, records)
-        rows = [record.value for record in head if isinstance(record.value, dict)]
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        told = _told(source, rows, keys, self.settings) if rows else None
-        return iter(head) if self.sample else left, told
+        records = tables.open_records(*where)
+        head = list(itertools.islice(records, PROBE))
+        try:
+            told = _mapping(source, head, self.settings)
+        except DataError:
+            if source.kind != "xlsx":
+                raise
+            # Later sheets have columns of their own.
+            told = _mapping(source, list(tables.open_records(*where, rows_of_sheet=PROBE)), self.settings)
+        return iter(head) if self.sample else itertools.chain(head, records), told
+
+
+def of_records(source: Source, records: Sequence[Record], settings: PrepareSettings) -> Chunk:
+    """The first records of a file that were read already, as a chunk. Raises DataError as reading the file would."""
+    return Chunk(0, 0, source.name, source.kind, records=tuple(records), told=_mapping(source, records, settings))
+
+
+def _mapping(source: Source, head: Sequence[Record], settings: PrepareSettings) -> ColumnMapping | None:
+    rows = [record.value for record in head if isinstance(record.value, dict)]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return _told(source, rows, keys, settings) if rows else None
 
 
 def _told(

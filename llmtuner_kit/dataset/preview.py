@@ -14,13 +14,15 @@ import itertools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llmtuner_kit import runs
-from llmtuner_kit.dataset import expand, kinds, quotes, shapes, sources, tables
+from llmtuner_kit.dataset import chunks, expand, kinds, quotes, shapes, sources, tables
 from llmtuner_kit.dataset.chunks import Chunk, Plan, Source
 from llmtuner_kit.dataset.drafts import drafts_of
+from llmtuner_kit.dataset.records import Record
 from llmtuner_kit.dataset.shapes import ColumnMapping
 from llmtuner_kit.dataset.sources import Listing, Stored
 from llmtuner_kit.errors import KitError
@@ -126,13 +128,15 @@ def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> Previe
         path.write_bytes(data)
         given = Source(name, path, len(data), hashlib.sha256(data).hexdigest())
         plain = expand.expand([given], Path(folder) / "expanded")
-        sheets = tables.sheet_names(plain[0].path, name) if plain[0].kind == "xlsx" and len(plain) == 1 else {}
+        is_book = kind == "xlsx" and not kinds.compression_of(name)
+        sheets, head = _book(name, data) if is_book else ({}, ())
         columns: tuple[str, ...] = ()
         mappings: dict[str, None] = {}
         rows: dict[str, list[PreviewedRow]] = {}
         try:
-            columns = _columns(plain[0], settings)
-            for chunk in Plan(plain, settings, sample=True):
+            columns = _names(head) if is_book else _columns(plain[0], settings)
+            found = [chunks.of_records(plain[0], head, settings)] if is_book else Plan(plain, settings, sample=True)
+            for chunk in found:
                 for draft in drafts_of(_beginning(chunk), settings, _measure, None, mappings):
                     shown = rows.setdefault(draft.record.source, [])
                     if len(shown) < ROWS:
@@ -146,8 +150,17 @@ def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> Previe
             proposed = None if settings.output_column else shapes.propose(columns)
             said = str(error).split("\n")[0]
             return PreviewedFile(name, kind, size, columns, "", proposed, (), said, sheets)
-    found = tuple(itertools.chain.from_iterable(rows.values()))
-    return PreviewedFile(name, kind, size, columns, "; ".join(mappings), None, found, "", sheets)
+    shown_rows = tuple(itertools.chain.from_iterable(rows.values()))
+    return PreviewedFile(name, kind, size, columns, "; ".join(mappings), None, shown_rows, "", sheets)
+
+
+@lru_cache(FILES)
+def _book(name: str, data: bytes) -> tuple[Mapping[str, str], tuple[Record, ...]]:
+    """The sheets of a spreadsheet and their first rows, read once: to open a large one takes seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "book"
+        path.write_bytes(data)
+        return tables.first_rows(path, name, chunks.PROBE)
 
 
 def _beginning(chunk: Chunk) -> Chunk:
@@ -163,9 +176,12 @@ def _columns(source: Source, settings: PrepareSettings) -> tuple[str, ...]:
         return ()
     plan = Plan([source], settings)
     encoding = plan.encoding_of(0, source)
-    records = tables.open_records(source.path, source.name, source.kind, encoding, rows_of_sheet=50)
-    most = None if source.kind == "xlsx" else 50
-    rows = [record.value for record in itertools.islice(records, most) if isinstance(record.value, dict)]
+    records = tables.open_records(source.path, source.name, source.kind, encoding)
+    return _names(tuple(itertools.islice(records, 50)))
+
+
+def _names(records: tuple[Record, ...]) -> tuple[str, ...]:
+    rows = [record.value for record in records if isinstance(record.value, dict)]
     return tuple(dict.fromkeys(key for row in rows for key in row))
 
 

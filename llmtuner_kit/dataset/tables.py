@@ -42,13 +42,15 @@ class _Unreadable(Exception):  # noqa: N818 (it is a message on its way to a rec
     """A file whose container is broken."""
 
 
-def sheet_names(path: Path, source: str) -> dict[str, str]:
-    """The sheets of a spreadsheet: the source that their records name -> title. Empty when it cannot be read."""
+def first_rows(path: Path, source: str, rows: int) -> tuple[dict[str, str], tuple[Record, ...]]:
+    """The sheets of a spreadsheet (the source that their records name -> title), and the first rows of each."""
     try:
         with _opened(path) as book:
-            return {_name(source, place, sheet): sheet.title for place, sheet in enumerate(book.worksheets)}
-    except _Unreadable:
-        return {}
+            sheets = {_name(source, place, sheet): sheet for place, sheet in enumerate(book.worksheets)}
+            heads = (itertools.islice(_sheet(sheet, name), rows) for name, sheet in sheets.items())
+            return {name: sheet.title for name, sheet in sheets.items()}, tuple(itertools.chain.from_iterable(heads))
+    except _Unreadable as error:
+        return {}, (refused_file(source, path, ("unreadable_file", str(error))),)
 
 
 def _name(source: str, place: int, sheet: Any) -> str:

@@ -119,6 +119,16 @@ def test_every_sheet_of_a_spreadsheet_is_shown_with_its_first_rows_and_what_beco
     assert "sheet" not in repr(_first_rows(preview.Previewed("t", (alone,), 0, ())))
 
 
+def test_a_spreadsheet_is_opened_once_however_often_the_settings_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, load = [], openpyxl.load_workbook
+    monkeypatch.setattr(openpyxl, "load_workbook", lambda *args, **named: opened.append(1) or load(*args, **named))
+    data = workbook(Once=FAQ)
+    for template in ("", "Asked: {question}", "{nothing}"):
+        seen = preview.read("once.xlsx", data, len(data), PrepareSettings(instruction_template=template))
+    assert "{nothing}" in seen.problem
+    assert len(opened) == 1
+
+
 def test_a_sheet_needs_a_change_only_where_no_other_says_what_is_asked() -> None:
     data = workbook(Counts=[["month", "count"]] + [["May", str(n)] for n in range(300)], Mails=MAILS)
     seen = preview.read("book.xlsx", data, len(data), PrepareSettings())
