@@ -44,6 +44,17 @@ def test_what_is_kept_is_told_with_what_it_costs_a_month(size: int, region: str,
     assert cleanup._storage(size, region) == told
 
 
+def test_an_endpoint_that_is_to_stay_is_named_with_its_price(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.open_run(workspace, "demo", create=True)
+    run.note("endpoints", "first", {"endpoint_name": "ep", "quote": {"usd_per_hour": 1.41}})
+    monkeypatch.setattr(cleanup.endpoints, "described", lambda *_: {"EndpointStatus": "InService"})
+    monkeypatch.setattr(cleanup.endpoints, "delete", lambda *_, **__: pytest.fail("deleted"))
+    asked = CleanupSettings(run_name="demo", user_id=workspace.user_id, delete_endpoint=False)
+    assert cleanup.clean_up(workspace, asked).kept == ("endpoint ep, which costs $1.41 an hour",)
+
+
 def test_checkpoints_stay_until_the_job_has_written_its_model_or_that_is_deleted_too(workspace: Workspace) -> None:
     """A stopped job of a large model may leave nothing else of what was paid for."""
     run = runs.open_run(workspace, "demo", create=True)

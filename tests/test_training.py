@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import botocore.session
 import pytest
@@ -148,7 +149,8 @@ def test_job_is_started_once_found_again_and_its_results_are_there(
         "deploy": True,
     }
     job, head = training.require_own_job(fresh, first.job_name), archive_head(fresh, first.job_name)
-    link = presign(fresh, first.job_name)
+    link = presign(fresh, first.job_name, minutes=7)
+    assert parse_qs(urlsplit(link.url).query)["X-Amz-Expires"] == ["420"]
     with urllib.request.urlopen(link.url) as answer:
         assert len(answer.read()) == link.bytes == head["ContentLength"]
         assert link.file_name in answer.headers["Content-Disposition"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 from emulator.inside import context
 from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.endpoint_metrics import Meter
 from llmtuner_local.emulator.operations import endpoints
 from llmtuner_local.emulator.refusals import RefusalError
+from llmtuner_local.emulator.routing import Place, Route
 from llmtuner_local.emulator.runtime import BODY_LIMIT, PREFIX, Runtime
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -66,6 +69,16 @@ def test_an_answer_too_large_for_the_next_container_is_a_model_error_and_frees_i
     assert inside.metrics.variant("ep", "v").in_flight == 0
     counts = {item["MetricName"]: item.get("Value") for item in inside.metrics.take()}
     assert (counts["Invocations"], counts["Invocation5XXErrors"]) == (3, 3)
+
+
+def test_least_outstanding_requests_go_to_the_idlest_and_others_in_turn() -> None:
+    places = [Place(name, {}) for name in "abc"]
+    least = {"RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"}}
+    idlest, in_turn = (Route("v", 1.0, places, Meter({}), document) for document in (least, {}))
+    busy = Counter(a=2, b=3, c=1)
+    assert [idlest.next_place(busy).replica for _ in range(3)] == ["c", "c", "c"]
+    assert [in_turn.next_place(busy).replica for _ in range(4)] == ["b", "c", "a", "b"]
+    assert {idlest.next_place(Counter()).replica for _ in range(3)} == {"a", "b", "c"}
 
 
 def test_sessions_of_an_endpoint_that_is_gone_are_forgotten(inside: Context) -> None:
