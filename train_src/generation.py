@@ -89,7 +89,9 @@ class Generator:
         if not torch.cuda.is_available() and size < ONE_THREAD_BYTES:
             torch.set_num_threads(1)
         loader = transformers.AutoModelForSeq2SeqLM if self.family == "seq2seq" else transformers.AutoModelForCausalLM
-        model: Any = loader.from_pretrained(folder, dtype="auto", device_map=_device_map(size, may_spread)).eval()
+        model: Any = loader.from_pretrained(
+            folder, dtype="auto", device_map=_device_map(size, may_spread=may_spread)
+        ).eval()
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         self.encoder = Encoder(folder, self.family)
@@ -256,7 +258,7 @@ def has_gpu_room(size: int) -> bool:
     return size + WORKING_BYTES <= torch.cuda.mem_get_info()[0]
 
 
-def _device_map(size: int, may_spread: bool) -> Any:
+def _device_map(size: int, *, may_spread: bool) -> Any:
     """Where transformers puts the weights."""
     if not torch.cuda.is_available():
         return None

@@ -100,7 +100,7 @@ def test_an_archive_larger_than_the_gpu_is_checked_all_the_same(
 ) -> None:
     import generation
 
-    monkeypatch.setattr(generation, "_device_map", lambda *_: SPREAD[family])
+    monkeypatch.setattr(generation, "_device_map", lambda *_, **__: SPREAD[family])
     shutil.copytree(finished[family] / "model", tmp_path / "model")
     whole = Generator(tmp_path / "model", may_spread=True)
     assert any(parameter.is_meta for parameter in whole.decoder.model.parameters())  # type: ignore[attr-defined]

@@ -208,3 +208,21 @@ def test_an_adapter_of_another_kind_or_base_is_refused(save_adapter: Callable[..
         read_adapter(save_adapter("llama", "dora", use_dora=True), shapes)
     with pytest.raises(AdapterError, match="tuned from another base"):
         read_adapter(save_adapter("gpt_neox", "other"), shapes)
+
+
+def test_a_model_without_room_on_its_gpu_is_refused_by_servers_and_spread_for_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import generation
+
+    free = 14_000_000_000
+    for name, found in (("is_available", True), ("mem_get_info", (free, 2 * free)), ("current_device", 0)):
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    fitting = free - generation.WORKING_BYTES
+    assert generation._device_map(fitting, may_spread=False) == {"": torch.device("cuda", 0)}
+    assert generation._device_map(fitting + 1, may_spread=True) == "auto"
+    with pytest.raises(
+        MemoryError, match=r"take 13\.0 GB, and 14\.0 GB of this GPU are free: use an instance with a larger"
+    ):
+        generation._device_map(fitting + 1, may_spread=False)
