@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replacements import tried_out
+
 ROTATION = "apply_rotary_pos_emb"
 SAME = 0.02  # relative difference, as bf16 rounds
 
 
 def use_cpu_layers(network: nn.Module) -> tuple[int, int]:
     """Give a loaded model this arithmetic where it is found to be the same: (norms, modules whose rotation it is)."""
-    norms = [module for module in network.modules() if _is_norm(module)]
-    kinds = {type(norm): _is_same_norm(norm) for norm in {type(norm): norm for norm in norms}.values()}
-    replaced = [norm for norm in norms if kinds[type(norm)]]
+    replaced = tried_out([module for module in network.modules() if _is_norm(module)], _is_same_norm)
     for norm in replaced:
         setattr(norm, "forward", functools.partial(_norm, norm))  # noqa: B010 (mypy: a method)
     sources = {sys.modules[type(module).__module__] for module in network.modules()}
@@ -69,15 +69,22 @@ def _replace_rotation(source: Any) -> bool:
     if isinstance(plain, functools.partial):
         return True
     own = functools.partial(_rotations, plain)
+    if not _is_same_rotation(plain, own):
+        return False
+    setattr(source, ROTATION, own)
+    return True
+
+
+def _is_same_rotation(plain: Any, own: Any) -> bool:
+    if list(inspect.signature(plain).parameters)[:4] != ["q", "k", "cos", "sin"]:
+        return False
     x, angles = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((1, 2, 3, 8), (1, 3, 4)))
     cos, sin = (torch.cat([part, part], -1) for part in (angles.cos(), angles.sin()))
-    pairs = zip(plain(x, x, cos, sin), own(x, x, cos, sin), strict=True)
-    is_same = list(inspect.signature(plain).parameters)[:4] == ["q", "k", "cos", "sin"] and all(
-        torch.allclose(*pair, atol=1e-5) for pair in pairs
-    )
-    if is_same:
-        setattr(source, ROTATION, own)
-    return is_same
+    try:
+        turned = plain(x, x, cos, sin)
+    except RuntimeError:  # angles of another shape
+        return False
+    return all(torch.allclose(*pair, atol=1e-5) for pair in zip(turned, own(x, x, cos, sin), strict=True))
 
 
 def _rotations(plain: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:

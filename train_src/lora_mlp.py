@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lora_linear import adapters, dense, is_plain
+from replacements import tried_out
 
 SAME = 0.02  # relative difference; GELU instead of SiLU makes 0.1
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -21,9 +22,7 @@ PARTS = ("gate_proj", "up_proj", "down_proj")
 
 def fuse(model: nn.Module) -> int:
     """Give every block that is found to be of this form the faster arithmetic; returns how many there are."""
-    blocks = [module for module in model.modules() if _has_parts(module)]
-    kinds = {type(block): _gives_the_same(block) for block in {type(block): block for block in blocks}.values()}
-    fused = [block for block in blocks if kinds[type(block)]]
+    fused = tried_out([module for module in model.modules() if _has_parts(module)], _gives_the_same)
     for block in fused:
         setattr(block, "forward", functools.partial(_forward, block, block.forward))  # noqa: B010 (mypy: a method)
     return len(fused)

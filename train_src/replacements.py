@@ -7,6 +7,7 @@ PyTorch's GELU everywhere.
 
 import importlib.util
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,3 +40,9 @@ def use_native_gelu(network: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def tried_out(modules: Sequence[Any], gives_the_same: Callable[[Any], bool]) -> list[Any]:
+    """Those of a kind that passes: one module of each class is tried, since names alone do not say what it computes."""
+    kinds = {kind: gives_the_same(module) for kind, module in {type(module): module for module in modules}.items()}
+    return [module for module in modules if kinds[type(module)]]

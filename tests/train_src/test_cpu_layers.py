@@ -65,3 +65,17 @@ def test_norms_that_are_trained_and_rotations_of_another_kind_stay() -> None:
     trained = make("llama", torch.float32).requires_grad_(True)
     assert cpu_layers.use_cpu_layers(trained)[0] == 0
     assert cpu_layers.use_cpu_layers(make("cohere", torch.float32)) == (0, 0)
+
+
+@pytest.mark.parametrize("rotation", ["of_one", "of_half_angles"])
+def test_a_rotation_that_takes_something_else_stays(monkeypatch: pytest.MonkeyPatch, rotation: str) -> None:
+    def of_one(tensor: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        return tensor * cos + tensor * sin
+
+    def of_half_angles(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
+        return [x[..., ::2] * cos + x[..., 1::2] * sin for x in (q, k)]
+
+    model = make("llama", torch.float32)
+    own = {"of_one": of_one, "of_half_angles": of_half_angles}[rotation]
+    monkeypatch.setattr(sys.modules[type(model).__module__], cpu_layers.ROTATION, own)
+    assert cpu_layers.use_cpu_layers(model) == (5, 0)
