@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -90,6 +91,25 @@ class Report:
         print(f"{'ok' if passed else 'FAILED':8}{what:46}{figures}  [{seconds:.0f} s]", flush=True)
 
 
+def run_job(environment: dict[str, str], at: str = "", sent: int = signal.SIGTERM) -> tuple[int, str, float]:
+    """(exit code, output, seconds from the signal to the end) of train.py. It is sent when a line has `at` in it."""
+    text, signalled = "", 0.0
+    with subprocess.Popen(
+        [sys.executable, str(TRAIN_SRC / "train.py")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            text += line
+            if at and at in line and not signalled:
+                signalled = time.monotonic()
+                job.send_signal(sent)
+    return job.returncode, text, time.monotonic() - signalled if signalled else 0.0
+
+
 class Machine:
     """Runs jobs and archives on the device that is checked, or on the processor."""
 
@@ -116,22 +136,10 @@ class Machine:
 
     def train(self, base: Path, device: str, kill_at: str = "") -> Outcome:
         """Run train.py there; with `kill_at` it is killed when it prints that."""
-        command = [sys.executable, str(TRAIN_SRC / "train.py")]
-        text = ""
-        with subprocess.Popen(
-            command,
-            env=self.environment(device, SAGEMAKER_BASE_DIR=str(base)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as job:
-            assert job.stdout is not None
-            for line in job.stdout:
-                text += line
-                if kill_at and kill_at in line:
-                    job.kill()
+        environment = self.environment(device, SAGEMAKER_BASE_DIR=str(base))
+        code, text, _ = run_job(environment, kill_at, signal.SIGKILL)
         found = re.findall(r"^metric step=(\d+) .*?\btrain_loss=(\S+)", text, re.MULTILINE)
-        return Outcome(base, job.returncode, {int(step): float(loss) for step, loss in found}, text)
+        return Outcome(base, code, {int(step): float(loss) for step, loss in found}, text)
 
     def job(self, family: str, method: str, precision: str, checkpointing: str, device: str) -> Outcome:
         """A whole job."""

@@ -13,20 +13,17 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN_SRC = ROOT / "train_src"
-sys.path[:0] = [str(TRAIN_SRC), str(ROOT / "tests" / "train_src"), str(ROOT / "tests" / "benchmarks")]
+sys.path[:0] = [str(ROOT / name) for name in ("train_src", "tests/train_src", "tests/benchmarks")]
 
-from gpu_check import Report  # noqa: E402
+from gpu_check import Report, run_job  # noqa: E402
 from gpu_sides import SHAPES, device, make_model  # noqa: E402
 from tiny_jobs import write_job  # noqa: E402
 from tiny_models import make_tokenizer  # noqa: E402
@@ -83,30 +80,6 @@ def smaller_gpu(free: float) -> Iterator[None]:
         crowd.wait()
 
 
-def run(case: Case, base: Path) -> tuple[int, str, dict[str, float]]:
-    """(exit code, output, seconds at which lines of interest came) of the job in that folder."""
-    environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(base), "PYTHONWARNINGS": "ignore"}
-    started, text, seconds = time.monotonic(), "", {}
-    with subprocess.Popen(
-        [sys.executable, str(TRAIN_SRC / "train.py")],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as job:
-        assert job.stdout is not None
-        for line in job.stdout:
-            text += line
-            for mark in ("loaded:", "training for"):
-                if line.startswith(mark):
-                    seconds[mark] = time.monotonic() - started
-            if case.stop_at and case.stop_at in line and "stop" not in seconds:
-                seconds["stop"] = time.monotonic() - started
-                job.send_signal(signal.SIGTERM)
-    seconds["end"] = time.monotonic() - started
-    return job.returncode, text, seconds
-
-
 def check(case: Case, model: Path, jobs: Path, report: Report) -> None:
     """Run one case in a folder of `jobs` and say how it went."""
     base = write_job(
@@ -115,7 +88,8 @@ def check(case: Case, model: Path, jobs: Path, report: Report) -> None:
     )  # fmt: skip
     room = case.gpu_bytes + case.gpu_weights * sum(path.stat().st_size for path in model.glob("*.safetensors"))
     with smaller_gpu(room):
-        code, text, seconds = run(case, base)
+        environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(base), "PYTHONWARNINGS": "ignore"}
+        code, text, took = run_job(environment, case.stop_at)
     print("\n".join(f"    {line}" for line in text.splitlines() if not line.startswith("metric")), flush=True)
     what = f"{case.name}: {case.method} in {room / 1e9:.1f} GB"
     manifest = base / "model" / "manifest.json"
@@ -130,7 +104,6 @@ def check(case: Case, model: Path, jobs: Path, report: Report) -> None:
     )
     passed = True
     if case.stop_at:
-        took = seconds["end"] - seconds["stop"]
         figures += f", ended {took:.0f} s after SIGTERM (at most {GRACE})"
         passed = took <= GRACE and not told["metrics"]["finished"]
     report.add(what, passed, figures)
