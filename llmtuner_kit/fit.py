@@ -13,7 +13,7 @@ because they are a model and no measurement.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from llmtuner_kit import job_code
 from llmtuner_kit.catalog import INSTANCES, BaseModel, Instance
@@ -66,6 +66,16 @@ class Fit:
     def headroom(self) -> float:
         """Share of the usable memory that stays free; below zero when it does not fit."""
         return 1 - self.needed_gb / self.available_gb
+
+
+class Sizes(TypedDict):
+    """What a job's memory depends on besides its model and machine; `max_length` and `batch_tokens` in tokens."""
+
+    method: str
+    rank: int
+    max_length: int
+    batch_tokens: int
+    dropout: float
 
 
 def job(model: BaseModel, instance: Instance, *, method: str, rank: int, dropout: float = 0.0) -> memory.Job:
@@ -121,10 +131,8 @@ def check(
     count: int = 1,
 ) -> Fit:
     """Does the job fit a GPU of this instance with a tenth to spare, and the machine's own memory, and how would it run?"""
-    sizes = {
-        "method": method, "rank": rank, "max_length": max_length, "batch_tokens": batch_tokens, "dropout": dropout
-    }  # fmt: skip
-    found = plan(model, instance, count=count, **sizes)  # type: ignore[arg-type]
+    sizes = Sizes(method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens, dropout=dropout)
+    found = plan(model, instance, count=count, **sizes)
     usable = memory.SAFE_SHARE * instance.gpu_memory_gb
     needed = found.estimate.total / memory.GB
     possible = instance.bf16_tflops > 0 or method != "qlora"
@@ -140,7 +148,7 @@ def check(
         why = f"about {needed:.1f} of {usable:.1f} GB usable on each {instance.gpu}{how}"
     else:
         why = f"about {needed:.1f} GB needed, {usable:.1f} GB usable on each {instance.gpu}"
-    smallest = smallest_instance(model, **sizes)  # type: ignore[arg-type]
+    smallest = smallest_instance(model, **sizes)
     return Fit(
         fits, needed, usable, why, smallest, found.micro_batch_tokens, found.gradient_checkpointing, found.sharded
     )

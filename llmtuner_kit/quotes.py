@@ -219,17 +219,18 @@ def _within(made: Quote) -> list[str]:
     return ways
 
 
-def _fit(model: BaseModel, instance: Instance, work: Work, settings: TrainSettings) -> fit.Fit:
-    return fit.check(
-        model,
-        instance,
+def _sizes(work: Work, settings: TrainSettings) -> fit.Sizes:
+    return fit.Sizes(
         method=settings.method,
         rank=settings.lora_r,
         max_length=work.max_length,
         batch_tokens=settings.batch_tokens,
         dropout=settings.lora_dropout,
-        count=settings.instance_count,
     )
+
+
+def _fit(model: BaseModel, instance: Instance, work: Work, settings: TrainSettings) -> fit.Fit:
+    return fit.check(model, instance, **_sizes(work, settings), count=settings.instance_count)
 
 
 def _speed(
@@ -262,14 +263,7 @@ def _options(model: BaseModel, work: Work, settings: TrainSettings, region: str)
     """Every instance type the job fits, the cheapest job first."""
     found = []
     one = _on_one(settings)
-    for instance in fit.fitting_instances(
-        model,
-        method=settings.method,
-        rank=settings.lora_r,
-        max_length=work.max_length,
-        batch_tokens=settings.batch_tokens,
-        dropout=settings.lora_dropout,
-    ):
+    for instance in fit.fitting_instances(model, **_sizes(work, settings)):
         fits = _fit(model, instance, work, one)
         speed = _speed(model, instance, work, fits, one)
         seconds = job_times.total(_parts(model, instance, work, fits, one, speed))
