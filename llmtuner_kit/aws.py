@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from http import HTTPStatus
 from typing import Any
 
 import boto3
@@ -73,11 +74,15 @@ _BAD_CREDENTIALS = {
     "UnrecognizedClientException",
     "InvalidClientTokenId",
     "InvalidAccessKeyId",
+    "InvalidSignatureException",
+    "OptInRequired",
     "ExpiredToken",
     "ExpiredTokenException",
     "RequestExpired",
     "SignatureDoesNotMatch",
 }
+# What a request is answered with whose time is not AWS's; the last two are also said of wrong keys.
+_WRONG_CLOCK = ("RequestTimeTooSkewed", "Signature expired", "Signature not yet current")
 # What reading an answer's body raises when the connection breaks; boto3 repeats requests, but not that.
 BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "SlowDown", "RequestLimitExceeded"}
@@ -131,6 +136,11 @@ def connect(target: str = "local", region: str = "") -> Aws:
     if target != "aws":
         raise SettingsError(f"{target!r} is not a target.", valid="local, local-docker, aws")
     session = botocore.session.Session()
+    if session.profile in _LOCAL_PROFILES.values():
+        raise SettingsError(
+            f"target is 'aws', but AWS_PROFILE is {session.profile!r}: what runs here talks to the local cloud.",
+            fix='start it from a shell in which `eval "$(llmtuner local env)"` was not run, or use target local',
+        )
     try:
         chosen = region or session.get_config_variable("region")
     except (ProfileNotFound, ConfigParseError) as error:
@@ -245,13 +255,16 @@ def translate(error: Exception, operation: str = "") -> KitError | None:
     if code in _DENIED:
         if operation == "HeadBucket":
             return None  # who may not see the whole bucket may still see the own prefix: the caller knows
+        return AccessError(f"{operation} was denied: {message}", fix=_denied_fix(message))
+    if any(words in (code, *message.split(":")) for words in _WRONG_CLOCK):
         return AccessError(
-            f"{operation} was denied: {message}",
-            fix="ask the account's owner for this permission; `llmtuner access show` prints the policy a user needs",
+            f"AWS does not accept the time of this machine ({code}): {message}",
+            fix="set its clock right, then run again",
         )
     if code in _BAD_CREDENTIALS:
         return AccessError(
-            f"AWS does not accept the credentials ({code}): {message}", fix="sign in again, or check the profile"
+            f"AWS does not accept the credentials ({code}): {message}",
+            fix="sign in again, or check the profile; a region that is not switched on in the account answers so too",
         )
     if code in ("ResourceLimitExceeded", "ServiceQuotaExceededException"):
         return QuotaError(message, fix=_quota_fix(message))
@@ -259,7 +272,22 @@ def translate(error: Exception, operation: str = "") -> KitError | None:
         return NotReadyError(
             f"{operation}: AWS asks to slow down ({code}): {message}", fix="wait a minute and run the cell again"
         )
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not operation.startswith("InvokeEndpoint"):
+        return NotReadyError(
+            f"{operation}: the service has a failure of its own ({code}): {message}",
+            fix="wait a minute and run the cell again",
+        )
     return None
+
+
+def _denied_fix(message: str) -> str:
+    if "explicit deny" in message:
+        return (
+            "a policy that forbids it stands above all permissions: ask who looks after the account or the organization, "
+            "or choose what it allows, such as another region or instance_type"
+        )
+    return "ask the account's owner for this permission; `llmtuner access show` prints the policy a user needs"
 
 
 def _quota_fix(message: str) -> str:

@@ -22,6 +22,7 @@ from llmtuner_kit import (
     aws,
     catalog,
     costs,
+    creation,
     endpoint_quotes,
     images,
     logs,
@@ -31,15 +32,14 @@ from llmtuner_kit import (
     troubles,
 )
 from llmtuner_kit.autoscaling import follow_load, scaling_target
-from llmtuner_kit.aws import ClientError, error_message, is_error
-from llmtuner_kit.errors import AccessError, ConflictError, JobFailedError, NotFoundError, SettingsError
+from llmtuner_kit.aws import ClientError, is_error
+from llmtuner_kit.errors import AccessError, ConflictError, JobFailedError, NotFoundError
 from llmtuner_kit.hosting import endpoint_config_request, model_request
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
 
 EXPIRES_TAG = "llmtuner:expires-at"
 LOG_GROUP = "/aws/sagemaker/Endpoints"
-_KNOWN_AFTER = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before asking again for what was made a moment ago
 BUSY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting"})
 
 
@@ -178,33 +178,14 @@ def _create(
     role = access.execution_role(workspace.aws, settings.role_arn, workspace.user_id)
     image = images.serving_image(model.family, workspace.aws.region)
     data = workspace.paths.uri(workspace.paths.model_archive(job_name))
-    _once(client.create_model, **model_request(config_name, model, settings.instance_type, image.uri, data, role, tags))
-    _once(client.create_endpoint_config, **endpoint_config_request(config_name, settings, image.ami, tags))
-    made = _once(client.create_endpoint, EndpointName=name, EndpointConfigName=config_name, Tags=tags)
+    creation.once(
+        client.create_model, **model_request(config_name, model, settings.instance_type, image.uri, data, role, tags)
+    )
+    creation.once(client.create_endpoint_config, **endpoint_config_request(config_name, settings, image.ami, tags))
+    made = creation.once(client.create_endpoint, EndpointName=name, EndpointConfigName=config_name, Tags=tags)
     if made is None:
         raise ConflictError(f"The endpoint name {name!r} was taken just now.", fix="run 06_deploy again")
     return str(made["EndpointArn"]), False
-
-
-def _once(
-    create: Callable[..., dict[str, Any]], *, sleep: Callable[[float], None] = time.sleep, **request: Any
-) -> dict[str, Any] | None:
-    """Create something; None where it is there: its name carries the hash of what it is made of.
-
-    SageMaker's own reads are eventually consistent: what was made a moment ago may not be known to it yet.
-    """
-    waits = iter(_KNOWN_AFTER)
-    while True:
-        try:
-            return create(**request)
-        except ClientError as error:
-            message = error_message(error) if is_error(error, "ValidationException") else ""
-            if "already existing" in message:
-                return None
-            seconds = next(waits, None)
-            if "Could not find" not in message or seconds is None:
-                raise SettingsError(f"SageMaker refuses: {error_message(error)}", fix="change what it names") from error
-        sleep(seconds)
 
 
 def status(workspace: Workspace, endpoint_name: str) -> EndpointStatus:

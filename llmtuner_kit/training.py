@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, catalog, images, job_names, paths, runs, staging
+from llmtuner_kit import access, catalog, creation, images, job_names, paths, runs, staging
 from llmtuner_kit.aws import ClientError, described, error_message, is_error
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, chosen_model, quote, require_budget
@@ -82,20 +82,12 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
     plan = make_plan(workspace, settings, run, made)
     request = training_job_request(plan)
     client = workspace.aws.client("sagemaker")
-    reused = False
-    try:
-        arn = client.create_training_job(**request)["TrainingJobArn"]
-    except ClientError as error:
-        if not is_error(error, "ResourceInUse"):
-            raise SettingsError(
-                f"SageMaker refuses the job: {error_message(error)}", fix="change what it names"
-            ) from error
-        arn = _same_job(workspace, request)
-        reused = True
+    created = creation.once(client.create_training_job, **request)
+    arn = created["TrainingJobArn"] if created else _same_job(workspace, request)
     record = _record(plan, made, arn, request)
     run.save("train", settings=settings.model_dump(), result=record)
     run.note("jobs", plan.job_name, {"kind": "training", "instance_type": made.instance_type, "quote": record["quote"]})
-    return TrainingJob(plan.job_name, arn, request_model_uri(request), request, made, reused)
+    return TrainingJob(plan.job_name, arn, request_model_uri(request), request, made, not created)
 
 
 def require_startable(made: Quote) -> None:

@@ -6,8 +6,9 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from botocore import exceptions as botocore_errors
@@ -41,6 +42,8 @@ def failure(code: str, message: str = "why", operation: str = "GetObject") -> Cl
         ("ExpiredToken", AccessError),
         ("InvalidAccessKeyId", AccessError),
         ("SignatureDoesNotMatch", AccessError),
+        ("InvalidSignatureException", AccessError),
+        ("OptInRequired", AccessError),
         ("ResourceLimitExceeded", QuotaError),
         ("ThrottlingException", NotReadyError),
         ("SlowDown", NotReadyError),
@@ -66,6 +69,42 @@ def test_denied_names_the_operation_and_quota_names_the_limit() -> None:
     quota = aws.translate(failure("ResourceLimitExceeded", text), "CreateTrainingJob")
     assert quota is not None
     assert "'ml.g5.xlarge for training job usage'" in quota.fix
+
+
+def test_where_a_policy_of_the_organization_denies_no_permission_is_asked_for() -> None:
+    message = (
+        "User: arn:aws:iam::1:user/ada is not authorized to perform: sagemaker:CreateTrainingJob on resource: "
+        "arn:aws:sagemaker:eu-west-3:1:training-job/x with an explicit deny in a service control policy"
+    )
+    denied = aws.translate(failure("AccessDeniedException", message), "CreateTrainingJob")
+    assert denied is not None
+    assert "another region or instance_type" in denied.fix
+    assert "access show" not in denied.fix
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("RequestTimeTooSkewed", "The difference between the request time and the current time is too large."),
+        ("InvalidSignatureException", "Signature expired: 20261126T100000Z is now earlier than 20261126T101000Z"),
+        ("SignatureDoesNotMatch", "Signature not yet current: 20261126T103000Z is still later than 20261126T101500Z"),
+    ],
+)
+def test_a_clock_that_is_wrong_is_no_wrong_password(code: str, message: str) -> None:
+    plain = aws.translate(failure(code, message), "GetCallerIdentity")
+    assert isinstance(plain, AccessError)
+    assert "clock" in plain.fix
+
+
+def test_a_failure_of_the_service_itself_can_be_waited_for_and_one_of_a_models_server_is_the_callers() -> None:
+    answer: Any = {
+        "Error": {"Code": "InternalFailure", "Message": "why"},
+        "ResponseMetadata": {"HTTPStatusCode": HTTPStatus.INTERNAL_SERVER_ERROR},
+    }
+    plain = aws.translate(ClientError(answer, "DescribeTrainingJob"), "DescribeTrainingJob")
+    assert isinstance(plain, NotReadyError)
+    assert "DescribeTrainingJob" in plain.problem
+    assert aws.translate(ClientError(answer, "InvokeEndpoint"), "InvokeEndpoint") is None
 
 
 def test_a_bare_refusal_of_an_object_is_said_and_of_a_bucket_left_to_the_caller() -> None:
@@ -147,6 +186,14 @@ def test_codes_are_found_behind_a_translated_error() -> None:
 def test_unknown_target_lists_the_targets() -> None:
     with pytest.raises(SettingsError, match="local, local-docker, aws"):
         aws.connect("azure")
+
+
+def test_a_shell_set_up_for_the_local_cloud_is_not_taken_for_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`eval "$(llmtuner local env)"` leads all of boto3 there: nothing would run on AWS, and be called charged."""
+    monkeypatch.setenv("AWS_PROFILE", "llmtuner-local")
+    with pytest.raises(SettingsError, match="talks to the local cloud") as caught:
+        aws.connect("aws", "us-east-1")
+    assert "llmtuner local env" in caught.value.fix
 
 
 def test_aws_without_a_region_asks_for_one() -> None:

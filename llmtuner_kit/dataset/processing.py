@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import llmtuner_kit
-from llmtuner_kit import access, aws, costs, images, job_code, job_names, logs, staging
-from llmtuner_kit.aws import ClientError, error_message, is_error
+from llmtuner_kit import access, aws, costs, creation, images, job_code, job_names, logs, staging
+from llmtuner_kit.aws import ClientError, is_error
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import quotes, versions
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.sources import Listing
 from llmtuner_kit.dataset.tokens import TOKENIZER_FILES, Encoding
-from llmtuner_kit.errors import JobFailedError, SettingsError
+from llmtuner_kit.errors import JobFailedError
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
@@ -171,14 +171,7 @@ def prepare(
 def _start(workspace: Workspace, plan: Plan) -> str:
     """Start the job unless it runs already; the run that has started it."""
     client = workspace.aws.client("sagemaker")
-    try:
-        client.create_processing_job(**processing_job_request(plan))
-    except ClientError as error:
-        if not is_error(error, "ResourceInUse"):
-            raise SettingsError(
-                f"SageMaker refuses the processing job: {error_message(error)}", fix="change what it names"
-            ) from error
-    else:
+    if creation.once(client.create_processing_job, **processing_job_request(plan)):
         return plan.run_name
     found = client.describe_processing_job(ProcessingJobName=plan.job_name)
     tags = client.list_tags(ResourceArn=found["ProcessingJobArn"])["Tags"]
