@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmtuner_kit.dataset import characters, passages
+from llmtuner_kit.dataset import characters, layout, pages, passages
 from llmtuner_kit.dataset.defects import RowError
 from llmtuner_kit.dataset.records import Passage
 
@@ -30,7 +29,7 @@ def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int =
         if problem:
             raise RowError(*problem)
         return list(_OF_TEXT[kind](text.replace("\r\n", "\n").lstrip("\ufeff")))
-    return list(_pdf(path) if kind == "pdf" else _word(path))
+    return list(layout.sections(pages.read(path)) if kind == "pdf" else _word(path))
 
 
 def _bytes(path: Path, start: int, end: int) -> bytes:
@@ -89,28 +88,6 @@ def _closed(path: list[tuple[int, str]], body: list[str]) -> Iterator[Passage]:
     text = "\n\n".join(body).strip()
     if text:
         yield Passage(text, tuple(title for _, title in path))
-
-
-def _pdf(path: Path) -> Iterator[Passage]:
-    """The text of all pages. Lines that a page breaks are joined, hyphens at line ends too."""
-    from pypdf import PdfReader
-
-    # It logs every oddity of a file it then reads all the same; what it cannot read is raised and told as a defect.
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
-    pages = []
-    try:
-        reader = PdfReader(path)
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise RowError("unreadable_file", "the PDF is protected by a password")
-        pages = [page.extract_text() for page in reader.pages]
-    except RowError:
-        raise
-    except Exception as error:
-        raise RowError("unreadable_file", f"not a PDF, or broken: {type(error).__name__}: {error}") from error
-    text = "\n".join(pages).encode("utf-8", "replace").decode()
-    text = re.sub(r"(?<=\w)-\n(?=[a-z])", "", text)
-    text = re.sub(r"(?<=[a-z,;]) ?\n(?=[a-z(])", " ", text)
-    yield from _plain(text)
 
 
 def _word(path: Path) -> Iterator[Passage]:

@@ -12,7 +12,7 @@ Measure = Callable[[list[str]], list[int]]
 
 _PARAGRAPH = re.compile(r"\n[ \t]*\n+")
 # The end of a sentence: its mark, what closes it, then a blank before something that may begin a sentence.
-_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-ÞΑ-ΩА-Я])|(?<=[。！？])|\n")
+_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-ÞΑ-ΩА-Я])|(?<=[。！？])")
 _HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t]*#*[ \t]*$")
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _UNDERLINE = re.compile(r"^(=+|-+)[ \t]*$")
@@ -36,40 +36,72 @@ def cut(text: str, budget: int, measure: Measure) -> list[str]:
 
 
 def _broken_down(paragraph: str, budget: int, measure: Measure) -> list[tuple[str, int, str]]:
-    """A paragraph as sentences, and a sentence that is too long as runs of words."""
-    sentences = [sentence for sentence in _SENTENCE.split(paragraph) if sentence and sentence.strip()]
+    """A paragraph as lines and sentences, and a sentence that is too long as runs of words."""
+    lines = paragraph.strip("\n").split("\n")
+    if lines[0].startswith("|") and len(lines) > 2:
+        return _in_frames(lines[2:], lines[:2], [], budget, measure)
+    if len(lines) > 2 and _FENCE.match(lines[0]) and _FENCE.match(lines[-1]):
+        return _in_frames(lines[1:-1], lines[:1], lines[-1:], budget, measure)
     units: list[tuple[str, int, str]] = []
-    for sentence, length in zip(sentences, measure(sentences), strict=True):
-        if length <= budget:
-            units.append((sentence.strip(), length, " "))
-            continue
-        words = sentence.split()
-        if len(words) < 2:
-            size = max(1, len(sentence) * budget // length)
-            words = [sentence[start : start + size] for start in range(0, len(sentence), size)]
-        units += [(word, count, " ") for word, count in zip(words, measure(words), strict=True)]
+    for line in lines:
+        sentences = [sentence for sentence in _SENTENCE.split(line) if sentence and sentence.strip()]
+        for sentence, length in zip(sentences, measure(sentences), strict=True):
+            if length <= budget:
+                units.append((sentence.rstrip(), length, " "))
+                continue
+            words = sentence.split()
+            if len(words) < 2:
+                size = max(1, len(sentence) * budget // length)
+                words = [sentence[start : start + size] for start in range(0, len(sentence), size)]
+            units += [(word, count, " ") for word, count in zip(words, measure(words), strict=True)]
+        if sentences:
+            units[-1] = (*units[-1][:2], "\n")
     if units:
-        units[-1] = (units[-1][0], units[-1][1], "\n\n")
+        units[-1] = (*units[-1][:2], "\n\n")
     return units
 
 
+def _in_frames(
+    lines: list[str], above: list[str], below: list[str], budget: int, measure: Measure
+) -> list[tuple[str, int, str]]:
+    """A table or a block of code in parts, each with what stands above it (the header) and below it."""
+    around = sum(measure([*above, *below]))
+    units: list[tuple[str, int, str]] = []
+    part: list[str] = []
+    length = around
+    for line, size in zip(lines, measure(lines), strict=True):
+        if part and length + size > budget:
+            units.append(("\n".join([*above, *part, *below]), length, "\n\n"))
+            part, length = [], around
+        part.append(line)
+        length += size
+    return [*units, ("\n".join([*above, *part, *below]), length, "\n\n")]
+
+
 def _packed(units: list[tuple[str, int, str]], budget: int) -> list[str]:
-    """Join units up to the budget; each unit carries the separator that follows it in its passage."""
+    """Join units up to the budget; each unit carries the separator that follows it in its passage.
+
+    What ends with a colon stays with what it announces where both fit.
+    """
     total = sum(length for _, length, _ in units)
     if not units:
         return []
     goal = min(budget, -(-total // -(-total // budget)) * 1.15) if total > budget else budget
-    passages, current, length = [], "", 0
-    separator = ""
-    for text, size, following in units:
-        if current and (length + size > budget or length >= goal):
-            passages.append(current)
-            current, length = "", 0
-        current = current + separator + text if current else text
-        length += size
-        separator = following
-    passages.append(current)
-    return passages
+    passages: list[str] = []
+    current: list[tuple[str, int, str]] = []
+    for unit in units:
+        length = sum(size for _, size, _ in current)
+        if current and (length + unit[1] > budget or length >= goal):
+            announces = len(current) > 1 and current[-1][0].endswith(":") and current[-1][1] + unit[1] <= budget
+            carried = [current.pop()] if announces else []
+            passages.append(_text(current))
+            current = carried
+        current.append(unit)
+    return [*passages, _text(current)]
+
+
+def _text(units: list[tuple[str, int, str]]) -> str:
+    return "".join(text + following for text, _, following in units[:-1]) + units[-1][0]
 
 
 def markdown_sections(text: str) -> Iterator[Passage]:

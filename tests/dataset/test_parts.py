@@ -137,6 +137,23 @@ def test_passages_end_at_paragraphs_before_sentences_before_words() -> None:
     assert passages.cut(text, 4, words) == ["One two three.", "Four five six.", "Seven eight nine."]
 
 
+def test_lists_tables_and_code_that_are_cut_keep_their_lines_header_and_fences() -> None:
+    items = "- one two\n- three four\n- five six\n- seven eight"
+    assert passages.cut(items, 6, words) == ["- one two\n- three four", "- five six\n- seven eight"]
+    table = "| a | b |\n| --- | --- |\n| c | d |\n| e | f |"
+    assert passages.cut(table, 16, words) == [
+        "| a | b |\n| --- | --- |\n| c | d |",
+        "| a | b |\n| --- | --- |\n| e | f |",
+    ]
+    code = "```\nif a:\n    b c d\nelse:\n    e f\n```"
+    assert passages.cut(code, 7, words) == ["```\nif a:\n    b c d\n```", "```\nelse:\n    e f\n```"]
+
+
+def test_what_announces_a_list_is_not_cut_off_from_it() -> None:
+    text = "One two three four five.\n\nDo this:\n\n- six seven\n- eight nine"
+    assert passages.cut(text, 8, words) == ["One two three four five.", "Do this:\n\n- six seven\n- eight nine"]
+
+
 def test_markdown_headings_ask_and_code_is_not_searched_for_them() -> None:
     text = "---\ntitle: x\n---\n# Guide\nIntro.\n\n## Pay\n```\n# not a heading\n```\nBy card.\n\nRefunds?\n--------\nFive days.\n"
     found = [(item.headings, item.text) for item in passages.markdown_sections(text)]
