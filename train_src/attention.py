@@ -4,12 +4,13 @@ Rows of different length are trained without padding: all linear layers see one 
 it at the documents' borders. It is registered with transformers as `packed`, so every causal model that uses the
 attention interface takes it.
 
-On CPU the arithmetic is cpu_attention.py's, which can also share a prefix between the documents: rows that begin alike
-(a system prompt, a fixed instruction) have it computed once in a pass and not once each.
+Documents may share a prefix: what rows begin with alike (a system prompt, a fixed instruction) goes through all layers
+once in a pass and not once each.
 
-On a GPU all documents go through one launch: documents of one length as a batch, on Hopper and newer by cuDNN, which is
-faster there; others through the flash kernel for sequences of various length (bf16, Ampere or newer). Elsewhere they go
-one by one.
+On CPU the arithmetic is cpu_attention.py's. On a GPU all documents go through one launch: documents of one length as a
+batch, on Hopper and newer by cuDNN, which is faster there; others through the flash kernel for sequences of various
+length (bf16, Ampere or newer). Elsewhere they go one by one. These kernels know no shared prefix and are given a copy of
+it for each document.
 """
 
 import collections
@@ -27,6 +28,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 import cpu_attention
+from prefix_copies import Copies
 
 NAME = "packed"
 
@@ -44,8 +46,8 @@ def register() -> None:
 def set_documents(lengths: Sequence[int], shared: int = 0, sources: Sequence[int] = ()) -> None:
     """Say how long the documents of the next forward pass are, in order. Empty: each sequence is one document.
 
-    `shared` tokens at the start of the sequence come before every document (on CPU only). For an encoder-decoder
-    `lengths` are those of the targets, `sources` those of what the encoder reads.
+    `shared` tokens at the start of the sequence come before every document. For an encoder-decoder `lengths` are those of
+    the targets, `sources` those of what the encoder reads.
 
     A module variable and not an argument: a model that drops unknown arguments on their way to its attention would
     otherwise let the documents see each other without an error. It must stay until the backward pass is over, because
@@ -55,14 +57,16 @@ def set_documents(lengths: Sequence[int], shared: int = 0, sources: Sequence[int
     _SOURCES[:] = sources
     _SHARED[0] = shared
     _ENDS.clear()
+    _COPIES.clear()
     if lengths:
-        _PASSES[len(lengths), max(lengths)] += 1
+        _PASSES[len(lengths), shared + max(lengths)] += 1
 
 
 _DOCUMENTS: list[int] = []
 _SOURCES: list[int] = []
 _SHARED = [0]
 _ENDS: dict[torch.device, Tensor] = {}  # where the documents of this pass end, once a layer has asked
+_COPIES: dict[torch.device, Copies] = {}  # of the prefix that they share, likewise
 _PASSES: collections.Counter[tuple[int, int]] = collections.Counter()  # by documents and longest document
 
 
@@ -97,15 +101,27 @@ def packed_attention(
     lengths = _DOCUMENTS or [query.shape[2]]
     if kind == "cpu":
         return cpu_attention.attend(query, key, value, scale, lengths, _SHARED[0]), None
-    if _SHARED[0]:
-        raise NotImplementedError(f"documents share a prefix on CPU only, this is {kind}")
+    return on_gpu(query, key, value, lengths, _SHARED[0], scale), None
+
+
+def on_gpu(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], shared: int, scale: float) -> Tensor:
+    """packed_attention by PyTorch's own kernels, as set_documents describes the documents."""
+    if not shared:
+        return _whole_documents(query, key, value, lengths, scale)
+    copies = _copies(lengths, shared, query.device)
+    q, k, v = (copies.of(tensor.transpose(1, 2)).transpose(1, 2) for tensor in (query, key, value))
+    return copies.first(_whole_documents(q, k, v, copies.lengths, scale))
+
+
+def _whole_documents(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """Documents end to end, by the kernel that suits them: (1, heads, tokens, size) each -> (1, tokens, heads, size)."""
     if len(set(lengths)) == 1:
-        return _as_batch(query, key, value, lengths[0], scale), None
+        return _as_batch(query, key, value, lengths[0], scale)
     if _has_flash(query):
-        return _all_at_once(query, key, value, lengths, scale), None
+        return _all_at_once(query, key, value, lengths, scale)
     documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [_document_attention(q, k, v, scale) for q, k, v in documents]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _as_batch(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float) -> Tensor:
@@ -166,6 +182,12 @@ def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
     if device not in _ENDS:
         _ENDS[device] = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
     return _ENDS[device]
+
+
+def _copies(lengths: Sequence[int], shared: int, device: torch.device) -> Copies:
+    if device not in _COPIES:
+        _COPIES[device] = Copies(lengths, shared, device)
+    return _COPIES[device]
 
 
 def _document_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

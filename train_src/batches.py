@@ -10,6 +10,7 @@ from torch import Tensor
 from data import Row
 
 LEAST_SHARED = 8  # tokens; a shorter prefix costs more in bookkeeping than it saves
+LEAST_SPARED = 0.1  # of a pass on a GPU, where the attention's copies cost about half of that
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,18 @@ class Batch:
         return inputs
 
 
-def causal_batch(rows: Sequence[Row], *, share: bool = False) -> Batch:
+def causal_batch(rows: Sequence[Row], *, share: bool = False, least_spared: float = 0.0) -> Batch:
     """Rows end to end. The token at p is predicted from p - 1, so a row's first token is never a label.
 
     Nothing is computed that no loss depends on: a row ends before its last label. With `share`, what all rows begin
-    with is computed once for all of them; causal attention makes that the same numbers.
+    with is computed once for all of them, where that spares more than `least_spared` of the tokens; causal attention
+    makes that the same numbers.
     """
     labelled = [np.flatnonzero(row.trained[1:]) for row in rows]  # where the label is predicted
     ends = _ends(labelled)
     shared = _common_prefix([row.ids[:end] for row, end in zip(rows, ends, strict=True)]) if share else 0
+    if shared * (len(rows) - 1) <= least_spared * sum(ends):
+        shared = 0
     lengths = [end - shared for end in ends]
     starts = shared + np.concatenate([[0], np.cumsum(lengths)[:-1]])
     positions = [

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import attention
 import t5_attention
 from base import Base
-from batches import Batch, causal_batch, packed_seq2seq_batch, seq2seq_batch
+from batches import LEAST_SPARED, Batch, causal_batch, packed_seq2seq_batch, seq2seq_batch
 from cpu_layers import use_cpu_layers
 from data import Channel, Row
 from failures import TrainingError
@@ -82,7 +82,8 @@ class TunedModel:
     def batch(self, rows: list[Row]) -> Batch:
         """The rows as one forward pass of this model."""
         if self.family == "causal":
-            return causal_batch(rows, share=self._packs and self.device.type == "cpu")
+            least_spared = 0.0 if self.device.type == "cpu" else LEAST_SPARED
+            return causal_batch(rows, share=self._packs, least_spared=least_spared)
         config = self.network.config
         if self.pads:
             return seq2seq_batch(rows, pad_id=config.pad_token_id or 0, start_id=config.decoder_start_token_id)

@@ -78,18 +78,22 @@ def test_packed_attention_equals_attention_over_each_document_alone(lengths: lis
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shared", [9, 150])
+@pytest.mark.parametrize("lengths", [[5, 130, 1], [40, 40]])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_a_shared_prefix_gives_what_each_document_gives_with_a_prefix_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, shared: int, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, shared: int, dtype: torch.dtype, lengths: list[int], device: str
 ) -> None:
     monkeypatch.setattr(cpu_attention, "BLOCK", 64)
     torch.manual_seed(0)
-    lengths = [5, 130, 1]
     total = shared + sum(lengths)
     shapes = [(1, 4, total, 8), (1, 2, total, 8), (1, 2, total, 8)]
     packed = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     exact = [tensor.detach().double().requires_grad_() for tensor in packed]
     attention.set_documents(lengths, shared)
-    ours, _ = attention.packed_attention(torch.nn.Identity(), *packed, None)
+    if device == "cpu":
+        ours, _ = attention.packed_attention(torch.nn.Identity(), *packed, None)
+    else:  # the same kernels' counterparts on a processor
+        ours = attention.on_gpu(*packed, lengths, shared, 8**-0.5)
     attention.set_documents(())
     outputs = []
     for number, documents in enumerate(zip(*(each[:, :, shared:].split(lengths, 2) for each in exact), strict=True)):
@@ -135,7 +139,7 @@ def test_documents_go_through_one_varlen_launch_where_the_gpu_has_it(
     expected, _ = attention.packed_attention(torch.nn.Identity(), *tensors, None)
     monkeypatch.setattr(attention, "_has_flash", lambda _: True)
     monkeypatch.setattr(attention, "varlen_attention", lambda: varlen)
-    found, _ = attention.packed_attention(torch.nn.Identity(), *tensors, None)
+    found = attention.on_gpu(*tensors, [5, 30, 8], 0, 8**-0.5)
     torch.testing.assert_close(found, expected)
     attention.set_documents(())
 
@@ -260,6 +264,9 @@ def test_what_all_rows_begin_with_is_computed_once_and_changes_neither_losses_no
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert model.batch(rows).shared == common
+    spared = 2 * common / (sum(map(len, rows)) - 3)
+    assert causal_batch(rows, share=True, least_spared=spared - 0.01).shared == common
+    assert causal_batch(rows, share=True, least_spared=spared + 0.01).shared == 0
 
 
 def test_tokens_that_no_loss_depends_on_are_not_computed() -> None:
