@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
-from llmtuner_kit.aws import ClientError, error_code, error_message
+from llmtuner_kit.aws import ClientError, error_code, error_message, is_error
 from llmtuner_kit.errors import KitError
 from llmtuner_kit.hosting import VARIANT
 from llmtuner_kit.settings import DeploySettings
@@ -35,12 +35,31 @@ def follow_load(workspace: Workspace, settings: DeploySettings, name: str) -> st
             },
         )
     except (ClientError, KitError) as error:
-        why = f"{error_code(error) or type(error).__name__}: {error_message(error)}"
-        return f"not set; run 06_deploy again once the endpoint is in service. {why}"
+        return f"not set; run 06_deploy again once the endpoint is in service. {_why(error)}"
     return (
         f"{settings.min_instances} to {settings.max_instances} instances at "
         f"{settings.invocations_per_instance} invocations a minute each"
     )
+
+
+def stay(workspace: Workspace, settings: DeploySettings, name: str) -> str:
+    """The fewest instances and no scaling any more; returns what was set, or why it could not be."""
+    sagemaker, scaling = (workspace.aws.client(service) for service in ("sagemaker", "application-autoscaling"))
+    wanted = {"VariantName": VARIANT, "DesiredInstanceCount": settings.min_instances}
+    try:
+        (variant,) = sagemaker.describe_endpoint(EndpointName=name)["ProductionVariants"]
+        if variant["DesiredInstanceCount"] != settings.min_instances:  # as it was scaled to: nobody would bring it back
+            sagemaker.update_endpoint_weights_and_capacities(EndpointName=name, DesiredWeightsAndCapacities=[wanted])
+        scaling.deregister_scalable_target(**scaling_target(name))
+    except (ClientError, KitError) as error:
+        if is_error(error, "ObjectNotFoundException"):
+            return "off"
+        return f"not switched off; run 06_deploy again once the endpoint is in service. {_why(error)}"
+    return "off"
+
+
+def _why(error: Exception) -> str:
+    return f"{error_code(error) or type(error).__name__}: {error_message(error)}"
 
 
 @dataclass(frozen=True)

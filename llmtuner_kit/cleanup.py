@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,15 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
     run = runs.open_run(workspace, settings.run_name)
     removed: list[str] = []
     kept: list[str] = []
+    jobs = run.noted("jobs")
+    for name, facts in jobs.items():
+        if not _running(workspace, name, facts["kind"]):
+            continue
+        if settings.stop_job:
+            _STOPS[facts["kind"]](workspace, name)
+            removed.append(f"{facts['kind']} job {name} (stopped)")
+        else:
+            kept.append(f"{facts['kind']} job {name}, which is still running")
     for key, deployed in run.noted("endpoints").items():
         name = deployed["endpoint_name"]
         if deployed.get("deleted_at"):
@@ -40,15 +50,6 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
                 _remember_end(run, key, deployed)
         elif endpoints.described(workspace, name):
             kept.append(f"endpoint {name}, which costs {costs.usd(deployed['quote']['usd_per_hour'])} an hour")
-    jobs = run.noted("jobs")
-    for name, facts in jobs.items():
-        if not _running(workspace, name, facts["kind"]):
-            continue
-        if settings.stop_job:
-            _STOPS[facts["kind"]](workspace, name)
-            removed.append(f"{facts['kind']} job {name} (stopped)")
-        else:
-            kept.append(f"{facts['kind']} job {name}, which is still running")
     trained = [name for name, facts in jobs.items() if facts["kind"] == "training"]
     prefixes = (
         *(
@@ -93,11 +94,16 @@ def _remember_end(run: runs.Run, key: str, deployed: dict[str, Any]) -> None:
 
 def _await_settled(workspace: Workspace, name: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
     """An endpoint that is being created cannot be deleted; AWS asks to wait."""
+    said = False
     while True:
         found = endpoints.described(workspace, name)
         if found is None or found["EndpointStatus"] not in endpoints.BUSY - {"Deleting"}:
             return
-        sleep(1.0)
+        if not said:
+            status = found["EndpointStatus"]
+            sys.stderr.write(f"Endpoint {name} is {status}, and AWS deletes it only after that: this is waited for.\n")
+            said = True
+        sleep(5.0 if workspace.aws.charged else 1.0)
 
 
 def _storage(size: int, region: str) -> str:

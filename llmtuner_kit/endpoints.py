@@ -1,7 +1,8 @@
 """Endpoints: deploy, watch, expire, delete.
 
-deploy(workspace, settings)          model + endpoint configuration + endpoint + autoscaling
+deploy(workspace, settings)          model + endpoint configuration + endpoint
 watch(workspace, name)               statuses until it serves or failed
+scale(workspace, settings, endpoint) autoscaling, once it serves
 delete(workspace, name)              the endpoint, its configuration, its model entry, its scaling target
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from llmtuner_kit import (
     access,
     archive_checks,
     artifacts,
+    autoscaling,
     aws,
     catalog,
     costs,
@@ -26,14 +28,15 @@ from llmtuner_kit import (
     endpoint_quotes,
     images,
     logs,
+    outages,
     paths,
     runs,
     training,
     troubles,
 )
-from llmtuner_kit.autoscaling import follow_load, scaling_target
-from llmtuner_kit.aws import ClientError, is_error
-from llmtuner_kit.errors import AccessError, ConflictError, JobFailedError, NotFoundError
+from llmtuner_kit.autoscaling import scaling_target
+from llmtuner_kit.aws import ClientError, error_message, is_error
+from llmtuner_kit.errors import AccessError, ConflictError, JobFailedError, KitError, NotFoundError, NotReadyError
 from llmtuner_kit.hosting import endpoint_config_request, model_request
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
@@ -112,10 +115,10 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     config_name = paths.fit_name(name, hashlib.sha256(version.encode()).hexdigest()[:8])
     arn, reused = _create(workspace, settings, model, job_name, name, config_name, tags)
     created = _creation_time(workspace, name)
-    autoscaling = follow_load(workspace, settings, name) if settings.max_instances > settings.min_instances else "off"
+    run, noted = runs.open_run(workspace, settings.run_name), f"{name} {created.isoformat()}"
     made = Endpoint(
-        name, arn, job_name, settings.instance_type, quoted.usd_per_hour,
-        until_expiry, expires, autoscaling, reused, workspace.aws.charged,
+        name, arn, job_name, settings.instance_type, quoted.usd_per_hour, until_expiry, expires,
+        run.noted("endpoints").get(noted, {}).get("autoscaling", "off"), reused, workspace.aws.charged,
     )  # fmt: skip
     result = {
         "endpoint_name": name,
@@ -129,12 +132,27 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
         "created_at": created.isoformat(),
         "expires_at": expires.isoformat(),
         "quote": {"usd_per_hour": made.usd_per_hour, "usd_until_expiry": until_expiry},
-        "autoscaling": autoscaling,
+        "autoscaling": made.autoscaling,
     }
-    run = runs.open_run(workspace, settings.run_name)
+    run.note("endpoints", noted, result)  # first: it costs money from now on
     run.save("deploy", settings=settings.model_dump(), result=result)
-    run.note("endpoints", f"{name} {created.isoformat()}", result)
     return made
+
+
+def scale(workspace: Workspace, settings: DeploySettings, made: Endpoint) -> Endpoint:
+    """Let an endpoint that serves follow its load as the settings say, or have the fewest instances and keep them."""
+    if settings.max_instances > settings.min_instances:
+        told = autoscaling.follow_load(workspace, settings, made.endpoint_name)
+    elif made.reused:
+        told = autoscaling.stay(workspace, settings, made.endpoint_name)
+    else:
+        return made
+    run = runs.open_run(workspace, settings.run_name)
+    result = run.result("deploy")
+    run.save("deploy", result=result | {"autoscaling": told})
+    if told != "off":  # an endpoint that was scaled once is billed by what was done then
+        run.note("endpoints", f"{made.endpoint_name} {result['created_at']}", result | {"autoscaling": told})
+    return replace(made, autoscaling=told)
 
 
 def _creation_time(workspace: Workspace, name: str) -> datetime:
@@ -240,20 +258,33 @@ def described(workspace: Workspace, name: str) -> dict[str, Any] | None:
 
 
 def _tags_of(workspace: Workspace, arn: str) -> dict[str, str]:
+    """None of an endpoint that is gone: it may have ended since it was listed."""
     pages = workspace.aws.client("sagemaker").get_paginator("list_tags").paginate(ResourceArn=arn)
-    return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
+    try:
+        return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
+    except ClientError as error:
+        if is_error(error, "ValidationException", "ResourceNotFound"):
+            return {}
+        raise
 
 
 def watch(
-    workspace: Workspace, endpoint_name: str, *, poll_seconds: float = 1.0, sleep: Callable[[float], None] = time.sleep
+    workspace: Workspace, endpoint_name: str, *, poll_seconds: float = 0.0, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[EndpointStatus]:
-    """Statuses until the endpoint serves or has failed. Raises JobFailedError with the server's own last lines."""
+    """Statuses until the endpoint serves or has failed. Raises JobFailedError with the server's own last lines.
+
+    Args:
+        poll_seconds: between two looks; 0: one second, five where they count against an account's request rates.
+    """
+    pause = poll_seconds or (5.0 if workspace.aws.charged else 1.0)
     while True:
-        current = status(workspace, endpoint_name)
+        current = outages.wait_out(
+            lambda: status(workspace, endpoint_name), workspace, f"endpoint {endpoint_name}", sleep=sleep
+        )
         yield current
         if current.done:
             break
-        sleep(poll_seconds)
+        sleep(pause)
     if current.status == "Failed":
         lines = _last_lines(workspace, endpoint_name)
         trouble = troubles.recognise(current.failure_reason, lines)
@@ -288,12 +319,27 @@ def list_own(workspace: Workspace) -> list[EndpointStatus]:
 
 
 def delete_expired(workspace: Workspace) -> list[str]:
-    """The guard: delete the user's endpoints that have outlived their time; their names."""
-    gone = []
+    """The guard: delete the user's endpoints that have outlived their time; their names.
+
+    One that cannot be deleted keeps no other alive. Raises NotReadyError then, when all have been tried.
+    """
+    gone, kept = [], []
     for item in list_own(workspace):
-        if item.expired and item.status not in BUSY:
+        if not item.expired or item.status == "Deleting":
+            continue
+        try:
             delete(workspace, item.endpoint_name)
             gone.append(item.endpoint_name)
+        except (ClientError, KitError) as error:
+            kept.append(f"{item.endpoint_name} ({item.status}): {error_message(error)}")
+    if kept:
+        raise NotReadyError(
+            "These endpoints are over and could not be deleted, so they still cost money:\n"
+            + "\n".join(kept)
+            + (f"\nDeleted: {', '.join(gone)}." if gone else ""),
+            fix="put right what is named and run `llmtuner guard --delete` again; "
+            "AWS deletes none that it is creating or updating",
+        )
     return gone
 
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from llmtuner_kit import costs, logs, training, troubles
+from llmtuner_kit import costs, logs, outages, training, troubles
 from llmtuner_kit.errors import JobFailedError
 from llmtuner_kit.settings import MonitorSettings
 from llmtuner_kit.workspace import Workspace
@@ -203,7 +204,8 @@ def watch(
     while current is None or not current.done:
         if current is not None:
             sleep(settings.poll_seconds)
-        current = snapshot(workspace, job_name, current, now=now)
+        look = partial(snapshot, workspace, job_name, current, now=now)
+        current = outages.wait_out(look, workspace, f"training job {job_name}", sleep=sleep)
         yield current
 
 

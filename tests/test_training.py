@@ -172,15 +172,23 @@ def deployed_and_deleted(workspace: Workspace) -> None:
     common = {"run_name": "sums", "user_id": workspace.user_id}
     name = f"by-hand-{uuid.uuid4().hex[:8]}"
     made = endpoints.deploy(workspace, settings.DeploySettings(**common, endpoint_name=name, max_instances=2))
-    assert made.autoscaling.startswith("1 to 2 instances")
+    assert made.autoscaling == "off"  # until it serves
     *_, last = endpoints.watch(workspace, name, poll_seconds=0.2)
     assert last.ready
+    asked = settings.DeploySettings(**common, endpoint_name=name, max_instances=2)
+    made = endpoints.scale(workspace, asked, made)
+    assert made.autoscaling.startswith("1 to 2 instances")
+    assert runs.open_run(workspace, "sums").result("deploy")["autoscaling"] == made.autoscaling
     assert inference.invoke(
         workspace, inference.deployed(workspace, "sums"), "What is 2 plus 2?", max_new_tokens=4
     ).text
     assert [item.endpoint_name for item in endpoints.list_own(workspace)] == [name]
     longer = settings.DeploySettings(**common, endpoint_name=name, max_instances=2, time_to_live_minutes=600)
-    assert endpoints.deploy(workspace, longer).reused
+    again = endpoints.deploy(workspace, longer)
+    assert (again.reused, again.autoscaling) == (True, made.autoscaling)
+    fixed = settings.DeploySettings(**common, endpoint_name=name)
+    assert endpoints.scale(workspace, fixed, endpoints.deploy(workspace, fixed)).autoscaling == "off"
+    assert endpoints.scale(workspace, longer, endpoints.deploy(workspace, longer)).autoscaling == made.autoscaling
     until = endpoints.status(workspace, name).expires_at
     assert until is not None
     assert until > datetime.now(UTC) + timedelta(minutes=590)

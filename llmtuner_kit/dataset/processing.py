@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import llmtuner_kit
-from llmtuner_kit import access, aws, costs, creation, images, job_code, job_names, logs, staging
+from llmtuner_kit import access, aws, costs, creation, images, job_code, job_names, logs, outages, staging
 from llmtuner_kit.aws import ClientError, is_error
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import quotes, versions
@@ -261,11 +261,16 @@ def _status(workspace: Workspace, job_name: str) -> str:
 def _wait(workspace: Workspace, job_name: str, progress: Watch) -> None:
     """Show the job's own progress until it has ended well; raises JobFailedError otherwise."""
     tokens: dict[str, str] = {}
-    progress(f"processing job {job_name} is starting", 0, 1)
-    while True:
+
+    def look() -> tuple[dict[str, Any], list[tuple[str, str]]]:
         job = described(workspace, job_name)
         assert job is not None, job_name
-        for _, line in logs.new_lines(workspace, LOG_GROUP, f"{job_name}/", tokens):
+        return job, logs.new_lines(workspace, LOG_GROUP, f"{job_name}/", tokens)
+
+    progress(f"processing job {job_name} is starting", 0, 1)
+    while True:
+        job, lines = outages.wait_out(look, workspace, f"processing job {job_name}")
+        for _, line in lines:
             told = line.split(" ", 3)
             if len(told) == 4 and told[0] == PROGRESS and told[1].isdigit() and told[2].isdigit():
                 progress(told[3], int(told[1]), int(told[2]), _meter(workspace, job))

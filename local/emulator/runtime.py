@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import re
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from llmtuner_local.emulator import event_stream, refusals
 from llmtuner_local.emulator.context import Context
@@ -20,6 +23,7 @@ QUEUED_LIMIT = 1024**3
 COMPONENT_KIND = endpoints.COMPONENT_KIND
 PREFIX = "x-amzn-sagemaker-"
 _PASSED = ("content-type", "accept", f"{PREFIX}custom-attributes", f"{PREFIX}target-model", f"{PREFIX}session-id")
+_EXPIRES = re.compile(r";\s*Expires=([^;\s]+)", re.IGNORECASE)
 _NO_ANSWER = (TimeoutError, AnswerTooLargeError, ReplicaGoneError)
 _RETURNED = (f"{PREFIX}custom-attributes", f"{PREFIX}new-session-id", f"{PREFIX}closed-session-id")
 
@@ -45,7 +49,7 @@ class Runtime:
         self.context = context
         self.router = Router(context)
         self.client = ReplicaClient()
-        self._sessions: dict[tuple[str, str], str] = {}
+        self._sessions: dict[tuple[str, str], tuple[str, float]] = {}  # the replica, and when the session ends
         self._turns = itertools.count()
         self._shadowing: set[asyncio.Task[None]] = set()
 
@@ -59,7 +63,8 @@ class Runtime:
         living = [{name for name, _ in self.context.store.items(kind)} for kind in (endpoints.KIND, COMPONENT_KIND)]
         self.router.drop(*living)
         self.client.forget(self.router.ports())
-        self._sessions = {key: replica for key, replica in self._sessions.items() if key[0] in living[0]}
+        now = self.context.now()
+        self._sessions = {key: held for key, held in self._sessions.items() if key[0] in living[0] and held[1] > now}
         self.context.in_flight = +self.context.in_flight  # without those that have none
 
     def target(self, name: str, headers: dict[str, str], *, queued: bool = False) -> Target:
@@ -117,8 +122,9 @@ class Runtime:
     def _place(self, name: str, route: Route, headers: dict[str, str]) -> Place:
         """The replica that has the request's session, or the next one."""
         session = headers.get(f"{PREFIX}session-id")
-        holder = self._sessions.get((name, session)) if session else None
-        held = next((item for item in route.places if item.replica == holder), None)
+        holder, ends = self._sessions.get((name, session or ""), ("", 0.0))
+        living = ends > self.context.now()
+        held = next((item for item in route.places if living and item.replica == holder), None)
         return held or route.next_place(self.context.in_flight)
 
     async def invoke(self, name: str, headers: dict[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
@@ -160,7 +166,7 @@ class Runtime:
         }
         sent |= {name: received[name] for name in _RETURNED if name in received}
         if created := received.get(f"{PREFIX}new-session-id"):
-            self._sessions[target.endpoint, created.partition(";")[0]] = target.place.replica
+            self._sessions[target.endpoint, created.partition(";")[0]] = (target.place.replica, _end_of(created))
         if closed := received.get(f"{PREFIX}closed-session-id"):
             self._sessions.pop((target.endpoint, closed), None)
         return sent
@@ -277,8 +283,15 @@ class Runtime:
         return refusals.model_error(self.context, target.group, target.label or container, status, text)
 
     def _copy_to_shadows(self, target: Target, headers: dict[str, str], body: bytes) -> None:
-        """Send shadow variants their part of the requests; what they answer is counted and dropped."""
+        """Send shadow variants their part of the requests; what they answer is counted and dropped.
+
+        A variant whose containers work together in another way than those of the real one gets no copy.
+        """
         for shadow in target.shadows:
+            try:
+                containers = _containers(shadow, headers)
+            except refusals.RefusalError:
+                continue
             shadow.lead += min(1.0, shadow.document["DesiredWeight"] / (target.route.document["DesiredWeight"] or 1.0))
             if shadow.lead < 1.0:
                 continue
@@ -287,7 +300,7 @@ class Runtime:
                 target.endpoint,
                 shadow,
                 shadow.next_place(self.context.in_flight),
-                _containers(shadow, {}),
+                containers,
                 target.group,
             )
             task = asyncio.create_task(self._shadow(copy, headers, body))
@@ -319,6 +332,15 @@ def passed_headers(headers: dict[str, str]) -> dict[str, str]:
     if accept := headers.get(f"{PREFIX}accept"):
         sent["accept"] = accept
     return sent
+
+
+def _end_of(session: str) -> float:
+    """When a new session ends: `ID; Expires=2026-01-31T12:00:00Z`; one without a time never does."""
+    found = _EXPIRES.search(session)
+    try:
+        return datetime.fromisoformat(found[1]).timestamp() if found else math.inf
+    except ValueError:
+        return math.inf
 
 
 def _containers(route: Route, headers: dict[str, str]) -> list[str]:

@@ -87,6 +87,13 @@ def test_header_is_asked_for_and_refused_in_awss_words(quick: Cloud) -> None:
     )
     superfluous = refused(lambda: ask(quick, plain, InferenceComponentName="any"))
     assert "not allowed for endpoints to which you dont plan to deploy" in superfluous["Error"]["Message"]
+    with pytest.raises(ClientError, match="must be an integer larger than 0"):
+        make(quick, endpoint, {"ModelName": model(quick), "ComputeResourceRequirements": needs()}, copies=0)
+    scaling = {"Status": "ENABLED", "MinInstanceCount": 1, "MaxInstanceCount": 2}
+    with pytest.raises(ClientError, match="ManagedInstanceScaling is only supported for inference component endpoints"):
+        deploy(quick, variant(model(quick), ManagedInstanceScaling=scaling))
+    with pytest.raises(ClientError, match="ExecutionRoleArn is required"):
+        deploy(quick, variant(None))
     with pytest.raises(ClientError, match="has variants with a ModelName"):
         make(quick, plain, {"ModelName": model(quick), "ComputeResourceRequirements": needs()})
     remove(quick, plain)

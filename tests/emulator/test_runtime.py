@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,70 @@ def test_sessions_of_an_endpoint_that_is_gone_are_forgotten(inside: Context) -> 
         async with runtime_of(inside, answering(b"{}", f"{PREFIX}new-session-id: mine; Expires=soon")) as runtime:
             await runtime.invoke("ep", {}, b"{}")
             runtime.forget_gone()
-            assert runtime._sessions == {("ep", "mine"): "i-1"}
+            assert set(runtime._sessions) == {("ep", "mine")}
             inside.store.delete(endpoints.KIND, "ep")
             runtime.forget_gone()
             assert not runtime._sessions
+
+    asyncio.run(scenario())
+
+
+def test_a_session_holds_its_instance_until_it_ends_and_is_forgotten_then(
+    inside: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    monkeypatch.setattr(Context, "now", lambda _: now.timestamp())
+
+    async def scenario() -> None:
+        nonlocal now
+        created = answering(
+            b"{}", f"{PREFIX}new-session-id: mine; Expires={now + timedelta(minutes=5):%Y-%m-%dT%H:%M:%SZ}"
+        )
+        async with runtime_of(inside, created) as runtime:
+            held = runtime.target("ep", {}).place.replica
+            await runtime.invoke("ep", {}, b"{}")
+            document = inside.store.get(endpoints.KIND, "ep") or {}
+            (first,) = document["_replicas"]
+            inside.store.put(endpoints.KIND, "ep", document | {"_replicas": [first, first | {"id": "i-2"}]})
+            session = {f"{PREFIX}session-id": "mine"}
+            assert {runtime.target("ep", session).place.replica for _ in range(4)} == {held}
+            now += timedelta(minutes=6)
+            assert {runtime.target("ep", session).place.replica for _ in range(4)} == {held, "i-2"}
+            runtime.forget_gone()
+            assert not runtime._sessions
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("execution", "copies"), [("Direct", 1), ("Serial", 0)])
+def test_a_shadow_of_containers_called_by_name_gets_what_it_can_take_and_refuses_nobody(
+    inside: Context, execution: str, copies: int
+) -> None:
+    asked = asyncio.Queue[None]()
+
+    async def shadow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked.put(None)
+        await answering(b"dropped")(reader, writer)
+
+    async def scenario() -> None:
+        async with runtime_of(inside, answering(b"real"), shadow) as runtime:
+            document = inside.store.get(endpoints.KIND, "ep") or {}
+            ports = document["_replicas"][0]["ports"]
+            real, copy = (
+                {"VariantName": name, "DesiredWeight": 1.0, "_execution": "Direct", "_containers": ["c"]}
+                for name in ("v", "s")
+            )
+            inside.store.put(endpoints.KIND, "ep", document | {
+                "_variants": [real], "_shadows": [copy | {"_execution": execution}],
+                "_replicas": [
+                    {"variant": name, "id": name, "state": "InService", "ports": {"c": port}}
+                    for name, port in (("v", ports["c0"]), ("s", ports["c1"]))
+                ],
+            })  # fmt: skip
+            _, body = await runtime.invoke("ep", {f"{PREFIX}target-container-hostname": "c"}, b"{}")
+            assert body == b"real"
+            assert len(runtime._shadowing) == copies
+            for _ in range(copies):
+                await asyncio.wait_for(asked.get(), 10)
 
     asyncio.run(scenario())

@@ -53,7 +53,11 @@ def _check_variants(context: Context, params: dict[str, Any]) -> None:
             _check_serverless(params, variant)
         elif not ("InstanceType" in variant and "InitialInstanceCount" in variant):
             raise validation("InstanceType and InitialInstanceCount, or ServerlessConfig, are required for a variant.")
+        if "ModelName" not in variant and "ExecutionRoleArn" not in params:
+            raise validation("ExecutionRoleArn is required for variants without a ModelName.")
         if "ModelName" in variant:
+            if "ManagedInstanceScaling" in variant:
+                raise validation("ManagedInstanceScaling is only supported for inference component endpoints.")
             models.require(context, variant["ModelName"])
     output = params.get("AsyncInferenceConfig", {}).get("OutputConfig", {"S3OutputPath": ""})
     if "S3OutputPath" not in output:

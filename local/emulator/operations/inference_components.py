@@ -64,6 +64,8 @@ def _own_model(context: Context, params: dict[str, Any], endpoint: dict[str, Any
         raise validation(f'Variant "{variant}" is not present in endpoint "{endpoint["EndpointArn"]}".')
     if "RuntimeConfig" not in params:
         raise validation("RuntimeConfig is required for an inference component without BaseInferenceComponentName.")
+    if not params["RuntimeConfig"]["CopyCount"]:  # none are left by scaling later on
+        raise validation("The copy count of an inference component that is created must be an integer larger than 0.")
     return {
         "VariantName": variant,
         "_wanted": params["RuntimeConfig"]["CopyCount"],

@@ -1,0 +1,141 @@
+"""The guard, and deleting and scaling where AWS refuses a part of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from llmtuner_kit import access, autoscaling, endpoints
+from llmtuner_kit.aws import ClientError
+from llmtuner_kit.errors import AccessError, NotReadyError
+from llmtuner_kit.settings import DeploySettings
+from llmtuner_kit.workspace import Workspace
+
+Answers = dict[str, Any]
+
+
+def refused(code: str, message: str = "why") -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": message}}, "Operation")
+
+
+class Clients:
+    """Every client of a workspace: answers by operation, as given, or with an empty answer; remembers what was asked."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.asked = answers, list[tuple[str, Answers]]()
+
+    def __getattr__(self, operation: str) -> Any:
+        def call(**request: Any) -> Any:
+            self.asked.append((operation, request))
+            found = self.answers.get(operation, {})
+            if callable(found):
+                found = found(**request)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        return call
+
+    def get_paginator(self, operation: str) -> Any:
+        return SimpleNamespace(paginate=lambda **request: (ask(**request) for ask in [getattr(self, operation)]))
+
+    @property
+    def workspace(self) -> Workspace:
+        aws = SimpleNamespace(client=lambda _: self, region="us-east-1", charged=True)
+        return cast(Workspace, SimpleNamespace(aws=aws, user_id="ada"))
+
+    def operations(self) -> list[str]:
+        return [name for name, _ in self.asked]
+
+
+def endpoint(name: str, status: str = "InService", *, instances: int = 1) -> Answers:
+    variant = {"VariantName": "AllTraffic", "CurrentInstanceCount": instances, "DesiredInstanceCount": instances}
+    return {
+        "EndpointName": name, "EndpointArn": f"arn:{name}", "EndpointStatus": status, "EndpointConfigName": "config",
+        "CreationTime": datetime.now(UTC), "ProductionVariants": [variant],
+    }  # fmt: skip
+
+
+def account(*found: Answers, over: bool = True, **answers: Any) -> Clients:
+    """An account with these endpoints, all of user ada."""
+    expires = datetime.now(UTC) + timedelta(hours=-1 if over else 1)
+    tags = {access.OWNER_TAG: "ada", endpoints.EXPIRES_TAG: expires.isoformat()}
+    named = {item["EndpointName"]: item for item in found}
+    known = {
+        "list_endpoints": {"Endpoints": list(found)},
+        "list_tags": {"Tags": [{"Key": key, "Value": value} for key, value in tags.items()]},
+        "describe_endpoint": lambda EndpointName: named.get(EndpointName, refused("ValidationException")),  # noqa: N803
+        "describe_endpoint_config": {"ProductionVariants": [{"InstanceType": "ml.g5.xlarge"}]},
+    }
+    return Clients(**known | answers)
+
+
+def test_the_guard_deletes_all_it_can_and_says_what_still_costs_money() -> None:
+    def delete(EndpointName: str) -> Any:  # noqa: N803
+        return refused("ValidationException", "Cannot update in-progress endpoint") if EndpointName == "busy" else {}
+
+    clients = account(endpoint("busy", "Creating"), endpoint("idle"), delete_endpoint=delete)
+    with pytest.raises(NotReadyError, match=r"busy \(Creating\): Cannot update in-progress") as caught:
+        endpoints.delete_expired(clients.workspace)
+    assert "Deleted: idle." in caught.value.problem
+
+
+def test_the_guard_leaves_what_is_not_over_and_what_is_being_deleted() -> None:
+    assert endpoints.delete_expired(account(endpoint("young"), over=False).workspace) == []
+    going = account(endpoint("going", "Deleting"))
+    assert endpoints.delete_expired(going.workspace) == []
+    assert "delete_endpoint" not in going.operations()
+
+
+def test_an_endpoint_that_ends_while_the_account_is_listed_is_no_error() -> None:
+    gone = refused("ValidationException", "Could not find resource arn:gone.")
+    assert endpoints.list_own(account(endpoint("gone"), list_tags=gone).workspace) == []
+
+
+def test_two_parts_that_may_not_be_deleted_or_are_gone_keep_no_endpoint_alive() -> None:
+    clients = account(
+        endpoint("lamp"),
+        deregister_scalable_target=refused("ObjectNotFoundException"),
+        delete_endpoint_config=AccessError("denied"),
+        delete_model=AccessError("denied"),
+    )
+    assert endpoints.delete(clients.workspace, "lamp").removed == ("endpoint lamp",)
+    assert clients.operations()[-3:] == ["delete_endpoint", "delete_endpoint_config", "delete_model"]
+
+
+@pytest.mark.parametrize("error", [refused("ValidationException", "not in service"), AccessError("denied")])
+def test_autoscaling_that_cannot_be_set_says_why_and_what_to_run(error: Exception) -> None:
+    told = autoscaling.follow_load(Clients(put_scaling_policy=error).workspace, DeploySettings(max_instances=3), "lamp")
+    assert told.startswith("not set; run 06_deploy again once the endpoint is in service. ")
+    assert "not in service" in told or "AccessError: denied" in told
+
+
+def test_an_endpoint_that_was_scaled_up_comes_back_before_scaling_is_switched_off() -> None:
+    clients = account(endpoint("lamp", instances=3))
+    assert autoscaling.stay(clients.workspace, DeploySettings(), "lamp") == "off"
+    (_, (update, request), (deregister, _)) = clients.asked
+    assert (update, deregister) == ("update_endpoint_weights_and_capacities", "deregister_scalable_target")
+    assert request["DesiredWeightsAndCapacities"] == [{"VariantName": "AllTraffic", "DesiredInstanceCount": 1}]
+
+
+def test_an_endpoint_that_never_was_scaled_is_left_as_it_is() -> None:
+    clients = account(endpoint("lamp"), deregister_scalable_target=refused("ObjectNotFoundException"))
+    assert autoscaling.stay(clients.workspace, DeploySettings(), "lamp") == "off"
+    assert "update_endpoint_weights_and_capacities" not in clients.operations()
+
+
+def test_scaling_that_cannot_be_switched_off_is_not_called_off() -> None:
+    clients = account(endpoint("lamp"), deregister_scalable_target=AccessError("denied"))
+    assert autoscaling.stay(clients.workspace, DeploySettings(), "lamp").startswith("not switched off")
+
+
+def test_looks_at_an_endpoint_are_seconds_apart_where_an_account_has_request_rates() -> None:
+    states = iter(["Creating", "Creating", "InService"])
+    clients = account(endpoint("lamp"), describe_endpoint=lambda **_: endpoint("lamp", next(states)))
+    waits: list[float] = []
+    *_, last = endpoints.watch(clients.workspace, "lamp", sleep=waits.append)
+    assert last.ready
+    assert waits == [5.0, 5.0]
