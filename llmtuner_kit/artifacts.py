@@ -36,12 +36,13 @@ class Action:
 
 @dataclass(frozen=True)
 class PresignedLink:
-    """A link anybody who has it may use until it ends."""
+    """A link anybody who has it may use until it ends. `limit`: what ends it sooner than was asked for, else empty."""
 
     url: str
     expires_at: datetime
     bytes: int
     file_name: str
+    limit: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,14 @@ def presign(workspace: Workspace, job_name: str, minutes: int = 60) -> Presigned
         },
         ExpiresIn=minutes * 60,
     )
-    expires = datetime.now(UTC) + timedelta(minutes=minutes)
-    return PresignedLink(url, expires, int(head["ContentLength"]), name)
+    lasting = workspace.aws.credentials_last(minutes)  # a link ends with the credentials that have signed it
+    expires = datetime.now(UTC) + timedelta(minutes=minutes if lasting is None else lasting)
+    limit = ""
+    if lasting is None:
+        limit = "at the latest: the temporary credentials that signed it may end before"
+    elif lasting < minutes:
+        limit = f"and not for {minutes} minutes, as the credentials that signed it end then"
+    return PresignedLink(url, expires, int(head["ContentLength"]), name, limit)
 
 
 def download(workspace: Workspace, settings: DownloadSettings, progress: Progress | None = None) -> Downloaded:

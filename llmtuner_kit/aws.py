@@ -25,6 +25,7 @@ from typing import Any
 import boto3
 import botocore.session
 from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -123,6 +124,13 @@ class Aws:
                 with _plainly():  # a profile may be half written
                     self._clients[service] = self.session.client(service, config=_CONFIGS.get(service, _CONFIG))
             return self._clients[service]
+
+    def credentials_last(self, minutes: int) -> int | None:
+        """How many of these minutes the credentials in use will last; None: they are temporary, and their end is unknown."""
+        credentials = self.session.get_credentials()
+        if isinstance(credentials, RefreshableCredentials):
+            return next((item for item in range(minutes, 0, -1) if not credentials.refresh_needed(item * 60)), 0)
+        return None if credentials and credentials.token else minutes
 
     def endpoint_url(self, service: str) -> str:
         """The address a service answers at."""

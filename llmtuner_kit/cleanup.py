@@ -51,14 +51,18 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
         elif endpoints.described(workspace, name):
             kept.append(f"endpoint {name}, which costs {costs.usd(deployed['quote']['usd_per_hour'])} an hour")
     trained = [name for name, facts in jobs.items() if facts["kind"] == "training"]
+    tries: dict[str, list[str]] = {}
+    for name in trained:
+        tries.setdefault(jobs[name].get("first_try", name), []).append(name)
     prefixes = (
         *(
             (
                 "checkpoints",
-                settings.delete_checkpoints and (settings.delete_model or artifacts.wrote_model(workspace, name)),
-                workspace.paths.checkpoints(name),
+                settings.delete_checkpoints
+                and (settings.delete_model or any(artifacts.wrote_model(workspace, name) for name in names)),
+                workspace.paths.checkpoints(first),
             )
-            for name in trained
+            for first, names in tries.items()
         ),
         *(("model archive", settings.delete_model, f"{workspace.paths.models}/{name}/") for name in trained),
         ("uploads", settings.delete_uploads, _uploads_prefix(workspace, run)),

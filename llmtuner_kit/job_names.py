@@ -18,12 +18,17 @@ def of_inputs(base: str, digest: str, user_id: str, status: Callable[[str], str]
         digest: of the inputs.
         status: of the job that has a name; empty when none has.
     """
-    mark = access.user_mark(user_id)  # ends the name: a policy on log streams holds on to it
     for attempt in range(1, _ATTEMPTS + 1):
-        tail = f"{digest}-{mark}" if attempt == 1 else f"{digest}-{attempt}-{mark}"
-        name = paths.check_name(paths.fit_name(paths.slug(base), tail), "job_name")
+        name = of_try(base, digest, user_id, attempt)
         if status(name) not in ("Failed", "Stopped"):
             return name
     raise ConflictError(
         f"{_ATTEMPTS} jobs of the same inputs have failed or were stopped (last: {name}).", fix="look at their reasons"
     )
+
+
+def of_try(base: str, digest: str, user_id: str, attempt: int = 1) -> str:
+    """The name of the first job of the inputs, or of a later try."""
+    mark = access.user_mark(user_id)  # ends the name: a policy on log streams holds on to it
+    tail = f"{digest}-{mark}" if attempt == 1 else f"{digest}-{attempt}-{mark}"
+    return paths.check_name(paths.fit_name(paths.slug(base), tail), "job_name")

@@ -37,13 +37,21 @@ _PASSED = (
     "method", "epochs", "max_steps", "learning_rate", "lora_r", "lora_alpha", "lora_dropout", "max_length",
     "batch_tokens", "seed", "evaluation_samples",
 )  # fmt: skip
+# Settings that say where, as whom and how long, but not what is trained: a job that was stopped goes on with others.
+_NO_INPUTS = {
+    "run_name", "target", "region", "user_id", "bucket", "budget_usd", "max_runtime_minutes", "role_arn", "spot",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A job of this run. `reused`: it was there already, nothing new was started."""
+    """A job of this run. `reused`: it was there already, nothing new was started.
+
+    `earlier`: the first try of the same inputs, which failed or was stopped; the job goes on from its last checkpoint.
+    """
 
     job_name: str
+    earlier: str
     arn: str
     model_uri: str
     request: dict[str, Any] = field(repr=False)
@@ -56,6 +64,7 @@ class Plan:
     """Everything a request is made of, resolved; building the request from it needs nothing else."""
 
     job_name: str
+    first_try: str  # the first job of the same inputs, whose checkpoints all tries share
     settings: TrainSettings
     model: catalog.BaseModel
     role_arn: str
@@ -86,8 +95,10 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
     arn = created["TrainingJobArn"] if created else _same_job(workspace, request)
     record = _record(plan, made, arn, request)
     run.save("train", settings=settings.model_dump(), result=record)
-    run.note("jobs", plan.job_name, {"kind": "training", "instance_type": made.instance_type, "quote": record["quote"]})
-    return TrainingJob(plan.job_name, arn, request_model_uri(request), request, made, not created)
+    facts = {"kind": "training", "instance_type": made.instance_type, "quote": record["quote"]}
+    run.note("jobs", plan.job_name, facts | {"first_try": plan.first_try})
+    earlier = plan.first_try if plan.first_try != plan.job_name else ""
+    return TrainingJob(plan.job_name, earlier, arn, request_model_uri(request), request, made, not created)
 
 
 def require_startable(made: Quote) -> None:
@@ -153,12 +164,13 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
     channels = {name: part["uri"] for name, part in prepared["splits"].items() if part["rows"]}
     for uri in channels.values():
         workspace.require_own(uri)
-    asked = settings.model_dump(exclude={"run_name", "target", "region", "user_id", "bucket", "budget_usd", "role_arn"})
+    asked = settings.model_dump(exclude=_NO_INPUTS)
     inputs = [workspace.user_id, [model.model_id, model.revision, code_sha, prepared["dataset_sha256"], asked]]
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
     base = f"{run.name}-{model.model_id}"
     return Plan(
         job_name=job_names.of_inputs(base, digest, workspace.user_id, lambda name: job_status(workspace, name)),
+        first_try=job_names.of_try(base, digest, workspace.user_id),
         settings=settings,
         model=model,
         role_arn=access.execution_role(workspace.aws, settings.role_arn, workspace.user_id),
@@ -241,7 +253,7 @@ def training_job_request(plan: Plan) -> dict[str, Any]:
         "EnableManagedSpotTraining": settings.spot,
         "EnableInterContainerTrafficEncryption": settings.instance_count > 1,
         "CheckpointConfig": {
-            "S3Uri": plan.user_paths.uri(plan.user_paths.checkpoints(plan.job_name)),
+            "S3Uri": plan.user_paths.uri(plan.user_paths.checkpoints(plan.first_try)),
             "LocalPath": "/opt/ml/checkpoints",
         },
         "Tags": [

@@ -90,7 +90,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         "platform",
         r"InternalServerError|We encountered an internal error",
-        "the platform broke, not your settings: start the job again",
+        "the platform broke, not your settings: run 03_train again, it goes on from the last checkpoint",
     ),
 )  # fmt: skip
 

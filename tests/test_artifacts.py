@@ -9,13 +9,16 @@ import random
 import tarfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from packed import tar
 
 from llmtuner_kit import artifacts, downloads, packing, training
+from llmtuner_kit.aws import Aws
 from llmtuner_kit.errors import DataError, IntegrityError
 from llmtuner_kit.workspace import Workspace
 
@@ -154,3 +157,20 @@ def test_the_empty_archive_of_a_stopped_job_is_nothing_to_download_or_deploy(
     output = tar({"manifest.json": b"{}"}, "w:gz")
     client.put_object(Bucket=workspace.bucket, Key=workspace.paths.output_archive("job"), Body=output)
     assert {item.name for item in artifacts.actions(workspace, "job") if item.available} >= {"download", "deploy"}
+
+
+@pytest.mark.parametrize(
+    ("lasting", "limit"), [(60, ""), (12, "not for 60 minutes"), (None, "at the latest: the temporary credentials")]
+)
+def test_a_link_says_when_it_ends_and_why_before_it_was_asked_for(
+    lasting: int | None, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "archive_head", lambda *_: {"ContentLength": 7})
+    client = SimpleNamespace(generate_presigned_url=lambda *_, **__: "https://link")
+    aws = SimpleNamespace(client=lambda _: client, credentials_last=lambda _: lasting)
+    workspace = Workspace(cast(Aws, aws), "bucket", "ada")
+    link = artifacts.presign(workspace, "lamp", minutes=60)
+    assert limit in link.limit
+    assert bool(link.limit) == (lasting != 60)
+    left = (link.expires_at - datetime.now(UTC)).total_seconds() / 60
+    assert (lasting or 60) - 1 < left <= (lasting or 60)

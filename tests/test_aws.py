@@ -6,12 +6,15 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from botocore import exceptions as botocore_errors
+from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from llmtuner_kit import aws
@@ -32,6 +35,12 @@ def unused_port() -> int:
 
 def failure(code: str, message: str = "why", operation: str = "GetObject") -> ClientError:
     return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+def ending_in(minutes: int) -> RefreshableCredentials:
+    """Credentials of a role, which end half a minute after these."""
+    end = datetime.now(UTC) + timedelta(minutes=minutes, seconds=30)
+    return RefreshableCredentials("key", "secret", "token", end, dict, "assume-role")
 
 
 @pytest.mark.parametrize(
@@ -273,3 +282,19 @@ def test_threads_that_ask_at_once_share_one_client_made_once() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(ask, range(4)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("credentials", "lasting"),
+    [
+        (Credentials("key", "secret"), 60),
+        (Credentials("key", "secret", "token"), None),
+        (ending_in(minutes=12), 12),
+        (ending_in(minutes=90), 60),
+        (ending_in(minutes=-1), 0),
+    ],
+    ids=["keys of a user", "a token of unknown end", "a role's, nearly over", "a role's", "over"],
+)
+def test_a_link_cannot_outlive_the_credentials_that_sign_it(credentials: Credentials, lasting: int | None) -> None:
+    session = cast("boto3.Session", SimpleNamespace(get_credentials=lambda: credentials))
+    assert aws.Aws("aws", "us-east-1", session).credentials_last(60) == lasting

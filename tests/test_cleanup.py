@@ -74,5 +74,16 @@ def test_checkpoints_stay_until_the_job_has_written_its_model_or_that_is_deleted
     done = cleanup.clean_up(workspace, asked)
     assert left() == ["broken"]
     assert [line for line in done.kept if line.startswith("checkpoints")] == ["checkpoints: 1 object, 0.0 MB"]
+    run.note(
+        "jobs", "broken-2", facts | {"first_try": "broken"}
+    )  # the next try, which goes on from there and ends well
+    client.put_object(
+        Bucket=workspace.bucket,
+        Key=workspace.paths.output_archive("broken-2"),
+        Body=tar({"manifest.json": b"{}"}, "w:gz"),
+    )
+    cleanup.clean_up(workspace, asked)
+    assert left() == []
+    client.put_object(Bucket=workspace.bucket, Key=workspace.paths.checkpoints("written") + "step-2/a", Body=b"x")
     cleanup.clean_up(workspace, asked.model_copy(update={"delete_model": True}))
     assert left() == []

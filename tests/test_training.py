@@ -7,7 +7,7 @@ import json
 import re
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -225,6 +225,25 @@ def test_stopped_job_is_an_outcome_not_an_error(asked: set[str], ready: Workspac
     assert last.status == "Stopped"
     assert monitoring.raise_for_status(last) is last
     assert {"s3:ListBucketMultipartUploads", "sagemaker:StopTrainingJob"} <= asked
+
+
+def test_a_job_that_was_stopped_goes_on_from_its_checkpoint_when_it_is_started_again(ready: Workspace) -> None:
+    """What it has learnt was paid for; that it may run longer or elsewhere now makes it no other job."""
+    asked = wanted(ready, max_steps=100_000, seed=12)
+    first = training.start(ready, asked)
+    watching = settings.MonitorSettings(run_name="sums", user_id=ready.user_id, poll_seconds=0.2)
+
+    def watch_until(said: Callable[[str], bool]) -> None:
+        for seen in monitoring.watch(ready, watching):
+            if any(said(line) for line in seen.log):
+                break
+        ended(ready, stop=True)
+
+    watch_until(lambda line: "train_loss=" in line)
+    again = training.start(ready, asked.model_copy(update={"max_runtime_minutes": 600, "spot": True}))
+    assert not again.reused
+    assert again.earlier == first.job_name != again.job_name
+    watch_until(lambda line: line.startswith("resumed from checkpoint step-"))
 
 
 def test_model_that_does_not_fit_names_the_instance_that_does(ready: Workspace) -> None:

@@ -56,6 +56,6 @@ class Stop:
     def _give_up(self, _number: int, _frame: FrameType | None) -> None:
         """Half a model is worth nothing, and would be packed and sent for money."""
         raise TrainingError(
-            "stopped, and there was no time to write the model: what it has learnt is in its last checkpoint, in S3 "
-            "below checkpoints/ under the job's name"
+            "stopped, and there was no time to write the model: what it has learnt is in its last checkpoint, from which "
+            "the same job goes on when it is started again"
         )

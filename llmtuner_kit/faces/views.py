@@ -114,6 +114,8 @@ def _range(seconds: tuple[float, float]) -> str:
 def training_job(made: TrainingJob) -> Card:
     title = "Found the job that the same inputs started before" if made.reused else "Training job started"
     facts = [("job", made.job_name), ("model archive will be", made.model_uri)]
+    if made.earlier:
+        facts.append(("goes on from", f"the last checkpoint of {made.earlier} and its tries since, if there is one"))
     return Card(title, facts, following="04_monitor")
 
 
@@ -216,7 +218,7 @@ def _curves(seen: Snapshot) -> list[Chart]:
 def downloaded(made: Downloaded) -> Card:
     facts = [
         ("job", made.job_name),
-        ("link until", f"{made.link.expires_at:%Y-%m-%d %H:%M} UTC"),
+        ("link until", f"{made.link.expires_at:%Y-%m-%d %H:%M} UTC {made.link.limit}".rstrip()),
         ("size", size(made.link.bytes)),
         ("archive", made.archive.resolve() if made.archive else "not fetched"),
         ("unpacked in", made.folder.resolve() if made.folder else "not unpacked"),
