@@ -284,7 +284,8 @@ def translate(error: Exception, operation: str = "") -> KitError | None:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not operation.startswith("InvokeEndpoint"):
         return NotReadyError(
             f"{operation}: the service has a failure of its own ({code}): {message}",
-            fix="wait a minute and run the cell again",
+            fix=("make room on that disk" if re.search("No space left|disk is full", message) else "wait a minute")
+            + " and run the cell again",
         )
     return None
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmtuner_kit.aws import Aws, ClientError, is_error
-from llmtuner_kit.errors import AccessError, NotFoundError, SettingsError
+from llmtuner_kit.errors import AccessError, NotFoundError, NotReadyError, SettingsError
 
 
 def tls_only_policy(bucket: str, partition: str = "aws") -> dict[str, Any]:
@@ -59,7 +59,9 @@ def ensure_bucket(aws: Aws, bucket: str, *, may_create: bool, prefix: str = "") 
             raise AccessError(
                 f"Bucket {bucket!r} belongs to another account, or you may not see it.",
                 valid=f"a bucket of account {aws.account_id}",
-                fix="leave bucket empty to use the kit's own bucket",
+                fix="set bucket to one of yours"
+                if may_create  # somebody else was faster with the kit's own name
+                else "leave bucket empty to use the kit's own bucket",
             ) from None
         raise
 
@@ -88,6 +90,11 @@ def _create(aws: Aws, bucket: str) -> None:
     try:
         client.create_bucket(Bucket=bucket, ObjectOwnership="BucketOwnerEnforced", **where)
     except ClientError as error:
+        if is_error(error, "OperationAborted"):
+            raise NotReadyError(
+                f"S3 is not done yet with bucket {bucket!r}, which was created or deleted a moment ago.",
+                fix="wait a minute and run the cell again",
+            ) from None
         # Two notebooks may start at the same time: the other one made it.
         if not is_error(error, "BucketAlreadyOwnedByYou"):
             raise

@@ -28,6 +28,10 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 TERMINAL = frozenset({"Completed", "Failed", "Stopped"})
 _PAIR = re.compile(r"(\w+)=([-+0-9.eE]+|nan|inf|-inf)(?=\s|$)")
 _KEPT_LINES = 2000
+_LIMITS = {
+    "MaxRuntimeExceeded": "its time limit is over",
+    "MaxWaitTimeExceeded": "its spot instances did not come, or did not stay, in time",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,12 @@ class Snapshot:
     def done(self) -> bool:
         return self.status in TERMINAL
 
+    @property
+    def ended(self) -> str:
+        """How a job that is done has ended, with the limit that has stopped it."""
+        limit = _LIMITS.get(self.secondary_status, "")
+        return f"{self.status}: {limit}" if limit else self.status
+
     def last(self, name: str) -> float | None:
         """The newest value of a metric, or None."""
         points = self.metrics.get(name)
@@ -99,7 +109,7 @@ class Snapshot:
     def doing(self) -> str:
         """What the job does at this moment, as the service says it, or the job itself once its own code runs."""
         if self.done:
-            return self.failure_reason or self.status
+            return self.failure_reason or self.ended
         if self.secondary_status != "Training":
             return self.message or self.secondary_status
         step, total = self.last("step"), self.last("total_steps")

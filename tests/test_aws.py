@@ -113,7 +113,12 @@ def test_a_failure_of_the_service_itself_can_be_waited_for_and_one_of_a_models_s
     plain = aws.translate(ClientError(answer, "DescribeTrainingJob"), "DescribeTrainingJob")
     assert isinstance(plain, NotReadyError)
     assert "DescribeTrainingJob" in plain.problem
+    assert "wait a minute" in plain.fix
     assert aws.translate(ClientError(answer, "InvokeEndpoint"), "InvokeEndpoint") is None
+    answer["Error"]["Message"] = "exception while calling s3.PutObject: [Errno 28] No space left on device"
+    full = aws.translate(ClientError(answer, "PutObject"), "PutObject")
+    assert full is not None
+    assert "make room" in full.fix
 
 
 def test_a_bare_refusal_of_an_object_is_said_and_of_a_bucket_left_to_the_caller() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import uuid
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import pytest
 
 from llmtuner_kit import buckets
-from llmtuner_kit.errors import NotFoundError, SettingsError
+from llmtuner_kit.aws import Aws, ClientError
+from llmtuner_kit.errors import AccessError, KitError, NotFoundError, NotReadyError, SettingsError
 from llmtuner_kit.workspace import Workspace
 
 
@@ -50,3 +53,36 @@ def test_a_bucket_of_another_region_is_refused_before_anything_is_sent(workspace
     with pytest.raises(SettingsError, match="is in eu-west-1, and jobs in us-east-1") as caught:
         buckets.ensure_bucket(workspace.aws, name, may_create=False)
     assert "set region to 'eu-west-1'" in caught.value.fix
+
+
+class Refusing:
+    """An S3 that has no such bucket for us, and refuses to make one."""
+
+    def __init__(self, head: str, create: str) -> None:
+        self.codes = {"HeadBucket": head, "CreateBucket": create}
+
+    def _refuse(self, operation: str) -> NoReturn:
+        code = self.codes[operation]
+        raise ClientError({"Error": {"Code": code, "Message": "why"}, "ResponseMetadata": {}}, operation)
+
+    def head_bucket(self, **_: Any) -> NoReturn:
+        self._refuse("HeadBucket")
+
+    def create_bucket(self, **_: Any) -> NoReturn:
+        self._refuse("CreateBucket")
+
+
+@pytest.mark.parametrize(
+    ("head", "create", "kind", "fix"),
+    [
+        ("404", "OperationAborted", NotReadyError, "wait a minute"),
+        ("403", "", AccessError, "set bucket to one of yours"),
+    ],
+    ids=["being made or deleted just now", "the kit's own name is somebody else's"],
+)
+def test_a_bucket_that_cannot_be_made_says_what_to_do(head: str, create: str, kind: type[KitError], fix: str) -> None:
+    client = Refusing(head, create)
+    aws = cast(Aws, SimpleNamespace(client=lambda _: client, account_id="1", region="us-east-1"))
+    with pytest.raises(kind) as caught:
+        buckets.ensure_bucket(aws, "llmtuner-1-us-east-1", may_create=True)
+    assert fix in caught.value.fix

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from llmtuner_kit.faces import views
 from llmtuner_kit.monitoring import Snapshot
+from llmtuner_kit.workspace import Workspace
 
 BEFORE = ("llmtuner training on host", "channel train: 9 rows", "data checked after 1.3 s; loading tiny-llama")
 
@@ -41,6 +42,8 @@ def stepped(step: int) -> dict[str, list[tuple[float, float]]]:
         ({"log": ("metric step=8", "archive written in 1.1 s"), "metrics": stepped(8)}, "archive written in 1.1 s"),
         ({"secondary_status": "Uploading", "message": "Uploading generated training model"}, "Uploading generated training model"),
         ({"status": "Failed", "secondary_status": "Failed", "failure_reason": "out of memory"}, "out of memory"),
+        ({"status": "Stopped", "secondary_status": "Stopped"}, "Stopped"),
+        ({"status": "Stopped", "secondary_status": "MaxRuntimeExceeded"}, "Stopped: its time limit is over"),
     ],
 )  # fmt: skip
 def test_what_the_job_does_is_said_by_the_service_or_by_the_job(changes: dict[str, Any], doing: str) -> None:
@@ -68,3 +71,16 @@ def test_the_last_loss_stands_beside_the_first_and_numbers_have_units() -> None:
     assert facts["token accuracy"] == "10.7%"
     assert facts["speed"] == "1,234 tokens a second"
     assert facts["status"] == "Training: step 2 of 8"
+
+
+@pytest.mark.parametrize(
+    ("secondary", "told"), [("MaxWaitTimeExceeded", "or without spot"), ("MaxRuntimeExceeded", "larger budget_usd")]
+)
+def test_a_job_that_met_a_limit_says_which_and_how_it_goes_on(
+    secondary: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views.artifacts, "actions", lambda *_: [])
+    card = views.finished(cast(Workspace, None), seen(status="Stopped", secondary_status=secondary))
+    assert dict(card.facts)["status"].startswith("Stopped: its ")
+    assert told in str(card.parts[0])
+    assert card.following == "03_train"

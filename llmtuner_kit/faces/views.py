@@ -141,9 +141,9 @@ def snapshot(seen: Snapshot, log_lines: int = 15) -> Card:
 
 
 def _status(seen: Snapshot) -> str:
-    """`Training: step 3 of 8`, or the service's word for an end; each word once."""
+    """`Training: step 3 of 8`, or how it ended; each word once."""
     if seen.done:
-        return seen.status
+        return seen.ended
     steps = [*([] if seen.status == "InProgress" else [seen.status]), seen.secondary_status]
     return f"{', '.join(dict.fromkeys(steps))}: {seen.doing}"
 
@@ -196,10 +196,15 @@ def finished(workspace: Workspace, seen: Snapshot) -> Card:
         for action in artifacts.actions(workspace, seen.job_name)
     ]
     card = snapshot(seen, log_lines=0)
-    table = Table("What you can do now", ("action", "in", "now"), rows)
+    parts: list[Any] = [Table("What you can do now", ("action", "in", "now"), rows)]
+    if seen.status == "Stopped":
+        limits = (
+            " with a larger budget_usd or max_runtime_minutes, or without spot" if seen.ended != seen.status else ""
+        )
+        parts.insert(0, f"03_train goes on from the last checkpoint when it is run again{limits}.")
     has_model = any(name == "download" and now == "yes" for name, _, now in rows)
     following = "05_download" if has_model else "03_train" if seen.done else "04_monitor"
-    return Card(card.title, card.facts, [table], following)
+    return Card(card.title, card.facts, parts, following)
 
 
 def _curves(seen: Snapshot) -> list[Chart]:

@@ -61,8 +61,17 @@ class Keeper:
         )
         self.logs = LogJournal(self.db, self.lock)
 
-    def after(self, _chain: Any, context: Any, _response: Any) -> None:
-        """LocalStack calls this for every answer, in the thread that made it."""
+    def after(self, _chain: Any, context: Any, response: Any) -> None:
+        """LocalStack calls this for every answer, in the thread that made it; an answer that cannot be kept is an error."""
+        try:
+            self._keep(context)
+        except sqlite3.Error as error:
+            with self.lock:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+            _refuse(context, response, f"{self.folder / 'metadata.db'} cannot be written: {error}")
+
+    def _keep(self, context: Any) -> None:
         dirty: set[tuple[int, str]] = getattr(_local, "dirty", set())
         _local.dirty = set()
         operation = getattr(context.operation, "name", "") if context.operation else ""
@@ -218,6 +227,17 @@ class Keeper:
             first = next(iter(buckets.values()))
             s3_stores[first.bucket_account_id][first.bucket_region].TAGS.tags.update(pickle.loads(row[0]))
         return named
+
+
+def _refuse(context: Any, response: Any, why: str) -> None:
+    """Answer with an error of the service: LocalStack itself would log the failure and answer that all is well."""
+    from localstack.aws.api import CommonServiceException
+    from localstack.aws.protocol.serializer import create_serializer
+
+    error = CommonServiceException("InternalError", f"{why}. Make room on its disk, then try again.", status_code=500)
+    serializer = create_serializer(context.service, context.protocol)
+    headers, request_id = context.request.headers, context.request_id
+    response.update_from(serializer.serialize_error_to_response(error, context.operation, headers, request_id))
 
 
 def files_of(value: Any) -> set[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -167,3 +170,22 @@ def test_no_acknowledged_write_is_lost_however_often_it_is_killed(local: Local) 
     assert len(known) > 20
     files = list((local.home / "s3" / "objects").glob("*/*"))
     assert len(files) == sum(body is not None for body in known.values())
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="mounting a small disk needs user namespaces")
+def test_what_a_full_disk_cannot_keep_is_not_acknowledged(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    mount = 'mount -t tmpfs -o size=6m none "$LLMTUNER_HOME"; exec "$@"'
+    program = Path(__file__).with_name("full_disk.py")
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", mount, "sh", sys.executable, str(program)],
+        env=os.environ | {"LLMTUNER_HOME": str(home)}, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    refused = [why for why in told["full"].values() if why != "yes"]
+    assert refused
+    assert all("Make room on its disk" in why for why in refused)
+    assert told["kept"] == [name for name, answer in told["full"].items() if answer == "yes"]
+    assert set(told["all"]) == {*told["full"]}  # with room again, everything is
