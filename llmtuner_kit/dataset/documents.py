@@ -5,14 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from llmtuner_kit.dataset import characters, layout, pages, passages
+from llmtuner_kit.dataset import characters, layout, pages, passages, web
 from llmtuner_kit.dataset.defects import RowError
 from llmtuner_kit.dataset.records import Passage
-
-if TYPE_CHECKING:
-    from bs4 import Tag
 
 
 def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int = 0) -> list[Passage]:
@@ -46,42 +42,6 @@ _LARGEST = {"text": 64 << 20, "markdown": 64 << 20, "rst": 64 << 20, "html": 16 
 def _plain(text: str) -> Iterator[Passage]:
     if text.strip():
         yield Passage(text)
-
-
-def _html(text: str) -> Iterator[Passage]:
-    """Headings and running text of a page; scripts, navigation and forms are left out."""
-    from bs4 import BeautifulSoup
-
-    try:
-        page = BeautifulSoup(text, "lxml")
-    except (RecursionError, ValueError, AssertionError) as error:
-        raise RowError("unreadable_file", f"not a web page: {error}") from error
-    for useless in page(["script", "style", "nav", "header", "footer", "form", "noscript", "svg", "template"]):
-        useless.decompose()
-    path: list[tuple[int, str]] = []
-    body: list[str] = []
-    for block in page.find_all(_BLOCKS):
-        if block.find_parent(_LEAVES):
-            continue
-        words = _visible(block)
-        if not words:
-            continue
-        if re.fullmatch("h[1-6]", block.name):
-            yield from _closed(path, body)
-            level = int(block.name[1])
-            path, body = [*(item for item in path if item[0] < level), (level, words)], []
-        elif block.name in _LEAVES or not block.find(_BLOCKS):
-            body.append(f"- {words}" if block.name == "li" else words)
-    yield from _closed(path, body)
-
-
-_LEAVES = ["p", "li", "pre", "blockquote", "td", "th", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "h6"]
-_BLOCKS = [*_LEAVES, "div", "section", "article", "main", "body"]
-
-
-def _visible(block: Tag) -> str:
-    text = block.get_text("" if block.name == "pre" else " ")
-    return text.strip() if block.name == "pre" else re.sub(r"\s+([.,;:!?])", r"\1", " ".join(text.split()))
 
 
 def _closed(path: list[tuple[int, str]], body: list[str]) -> Iterator[Passage]:
@@ -122,5 +82,5 @@ _OF_TEXT = {
     "text": _plain,
     "markdown": passages.markdown_sections,
     "rst": passages.rst_sections,
-    "html": _html,
+    "html": web.sections,
 }
