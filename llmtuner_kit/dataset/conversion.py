@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmtuner_kit.dataset import templates
@@ -139,23 +140,52 @@ def _conversation(value: Mapping[str, Any], mapping: ColumnMapping, system: str,
 
 def _thread(nodes: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
     """The messages of an exported chat up to the one it ended with; branches that were given up are no part of it."""
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Any] | None] = []
     seen: set[str] = set()
     while isinstance(last, str) and last not in seen and isinstance(node := nodes.get(last), dict):
         seen.add(last)
         if isinstance(message := node.get("message"), dict):
             found.append(_exported(message))
         last = node.get("parent")
-    # The service's own system messages are exported without their text.
-    return [message for message in reversed(found) if message["role"] != "system" or message["content"]]
+    return _turns(message for message in reversed(found) if message)
 
 
-def _exported(message: Mapping[str, Any]) -> dict[str, Any]:
+# What of an exported chat was said; the rest is what the service told itself: thoughts, calls of tools, what they gave.
+_SAID = frozenset({"text", "multimodal_text"})
+# Marks of sources: between private characters in newer exports, 【4†source】 in older ones.
+_SOURCES = re.compile("\\s*(?:\ue200[^\ue201]*\ue201|【\\d+[^】]*†[^】]*】)|[\ue200-\ue206]")
+
+
+def _exported(message: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A message as role and content, or None where it was neither said by one side nor to the other."""
     author, content = message.get("author"), message.get("content")
+    role = author.get("role") if isinstance(author, dict) else None
+    kind = content.get("content_type", "text") if isinstance(content, dict) else "text"
+    told, about = message.get("recipient") or "all", message.get("metadata")
+    hidden = isinstance(about, dict) and about.get("is_visually_hidden_from_conversation")
+    if role == "tool" or kind not in _SAID or told != "all" or hidden:
+        return None
     parts = content.get("parts") if isinstance(content, dict) else None
     if isinstance(parts, list):
-        parts = [{"text": part} if isinstance(part, str) else part for part in parts if part != ""]
-    return {"role": author.get("role") if isinstance(author, dict) else None, "content": parts}
+        parts = [{"text": _SOURCES.sub("", part)} if isinstance(part, str) else part for part in parts if part != ""]
+    # The service's own system messages are exported without their text.
+    return None if role == "system" and not parts else {"role": role, "content": parts}
+
+
+def _turns(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with those joined that one side said in a row: what stood between them was no message."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        last = turns[-1] if turns else {}
+        if (
+            last.get("role") == message["role"]
+            and isinstance(last["content"], list)
+            and isinstance(message["content"], list)
+        ):
+            turns[-1] = {"role": message["role"], "content": [*last["content"], {"text": "\n\n"}, *message["content"]]}
+        else:
+            turns.append(message)
+    return turns
 
 
 def checked_messages(messages: list[dict[str, Any]]) -> Row:
@@ -198,7 +228,7 @@ def _joined_parts(parts: list[Any], number: int) -> str:
     texts = []
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type", "unknown") if isinstance(part, dict) else _kind(part)
+            kind = part.get("type") or part.get("content_type", "unknown") if isinstance(part, dict) else _kind(part)
             raise RowError("not_text", f"message {number} holds a part of type {kind!r}; only text can be trained")
         texts.append(part["text"])
     return "".join(texts)

@@ -81,11 +81,38 @@ def test_an_exported_chat_is_read_along_the_branch_it_ended_with() -> None:
             {"role": "assistant", "content": "It looks for the Hub."},
         ]
     }
-    assert "only text can be trained" in second.reason
+    assert "'image_asset_pointer'; only text can be trained" in second.reason
     assert third.row  # a chat that goes round in a circle ends
     nowhere = json.dumps(chats[3:]).encode()
     (row,) = preview.read("conversations.json", nowhere, len(nowhere), PrepareSettings()).rows
     assert row.reason == "'mapping' is empty"
+
+
+def test_of_an_exported_chat_only_what_was_said_is_kept() -> None:
+    def said(parent: str, role: str, content: dict[str, object], **more: object) -> dict[str, object]:
+        return {"parent": parent, "message": {"author": {"role": role}, "content": content, **more}}
+
+    def text(*parts: str) -> dict[str, object]:
+        return {"content_type": "text", "parts": list(parts)}
+
+    tree = {
+        "a": said("", "user", {"content_type": "user_editable_context", "user_profile": "Sam"}),
+        "b": said("a", "user", text("Why does it blink?"), recipient="all"),
+        "c": said("b", "assistant", {"content_type": "thoughts", "thoughts": []}),
+        "d": said("c", "assistant", text("Let me look.")),
+        "e": said("d", "assistant", {"content_type": "code", "text": "look()"}, recipient="python"),
+        "f": said("e", "tool", {"content_type": "execution_output", "text": "hub"}),
+        "g": said("f", "user", text("hidden"), metadata={"is_visually_hidden_from_conversation": True}),
+        "h": said("g", "assistant", text("It looks for the Hub \ue200cite\ue202turn0search1\ue201. See【4†manual】.")),
+    }
+    data = json.dumps([{"mapping": tree, "current_node": "h"}]).encode()
+    (row,) = preview.read("conversations.json", data, len(data), PrepareSettings()).rows
+    assert row.row == {
+        "messages": [
+            {"role": "user", "content": "Why does it blink?"},
+            {"role": "assistant", "content": "Let me look.\n\nIt looks for the Hub. See."},
+        ]
+    }
 
 
 def workbook(**sheets: list[list[str]]) -> bytes:
