@@ -99,7 +99,9 @@ def _likeliest(sample: bytes) -> str:
         if _kana(sample, name):
             return name
     best = from_bytes(sample, cp_isolation=list(_OLDER)).best()
-    return best.encoding if best else "cp1252"
+    # Where it reads the same in the commonest, it is that: letters that come later may differ.
+    same = best is not None and str(best) == sample.decode("cp1252", "replace")
+    return best.encoding if best and not same else "cp1252"
 
 
 def _kana(sample: bytes, encoding: str) -> bool:

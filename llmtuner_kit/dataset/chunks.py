@@ -10,7 +10,7 @@ from typing import Any
 
 from llmtuner_kit.dataset import characters, kinds, lines, shapes, tables, templates
 from llmtuner_kit.dataset.records import Record, Stretch
-from llmtuner_kit.dataset.shapes import ColumnMapping
+from llmtuner_kit.dataset.shapes import ColumnMapping, NoColumnError
 from llmtuner_kit.dataset.templates import OF_DOCUMENTS, Templates
 from llmtuner_kit.errors import DataError
 from llmtuner_kit.settings import PrepareSettings
@@ -65,6 +65,7 @@ class Plan:
 
     Attributes:
         sample: of files of rows only the first ones, those that the mapping is looked for in.
+        named: whether a file has the columns that the settings name; what another lacks is then no mistake.
     """
 
     sources: Sequence[Source]
@@ -72,6 +73,8 @@ class Plan:
     sample: bool = False
     encodings: dict[int, characters.TextEncoding] = field(default_factory=dict)
     bytes_planned: int = 0
+    named: bool = False
+    _lacking: NoColumnError | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
         number = itertools.count()
@@ -83,6 +86,8 @@ class Plan:
                 self.bytes_planned = min(self.bytes_planned + size, before + source.size)
                 yield _numbered(chunk, next(number))
             self.bytes_planned = before + source.size
+        if self._lacking and not self.named:
+            raise self._lacking
 
     def _of(self, index: int, source: Source) -> Iterator[Chunk]:
         if source.broken:
@@ -121,13 +126,25 @@ class Plan:
         records = tables.open_records(*where)
         head = list(itertools.islice(records, PROBE))
         try:
-            told = _mapping(source, head, self.settings)
+            told = self._mapped(source, head)
         except DataError:
             if source.kind != "xlsx":
                 raise
             # Later sheets have columns of their own.
-            told = _mapping(source, list(tables.open_records(*where, rows_of_sheet=PROBE)), self.settings)
+            told = self._mapped(source, list(tables.open_records(*where, rows_of_sheet=PROBE)))
         return iter(head) if self.sample else itertools.chain(head, records), told
+
+    def _mapped(self, source: Source, head: Sequence[Record]) -> ColumnMapping | None:
+        """The mapping of a file. One that lacks the named columns may say by itself what it is, beside one that has them."""
+        try:
+            told = _mapping(source, head, self.settings)
+        except NoColumnError as lacking:
+            if not any(shapes.recognise(tuple(row), self.settings.shape) for row in _rows(head)):
+                raise
+            self._lacking = self._lacking or lacking
+            return None
+        self.named |= told is not None
+        return told
 
 
 def of_records(source: Source, records: Sequence[Record], settings: PrepareSettings) -> Chunk:
@@ -136,9 +153,13 @@ def of_records(source: Source, records: Sequence[Record], settings: PrepareSetti
 
 
 def _mapping(source: Source, head: Sequence[Record], settings: PrepareSettings) -> ColumnMapping | None:
-    rows = [record.value for record in head if isinstance(record.value, dict)]
+    rows = _rows(head)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return _told(source, rows, keys, settings) if rows else None
+
+
+def _rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    return [record.value for record in records if isinstance(record.value, dict)]
 
 
 def _told(
@@ -161,7 +182,7 @@ def _told(
     if wording.output:
         # The answer is made by the template; what is asked by a template or by a column that is named.
         return ColumnMapping("columns", settings.instruction_column, settings.input_column, told=True)
-    raise shapes.unknown(source.name, list(rows[0]), settings)
+    raise shapes.unknown(source.name, rows, settings)
 
 
 def _numbered(chunk: Chunk, number: int) -> Chunk:

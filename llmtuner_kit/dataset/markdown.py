@@ -17,15 +17,19 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def joined(blocks: Sequence[str]) -> str:
-    """Blocks with a blank line between them, but not between the items of a list."""
-    text = ""
+    """Blocks with a blank line between them, but not between the items of one list."""
+    text, last = "", ""
     for block in blocks:
-        close = text and is_item(block) and is_item(text[text.rfind("\n\n") + 2 if "\n\n" in text else 0 :])
+        one, two = _marker(last), _marker(block)
+        close = one and two and (one == two or last.startswith(" ") or block.startswith(" "))
         text += ("\n" if close else "\n\n" if text else "") + block
+        last = block
     return text
 
 
-def is_item(block: str) -> bool:
-    """Whether a block is an item of a list: `- bolt`, `2. turn`."""
+def _marker(block: str) -> str:
+    """What kind of list a block is an item of: `-` as `- bolt`, `1` as `2. turn`; empty for other text."""
     marker, _, rest = block.lstrip().partition(" ")
-    return bool(rest) and (marker == "-" or (marker[-1:] in (".", ")") and marker[:-1].isdecimal()))
+    if rest and marker[-1:] in (".", ")") and marker[:-1].isdecimal():
+        return "1"
+    return "-" if rest and marker == "-" else ""

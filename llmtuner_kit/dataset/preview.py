@@ -31,6 +31,7 @@ from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
 
 FILES, ROWS = 6, 3
+_UNNAMED = {"instruction_column": "", "input_column": "", "output_column": ""}
 # Of line-based files the beginning is enough; the others can only be read whole.
 HEAD_BYTES, WHOLE_BYTES = 256 << 10, 16 << 20
 _LINE_BASED = frozenset({"jsonl", "csv", "tsv", "text", "markdown", "rst"})
@@ -96,6 +97,11 @@ class Preview:
             self._listings[key] = sources.find(self.workspace, run, settings)
         listing = self._listings[key]
         shown = tuple(self._file(listing, item, settings) for item in listing.files[:FILES])
+        if any(settings.output_column in file.columns and not file.problem for file in shown):
+            # Beside a file that has the columns which the settings name, others may say by themselves what they are.
+            unnamed = settings.model_copy(update=_UNNAMED)
+            own = (self._file(listing, item, unnamed) for item in listing.files[:FILES])
+            shown = tuple(two if one.problem and not two.problem else one for one, two in zip(shown, own, strict=True))
         job = quotes.quote(self.workspace, settings, listing) if settings.compute == "processing-job" else None
         return Previewed(listing.dataset, shown, max(0, len(listing.files) - FILES), listing.left_out, job)
 
@@ -134,7 +140,8 @@ def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> Previe
         mappings: dict[str, None] = {}
         rows: dict[str, list[PreviewedRow]] = {}
         try:
-            columns = _names(head) if is_book else _columns(plain[0], settings)
+            head = head if is_book else _head(plain[0], settings)
+            columns = _names(head)
             found = [chunks.of_records(plain[0], head, settings)] if is_book else Plan(plain, settings, sample=True)
             for chunk in found:
                 for draft in drafts_of(_beginning(chunk), settings, _measure, None, mappings):
@@ -147,7 +154,7 @@ def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> Previe
                 if len(rows) >= FILES:
                     break
         except KitError as error:
-            proposed = None if settings.output_column else shapes.propose(columns)
+            proposed = None if settings.output_column else shapes.propose(_values(head))
             said = str(error).split("\n")[0]
             return PreviewedFile(name, kind, size, columns, "", proposed, (), said, sheets)
     shown_rows = tuple(itertools.chain.from_iterable(rows.values()))
@@ -170,19 +177,22 @@ def _beginning(chunk: Chunk) -> Chunk:
     return dataclasses.replace(chunk, records=tuple(first))
 
 
-def _columns(source: Source, settings: PrepareSettings) -> tuple[str, ...]:
-    """The names that templates and settings can use."""
+def _head(source: Source, settings: PrepareSettings) -> tuple[Record, ...]:
+    """The first rows of a file of rows, whose names templates and settings can use."""
     if source.broken or not source.kind or source.kind in kinds.DOCUMENTS:
         return ()
     plan = Plan([source], settings)
     encoding = plan.encoding_of(0, source)
     records = tables.open_records(source.path, source.name, source.kind, encoding)
-    return _names(tuple(itertools.islice(records, 50)))
+    return tuple(itertools.islice(records, 50))
+
+
+def _values(records: tuple[Record, ...]) -> list[dict[str, Any]]:
+    return [record.value for record in records if isinstance(record.value, dict)]
 
 
 def _names(records: tuple[Record, ...]) -> tuple[str, ...]:
-    rows = [record.value for record in records if isinstance(record.value, dict)]
-    return tuple(dict.fromkeys(key for row in rows for key in row))
+    return tuple(dict.fromkeys(key for row in _values(records) for key in row))
 
 
 def _measure(texts: list[str]) -> list[int]:

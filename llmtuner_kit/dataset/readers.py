@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -56,13 +57,15 @@ def json_record(raw: bytes, source: str, row: int, encoding: str = "utf-8") -> R
 def read_table(path: Path, source: str, kind: str, encoding: str) -> Iterator[Record]:
     """A .csv or .tsv file with a header row, in any encoding; every later row becomes a dict of text.
 
-    Semicolons and tabs in a .csv are recognised. Ragged rows carry a problem.
+    Semicolons and tabs in a .csv are recognised, titles above the header passed over. Ragged rows carry a problem.
     """
     with path.open("rb") as probe:
         sample = probe.read(64 << 10).decode(encoding, errors="replace")
     with path.open(encoding=encoding, errors=lines.keeping(encoding), newline="") as file:
         kept = _Kept(file, encoding)
-        reader = csv.reader(kept, delimiter="\t" if kind == "tsv" else sniff_delimiter(sample), strict=False)
+        delimiter = "\t" if kind == "tsv" else sniff_delimiter(sample)
+        above = _above_header(sample, delimiter)
+        reader = csv.reader(kept, delimiter=delimiter, strict=False)
         header: list[str] | None = None
         for number in itertools.count(1):
             try:
@@ -79,8 +82,10 @@ def read_table(path: Path, source: str, kind: str, encoding: str) -> Iterator[Re
                 yield Record(source, number, raw, problem=problem)
             elif not any(field.strip() for field in fields):
                 continue
+            elif above:
+                above -= 1
             elif header is None:
-                header = [name.strip().lstrip("\ufeff") for name in fields]
+                header = distinct([name.strip().lstrip("\ufeff") for name in fields])
             else:
                 yield table_record(header, fields, raw, source, number, lines.line_encoding(encoding))
 
@@ -99,19 +104,44 @@ def table_record(
     return Record(source, number, raw, dict(zip(header, fields, strict=True)))
 
 
+def distinct(names: list[str]) -> list[str]:
+    """Names of columns of which no two are the same: a second `note` is `note 2`, or its text would be lost."""
+    found: list[str] = []
+    for name in names:
+        count = 1
+        while name and (called := name if count == 1 else f"{name} {count}") in found:
+            count += 1
+        found.append(called if name else "")
+    return found
+
+
 def sniff_delimiter(sample: str) -> str:
-    """The delimiter of a table: the candidate that cuts the first lines into the same number of fields, most of all."""
+    """The delimiter of a table: the candidate that cuts most of the first lines into the same number of fields."""
     best, most = ",", 1
     for delimiter in (",", ";", "\t", "|"):
-        try:
-            rows = [row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if row][:20]
-        except csv.Error:
-            continue
-        # The sample ends anywhere, so its last row may be half.
-        counts = [len(row) for row in (rows[:-1] if len(rows) > 2 else rows)]
-        if counts and counts[0] > most and sum(count == counts[0] for count in counts) >= 0.6 * len(counts):
-            best, most = delimiter, counts[0]
+        counts = Counter(map(len, _first_rows(sample, delimiter)))
+        (width, count), *_ = counts.most_common(1) or [(0, 0)]
+        if width > most and count >= 0.6 * counts.total():
+            best, most = delimiter, width
     return best
+
+
+def _first_rows(sample: str, delimiter: str) -> list[list[str]]:
+    try:
+        rows = [row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if any(row)][:20]
+    except csv.Error:
+        return []
+    # The sample ends anywhere, so its last row may be half.
+    return rows[:-1] if len(rows) > 2 else rows
+
+
+def _above_header(sample: str, delimiter: str) -> int:
+    """How many rows stand above the header: titles, dates of a report and Excel's `sep=;`, each a single text."""
+    rows = _first_rows(sample, delimiter)
+    width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
+    above = next((n for n, row in enumerate(rows) if sum(map(bool, row)) != 1), 0)
+    named = width > 1 and len(rows[above]) == width and len(set(rows[above])) == width and all(rows[above])
+    return above if named and (width > 2 or rows[0][0].startswith("sep=")) else 0
 
 
 class _Kept:

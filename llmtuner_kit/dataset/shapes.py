@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from llmtuner_kit.errors import DataError
 from llmtuner_kit.settings import PrepareSettings
@@ -159,27 +160,33 @@ def _first(names: Mapping[str, str], wanted: Iterable[str]) -> str:
     return next((names[name] for name in wanted if name in names), "")
 
 
-def propose(keys: Sequence[str]) -> ColumnMapping | None:
-    """The likeliest mapping for keys that do not name themselves: to be shown and confirmed, never used as it is."""
-    scores = {key: normal(key) for key in keys}
-    answer = _likeliest(scores, _ANSWER_COLUMNS, last=True)
-    question = _likeliest({key: name for key, name in scores.items() if key != answer}, _QUESTION_COLUMNS, last=False)
-    if not answer or not question or len(keys) < 2:
-        return None
-    return ColumnMapping("columns", question, "", answer)
+def propose(rows: Sequence[Mapping[str, Any]]) -> ColumnMapping | None:
+    """The likeliest mapping for rows whose keys do not name themselves: to be shown and confirmed, never used as it is.
+
+    By names that say it, else by the text: question and answer are the longest texts of a row, the question comes first.
+    """
+    keys = list(dict.fromkeys(key for row in rows for key in row if normal(key)))
+    texts = [key for key in keys if not _NO_TEXT.search(normal(key))]
+    texts.sort(key=lambda key: -sum(len(value) for row in rows if isinstance(value := row.get(key), str)))
+    longest = sorted(texts[:2], key=keys.index)
+    answer = _named(texts, _ANSWER_COLUMNS) or (longest[-1] if longest else "")
+    others = [key for key in (*longest, *texts) if key != answer]
+    question = _named(texts, _QUESTION_COLUMNS, answer) or (others[0] if others else "")
+    return ColumnMapping("columns", question, "", answer) if answer and question else None
 
 
-def _likeliest(names: Mapping[str, str], wanted: Sequence[str], *, last: bool) -> str:
-    texts = [key for key, name in names.items() if name and not _NO_TEXT.search(name)]
-    exact = [key for word in wanted for key, name in names.items() if name == word]
-    partial = [key for word in wanted for key in texts if word in names[key].split("_")]
-    ordered = exact or partial
-    if ordered:
-        return ordered[0]
-    return (texts[-1] if last else texts[0]) if texts else ""
+def _named(keys: Sequence[str], wanted: Sequence[str], taken: str = "") -> str:
+    """The first of the keys whose name is, or has in it, one of the wanted words."""
+    return next(
+        (key for key in keys if key != taken and not set(wanted).isdisjoint((normal(key), *normal(key).split("_")))), ""
+    )
 
 
-def unknown(source: str, keys: Sequence[str], settings: PrepareSettings) -> DataError:
+class NoColumnError(DataError):
+    """A column that the settings name is not in a file."""
+
+
+def unknown(source: str, rows: Sequence[Mapping[str, Any]], settings: PrepareSettings) -> DataError:
     """The error for rows whose keys do not name themselves: the keys there are, and a mapping to confirm."""
     known = "\n".join(
         (
@@ -193,8 +200,8 @@ def unknown(source: str, keys: Sequence[str], settings: PrepareSettings) -> Data
             "text",
         )
     ).replace("\n", "; ")
-    proposal = propose(keys)
-    columns = ", ".join(map(repr, filter(None, keys))) or "none"
+    proposal = propose(rows)
+    columns = ", ".join(map(repr, filter(None, rows[0]))) or "none"
     asked = "" if settings.shape == "auto" else f" as shape {settings.shape!r}"
     fix = "set output_column, and instruction_column or input_column, to the columns to use"
     if proposal:
@@ -207,7 +214,7 @@ def unknown(source: str, keys: Sequence[str], settings: PrepareSettings) -> Data
 
 
 def check_columns(source: str, keys: Sequence[str], mapping: ColumnMapping) -> ColumnMapping:
-    """The mapping with the keys spelled as the source spells them; raises DataError naming what is missing."""
+    """The mapping with the keys spelled as the source spells them; raises NoColumnError naming what is missing."""
     spelled = {normal(key): key for key in keys}
     found: dict[str, str] = {}
     for part in ("instruction", "input", "output"):
@@ -215,10 +222,10 @@ def check_columns(source: str, keys: Sequence[str], mapping: ColumnMapping) -> C
         if not name or name in keys:
             continue
         if normal(name) not in spelled:
-            raise DataError(
+            raise NoColumnError(
                 f"{source} has no column {name!r} (set as {part}_column).",
                 valid=", ".join(map(repr, keys)) or "the file has no columns",
-                fix=f"set {part}_column to one of these, or leave it empty",
+                fix=f"set {part}_column to one of these, leave it empty, or put the file's name into leave_out",
             )
         found[part] = spelled[normal(name)]
     return ColumnMapping(mapping.shape, **found, told=mapping.told)

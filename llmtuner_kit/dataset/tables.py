@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +82,38 @@ def _spreadsheet(path: Path, source: str, rows: int | None) -> Iterator[Record]:
 
 
 def _sheet(sheet: Any, name: str) -> Iterator[Record]:
-    header: list[str] | None = None
-    for number, cells in enumerate(_rows(sheet), 1):
-        fields = ["" if cell is None else _cell(cell) for cell in cells]
-        if not any(fields):
-            continue
-        if header is None:
-            header = [name.strip() for name in fields]
-            while header and not header[-1]:
-                header.pop()
-            continue
+    """The rows below the header; titles above it are passed over. A column without a name is called by its letter."""
+    from openpyxl.utils import get_column_letter
+
+    rows = ((number, cells) for number, cells in enumerate(_rows(sheet), 1) if any(_cell(cell) for cell in cells))
+    head = list(itertools.islice(rows, _LOOKED_AT))
+    place = _header([cells for _, cells in head])
+    header = readers.distinct(_texts(head[place][1])) if head else []
+    for number, cells in itertools.chain(head[place + 1 :], rows):
+        fields = _texts(cells)
         raw = "\t".join(fields).encode("utf-8", "replace")
-        fields = fields[: len(header)] if not any(fields[len(header) :]) else fields
-        fields += [""] * (len(header) - len(fields))
-        yield readers.table_record(header, fields, raw, name, number)
+        width = max(len(fields), len(header))
+        header += [""] * (width - len(header))
+        names = [title or get_column_letter(column) for column, title in enumerate(header, 1)]
+        value = dict(zip(names, fields + [""] * (width - len(fields)), strict=True))
+        yield readers.table_record(list(value), list(value.values()), raw, name, number)
+
+
+_LOOKED_AT = 20
+
+
+def _texts(cells: tuple[Any, ...]) -> list[str]:
+    """The cells of a row up to the last that is not empty."""
+    texts = [_cell(cell) for cell in cells]
+    while texts and not texts[-1]:
+        texts.pop()
+    return texts
+
+
+def _header(rows: list[tuple[Any, ...]]) -> int:
+    """Which of the first rows names the columns: the first that is nearly as full as most. Titles and groups are not."""
+    filled = [sum(bool(_cell(cell)) for cell in cells) for cells in rows]
+    return next((n for n, count in enumerate(filled) if count > 0.6 * statistics.median(filled)), 0)
 
 
 def _rows(sheet: Any) -> Iterator[tuple[Any, ...]]:
@@ -109,11 +128,16 @@ def _rows(sheet: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, datetime | date):
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        # Days are times of midnight in spreadsheets.
+        return value.date().isoformat() if value.time() == time() else value.isoformat(" ", "minutes")
+    if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    return str(value).strip()
 
 
 def _parquet(path: Path, source: str) -> Iterator[Record]:

@@ -1,0 +1,124 @@
+"""A Word document -> sections: paragraphs under their headings, numbered lists with their numbers, tables as tables."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtuner_kit.dataset import markdown
+from llmtuner_kit.dataset.defects import RowError
+from llmtuner_kit.dataset.records import Passage
+
+if TYPE_CHECKING:
+    from docx.table import Table
+    from docx.text.paragraph import Paragraph
+
+_HEADING = re.compile(r"(?:Heading|Überschrift|Titre) (\d)|(Title)")
+_LOWEST = 10  # the level of headings that are told only by being bold
+
+
+def sections(path: Path) -> Iterator[Passage]:
+    """The sections of a document with their headings. Raises RowError when it cannot be read."""
+    import docx
+    from docx.table import Table
+
+    try:
+        document = docx.Document(str(path))
+        blocks = list(document.iter_inner_content())
+    except Exception as error:
+        raise RowError("unreadable_file", f"not a Word document: {type(error).__name__}: {error}") from error
+    top: list[tuple[int, str]] = []
+    body: list[str] = []
+    numbers: Counter[tuple[str, int]] = Counter()
+    for block in blocks:
+        if isinstance(block, Table):
+            body.append(_table(block))
+            continue
+        text = block.text.strip()
+        if not text:
+            continue
+        level = _level(block, text)
+        if level is None:
+            body.append(_marker(block, numbers) + text)
+            continue
+        yield from _closed(top, body)
+        numbers.clear()
+        top, body = [*(item for item in top if item[0] < level), (level, " ".join(text.split()))], []
+    yield from _closed(top, body)
+
+
+def _closed(path: list[tuple[int, str]], body: list[str]) -> Iterator[Passage]:
+    if any(body):
+        yield Passage(markdown.joined([text for text in body if text]), tuple(title for _, title in path))
+
+
+def _level(paragraph: Paragraph, text: str) -> int | None:
+    """The level of a heading: by its style or one that it is based on, or as a short line all in bold."""
+    style: Any = paragraph.style
+    while style is not None:
+        if heading := _HEADING.fullmatch(style.name or ""):
+            return int(heading.group(1) or 0)
+        style = style.base_style
+    bold = all(run.bold for run in paragraph.runs if run.text.strip())
+    plain = len(text) <= 80 and not text.endswith((".", ",", ";", ":")) and _numbering(paragraph) is None
+    return _LOWEST if bold and plain and paragraph.runs else None
+
+
+def _table(table: Table) -> str:
+    """Merged cells say their text once."""
+    rows: list[list[str]] = []
+    seen: set[Any] = set()
+    for row in table.rows:
+        rows.append([])
+        for cell in row.cells:
+            rows[-1].append("" if cell._tc in seen else cell.text)
+            seen.add(cell._tc)
+    return markdown.table(rows)
+
+
+def _marker(paragraph: Paragraph, numbers: Counter[tuple[str, int]]) -> str:
+    """What Word draws before an item of a list: `- ` or its number; nothing before other paragraphs."""
+    found = _numbering(paragraph)
+    if found is None:
+        return ""
+    number, level = found
+    for other in [key for key in numbers if key[1] > level]:
+        del numbers[other]
+    indent = "   " * level
+    if _format(paragraph, number, level) in ("bullet", "none"):
+        return f"{indent}- "
+    numbers[number, level] += 1
+    return f"{indent}{numbers[number, level]}. "
+
+
+def _numbering(paragraph: Paragraph) -> tuple[str, int] | None:
+    """The list a paragraph is an item of, and how deep in it, from the paragraph or its style."""
+    own: Any = paragraph._p
+    places = [own.pPr]
+    style: Any = paragraph.style
+    while style is not None:
+        places.append(style.element.pPr)
+        style = style.base_style
+    for place in places:
+        properties = place.numPr if place is not None else None
+        if properties is not None and properties.numId is not None:
+            number = properties.numId.val
+            return (str(number), properties.ilvl.val if properties.ilvl is not None else 0) if number else None
+    return None
+
+
+def _format(paragraph: Paragraph, number: str, level: int) -> str:
+    """How a list is numbered: `bullet`, `decimal`, ... ; `bullet` where the document does not say."""
+    part: Any = paragraph.part
+    try:
+        numbering = part.numbering_part.element
+    except (KeyError, NotImplementedError):
+        return "bullet"
+    abstract = numbering.xpath(f"w:num[@w:numId='{number}']/w:abstractNumId/@w:val")
+    found = abstract and numbering.xpath(
+        f"w:abstractNum[@w:abstractNumId='{abstract[0]}']/w:lvl[@w:ilvl='{level}']/w:numFmt/@w:val"
+    )
+    return str(found[0]) if found else "bullet"
