@@ -43,6 +43,7 @@ from botocore.exceptions import (
     ProfileNotFound,
     ReadTimeoutError,
     ResponseStreamingError,
+    SSLError,
     SSOError,
     TokenRetrievalError,
 )
@@ -245,6 +246,11 @@ def translate(error: Exception, operation: str = "") -> KitError | None:
         )
     if isinstance(error, NoRegionError | InvalidRegionError):
         return SettingsError(str(error), valid="such as us-east-1", fix="set region, or AWS_DEFAULT_REGION")
+    if isinstance(error, SSLError):
+        return NotReadyError(
+            f"{operation}: {error}",
+            fix="where a proxy opens TLS, set AWS_CA_BUNDLE to the file with your organization's certificates",
+        )
     if isinstance(error, NoConnectionError | ConnectionClosedError):
         aws = ".amazonaws.com" in str(error)
         return NotReadyError(

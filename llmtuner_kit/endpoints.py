@@ -185,25 +185,27 @@ def _create(
     """(ARN, reused): the three creations, each of which may have happened before."""
     client = workspace.aws.client("sagemaker")
     found = described(workspace, name)
-    if found is not None:
-        if found["EndpointConfigName"] != config_name or found["EndpointStatus"] in ("Failed", "Deleting"):
-            raise ConflictError(
-                f"The endpoint name {name!r} is taken; that endpoint is {found['EndpointStatus']}.",
-                fix="run 08_cleanup to delete it, or set another endpoint_name",
-            )
-        client.add_tags(ResourceArn=found["EndpointArn"], Tags=[tag for tag in tags if tag["Key"] == EXPIRES_TAG])
-        return str(found["EndpointArn"]), True
-    role = access.execution_role(workspace.aws, settings.role_arn, workspace.user_id)
-    image = images.serving_image(model.family, workspace.aws.region)
-    data = workspace.paths.uri(workspace.paths.model_archive(job_name))
-    creation.once(
-        client.create_model, **model_request(config_name, model, settings.instance_type, image.uri, data, role, tags)
-    )
-    creation.once(client.create_endpoint_config, **endpoint_config_request(config_name, settings, image.ami, tags))
-    made = creation.once(client.create_endpoint, EndpointName=name, EndpointConfigName=config_name, Tags=tags)
-    if made is None:
-        raise ConflictError(f"The endpoint name {name!r} was taken just now.", fix="run 06_deploy again")
-    return str(made["EndpointArn"]), False
+    if found is None:
+        role = access.execution_role(workspace.aws, settings.role_arn, workspace.user_id)
+        image = images.serving_image(model.family, workspace.aws.region)
+        data = workspace.paths.uri(workspace.paths.model_archive(job_name))
+        entry = model_request(config_name, model, settings.instance_type, image.uri, data, role, tags)
+        creation.once(client.create_model, **entry)
+        creation.once(client.create_endpoint_config, **endpoint_config_request(config_name, settings, image.ami, tags))
+        made = creation.once(client.create_endpoint, EndpointName=name, EndpointConfigName=config_name, Tags=tags)
+        if made:
+            return str(made["EndpointArn"]), False
+        found = described(workspace, name)  # by another notebook, or by this request, whose first answer was lost
+    status = found["EndpointStatus"] if found else "Deleting"
+    if found is None or status in ("Failed", "Deleting") or found["EndpointConfigName"] != config_name:
+        raise ConflictError(
+            f"The endpoint name {name!r} is taken; that endpoint is {status}.",
+            fix="run 06_deploy again when it is gone, in some minutes"
+            if status == "Deleting"
+            else "run 08_cleanup to delete it, or set another endpoint_name",
+        )
+    client.add_tags(ResourceArn=found["EndpointArn"], Tags=[tag for tag in tags if tag["Key"] == EXPIRES_TAG])
+    return str(found["EndpointArn"]), True
 
 
 def status(workspace: Workspace, endpoint_name: str) -> EndpointStatus:

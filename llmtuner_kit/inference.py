@@ -18,6 +18,8 @@ from llmtuner_kit.catalog import Family
 from llmtuner_kit.errors import KitError, NotFoundError, NotReadyError, SettingsError
 from llmtuner_kit.workspace import Workspace
 
+# All but the first with what was there before.
+_SERVING = ("InService", "Updating", "SystemUpdating", "RollingBack", "UpdateRollbackFailed")
 BODY_LIMIT = 6_291_456  # bytes, request and response of a real-time endpoint
 
 
@@ -230,7 +232,7 @@ def require_serving(workspace: Workspace, endpoint_name: str) -> None:
     found = described(workspace.aws.client("sagemaker").describe_endpoint, EndpointName=endpoint_name)
     if found is None:
         raise NotFoundError(f"There is no endpoint {endpoint_name!r}.", fix="run 06_deploy")
-    if found["EndpointStatus"] not in ("InService", "Updating"):
+    if found["EndpointStatus"] not in _SERVING:
         raise NotReadyError(
             f"Endpoint {endpoint_name!r} is {found['EndpointStatus']}.",
             fix="wait in 06_deploy until it is InService",

@@ -45,6 +45,14 @@ def default_bucket(account_id: str, region: str) -> str:
     return f"llmtuner-{account_id}-{region}"
 
 
+def _login_name() -> str:
+    """Empty where nobody has one: a container may run as a number that no file knows."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
 def open_workspace(settings: RunSettings) -> Workspace:
     """Connect to the target and make sure that the bucket is there and closed to everybody else.
 
@@ -53,7 +61,7 @@ def open_workspace(settings: RunSettings) -> Workspace:
     """
     connection = aws_module.connect(settings.target, settings.region)
     bucket = settings.bucket or default_bucket(connection.account_id, connection.region)
-    user_id = settings.user_id or paths.slug(getpass.getuser()) or "me"
+    user_id = settings.user_id or paths.slug(_login_name()) or "me"
     own = paths.UserPaths(bucket, user_id).root
     buckets.ensure_bucket(connection, bucket, may_create=not settings.bucket, prefix=own)
     return Workspace(connection, bucket, user_id)

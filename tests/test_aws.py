@@ -159,6 +159,13 @@ def test_nothing_that_answers_is_looked_for_where_the_address_leads() -> None:
     assert "llmtuner local up" in local.fix
 
 
+def test_a_proxy_that_opens_tls_is_told_from_a_network_that_is_down() -> None:
+    closed = botocore_errors.SSLError(endpoint_url="https://sts.us-east-1.amazonaws.com/", error="unable to get issuer")
+    plain = aws.translate(closed, "GetCallerIdentity")
+    assert isinstance(plain, NotReadyError)
+    assert "AWS_CA_BUNDLE" in plain.fix
+
+
 def test_a_target_that_does_not_answer_is_known_after_seconds(
     monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:

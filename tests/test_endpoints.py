@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from llmtuner_kit import access, autoscaling, endpoints
-from llmtuner_kit.aws import ClientError
-from llmtuner_kit.errors import AccessError, NotReadyError
+from llmtuner_kit.aws import Aws, ClientError
+from llmtuner_kit.errors import AccessError, ConflictError, NotReadyError
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
 
@@ -45,7 +45,7 @@ class Clients:
     @property
     def workspace(self) -> Workspace:
         aws = SimpleNamespace(client=lambda _: self, region="us-east-1", charged=True)
-        return cast(Workspace, SimpleNamespace(aws=aws, user_id="ada"))
+        return Workspace(cast(Aws, aws), "bucket", "ada")
 
     def operations(self) -> list[str]:
         return [name for name, _ in self.asked]
@@ -104,6 +104,35 @@ def test_two_parts_that_may_not_be_deleted_or_are_gone_keep_no_endpoint_alive() 
     )
     assert endpoints.delete(clients.workspace, "lamp").removed == ("endpoint lamp",)
     assert clients.operations()[-3:] == ["delete_endpoint", "delete_endpoint_config", "delete_model"]
+
+
+@pytest.mark.parametrize("config", ["config", "another"])
+def test_an_endpoint_whose_creation_was_answered_too_late_is_taken_over_and_nobody_elses(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client repeats a request whose answer was lost, and hears that the endpoint is there."""
+    known = iter([refused("ValidationException"), endpoint("lamp", "Creating")])
+    there = refused("ValidationException", 'Cannot create already existing endpoint "arn".')
+    clients = account(describe_endpoint=lambda **_: next(known), create_endpoint=there)
+    for name in ("model_request", "endpoint_config_request"):
+        monkeypatch.setattr(endpoints, name, lambda *_: {})
+    monkeypatch.setattr(access, "execution_role", lambda *_: "role")
+    monkeypatch.setattr(endpoints.images, "serving_image", lambda *_: SimpleNamespace(uri="image", ami=""))
+    model = SimpleNamespace(family="causal")
+    asked = (clients.workspace, DeploySettings(), cast(Any, model), "job", "lamp", config, [])
+    if config == "config":
+        assert endpoints._create(*asked) == ("arn:lamp", True)
+    else:
+        with pytest.raises(ConflictError, match="'lamp' is taken"):
+            endpoints._create(*asked)
+
+
+@pytest.mark.parametrize("status", ["Deleting", "Failed"])
+def test_an_endpoint_that_is_going_is_waited_for_and_one_that_failed_deleted(status: str) -> None:
+    clients = account(endpoint("lamp", status))
+    with pytest.raises(ConflictError, match=f"that endpoint is {status}") as caught:
+        endpoints._create(clients.workspace, DeploySettings(), cast(Any, None), "job", "lamp", "config", [])
+    assert ("08_cleanup" in caught.value.fix) == (status == "Failed")
 
 
 @pytest.mark.parametrize("error", [refused("ValidationException", "not in service"), AccessError("denied")])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmtuner_kit import inference
 from llmtuner_kit.aws import ClientError
-from llmtuner_kit.errors import KitError, SettingsError
+from llmtuner_kit.errors import KitError, NotReadyError, SettingsError
 from llmtuner_kit.workspace import Workspace
 
 TEXT = "Grüße, 世界! 🙂\nZweite Zeile: data: [DONE]?"
@@ -122,3 +122,17 @@ def test_answers_of_both_styles_are_read() -> None:
         }
     )
     assert found == inference.Answer("b", 3, 1, "stop")
+
+
+@pytest.mark.parametrize(
+    ("status", "serves"),
+    [("InService", True), ("Updating", True), ("SystemUpdating", True), ("RollingBack", True), ("Creating", False)],
+)
+def test_an_endpoint_under_maintenance_still_serves(status: str, serves: bool) -> None:
+    client = SimpleNamespace(describe_endpoint=lambda **_: {"EndpointStatus": status})
+    workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(client=lambda _: client)))
+    if serves:
+        inference.require_serving(workspace, "lamp")
+    else:
+        with pytest.raises(NotReadyError, match="'lamp' is Creating"):
+            inference.require_serving(workspace, "lamp")

@@ -227,6 +227,7 @@ def test_stopped_job_is_an_outcome_not_an_error(asked: set[str], ready: Workspac
     assert {"s3:ListBucketMultipartUploads", "sagemaker:StopTrainingJob"} <= asked
 
 
+@pytest.mark.slow
 def test_a_job_that_was_stopped_goes_on_from_its_checkpoint_when_it_is_started_again(ready: Workspace) -> None:
     """What it has learnt was paid for; that it may run longer or elsewhere now makes it no other job."""
     asked = wanted(ready, max_steps=100_000, seed=12)

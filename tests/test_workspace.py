@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ def test_empty_settings_mean_the_kits_bucket_and_the_login_name(cloud: Path, mon
     assert opened.bucket == "llmtuner-000000000000-us-east-1"
     assert opened.user_id == "ada-example"
     assert opened.paths.root == "users/ada-example/"
+
+
+def test_a_container_whose_user_has_no_name_works_as_me(cloud: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    assert open_workspace(StartSettings()).user_id == "me"
 
 
 def test_foreign_uri_is_refused_with_the_own_prefix(workspace: Workspace) -> None:
