@@ -28,6 +28,7 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 TERMINAL = frozenset({"Completed", "Failed", "Stopped"})
 _PAIR = re.compile(r"(\w+)=([-+0-9.eE]+|nan|inf|-inf)(?=\s|$)")
 _KEPT_LINES = 2000
+_LOGS_BEHIND_SECONDS = 5.0
 _LIMITS = {
     "MaxRuntimeExceeded": "its time limit is over",
     "MaxWaitTimeExceeded": "its spot instances did not come, or did not stay, in time",
@@ -210,13 +211,25 @@ def watch(
     job_name = training.job_of(workspace, settings.run_name, settings.job_name)
     if settings.stop:
         training.stop(workspace, job_name)
-    current: Snapshot | None = None
-    while current is None or not current.done:
-        if current is not None:
-            sleep(settings.poll_seconds)
-        look = partial(snapshot, workspace, job_name, current, now=now)
-        current = outages.wait_out(look, workspace, f"training job {job_name}", sleep=sleep)
+
+    def look(previous: Snapshot | None) -> Snapshot:
+        again = partial(snapshot, workspace, job_name, previous, now=now)
+        return outages.wait_out(again, workspace, f"training job {job_name}", sleep=sleep)
+
+    current = look(None)
+    yield current
+    was_running = not current.done
+    while not current.done:
+        sleep(settings.poll_seconds)
+        current = look(current)
         yield current
+    # CloudWatch is some seconds behind a job of AWS: its last lines come after its end.
+    late = was_running and workspace.aws.charged
+    while late:
+        sleep(_LOGS_BEHIND_SECONDS)
+        current = look(current)
+        yield current
+        late = bool(current.new_lines)
 
 
 def raise_for_status(found: Snapshot) -> Snapshot:
@@ -227,7 +240,7 @@ def raise_for_status(found: Snapshot) -> Snapshot:
     tail = "\n".join(f"  | {line}" for line in found.log[-8:])
     cost = f" It has used {costs.usd(found.cost_usd)} of {found.instance_type}." if found.cost_usd is not None else ""
     raise JobFailedError(
-        f"Training job {found.job_name} failed: {found.failure_reason or 'no reason was given'}.{cost}"
+        f"Training job {found.job_name} failed: {found.failure_reason.rstrip('.') or 'no reason was given'}.{cost}"
         + (f"\nLast log lines:\n{tail}" if tail else ""),
         fix=trouble.fix if trouble else "read the log above, change the setting it names and run 03_train again",
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from llmtuner_kit import monitoring
 from llmtuner_kit.faces import views
 from llmtuner_kit.monitoring import Snapshot
+from llmtuner_kit.settings import MonitorSettings
 from llmtuner_kit.workspace import Workspace
 
 BEFORE = ("llmtuner training on host", "channel train: 9 rows", "data checked after 1.3 s; loading tiny-llama")
@@ -84,3 +87,33 @@ def test_a_job_that_met_a_limit_says_which_and_how_it_goes_on(
     assert dict(card.facts)["status"].startswith("Stopped: its ")
     assert told in str(card.parts[0])
     assert card.following == "03_train"
+
+
+@pytest.mark.parametrize(
+    ("charged", "looks", "told"),
+    [(True, ["InProgress", "Failed", "Failed", "Failed"], ("why", "")), (False, ["InProgress", "Failed"], ("", ""))],
+)
+def test_the_last_lines_of_a_job_of_aws_are_waited_for(
+    charged: bool, looks: list[str], told: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CloudWatch brings them seconds after the job has failed, and they say why."""
+    lines = iter(["begin", "", *told])
+    states = iter([*looks, "asked too often"])
+
+    def snapshot(*_: object, **__: object) -> Snapshot:
+        line = next(lines)
+        return seen(status=next(states), new_lines=(line,) if line else ())
+
+    monkeypatch.setattr(monitoring, "snapshot", snapshot)
+    waits: list[float] = []
+    workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(charged=charged)))
+    watched = monitoring.watch(workspace, MonitorSettings(job_name="job", poll_seconds=1), sleep=waits.append)
+    assert [item.status for item in watched] == looks
+    assert waits == [1.0, 5.0, 5.0][: len(looks) - 1]
+
+
+def test_a_job_that_had_ended_before_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitoring, "snapshot", lambda *_, **__: seen(status="Completed", new_lines=("all",)))
+    workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(charged=True)))
+    watched = monitoring.watch(workspace, MonitorSettings(job_name="job"), sleep=lambda _: pytest.fail("waited"))
+    assert [item.status for item in watched] == ["Completed"]
