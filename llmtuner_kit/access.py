@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
+import llmtuner_kit
 from llmtuner_kit import paths
 from llmtuner_kit.aws import Aws, ClientError, is_error
 from llmtuner_kit.errors import AccessError, NotFoundError
 
 ROLE_NAME = "llmtuner-execution"
-OWNER_TAG = "llmtuner:owner"
+OWNER_TAG, RUN_TAG = "llmtuner:owner", "llmtuner:run"
 SECRETS = "llmtuner/"  # how the names of secrets begin that an execution role may read
 _LONGEST_ROLE_NAME = 64
 _CREATIONS = ("CreateTrainingJob", "CreateProcessingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint")
@@ -30,6 +32,16 @@ Policy = dict[str, Any]
 def user_mark(user_id: str) -> str:
     """Eight hex digits that end the names of a user's jobs: what a policy on log streams can hold on to."""
     return hashlib.sha256(user_id.encode()).hexdigest()[:8]
+
+
+def tags(user_id: str, run_name: str) -> dict[str, str]:
+    """What every job and endpoint of a run is tagged with."""
+    return {OWNER_TAG: user_id, RUN_TAG: run_name, "llmtuner:kit-version": llmtuner_kit.__version__}
+
+
+def listed_tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    """Tags as AWS's requests take them."""
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
 def role_name(user_id: str = "") -> str:

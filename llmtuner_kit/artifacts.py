@@ -7,13 +7,13 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit import downloads, packing, paths, runs, training
-from llmtuner_kit.aws import ClientError, is_error
+from llmtuner_kit import downloads, packing, runs, training
+from llmtuner_kit.aws import ClientError, is_error, object_head
 from llmtuner_kit.errors import IntegrityError, NotFoundError, NotReadyError, SettingsError
 from llmtuner_kit.settings import DownloadSettings
 from llmtuner_kit.workspace import Workspace
@@ -64,7 +64,7 @@ def actions(workspace: Workspace, job_name: str) -> list[Action]:
     running = status in ("InProgress", "Stopping")
     # SageMaker packs what a stopped job has left, which may be nothing.
     is_written = status == "Completed" or (status == "Stopped" and wrote_model(workspace, job_name))
-    has_model = is_written and _head(workspace, workspace.paths.model_archive(job_name)) is not None
+    has_model = is_written and _head(workspace, job_name) is not None
     no_model = "the job is still running" if running else f"the job is {status} and left no model"
     return [
         Action("monitor", "04_monitor", True, "status, metrics and log lines"),
@@ -85,7 +85,7 @@ def wrote_model(workspace: Workspace, job_name: str) -> bool:
 def archive_head(workspace: Workspace, job_name: str) -> dict[str, Any]:
     """HeadObject of a job's model.tar.gz; raises NotReadyError or NotFoundError saying what the job is."""
     job = training.require_own_job(workspace, job_name)
-    found = _head(workspace, workspace.paths.model_archive(job_name))
+    found = _head(workspace, job_name)
     if found is not None:
         return found
     status = job["TrainingJobStatus"]
@@ -96,14 +96,8 @@ def archive_head(workspace: Workspace, job_name: str) -> dict[str, Any]:
     raise NotFoundError(f"Training job {job_name} is {status} and has no archive.", fix="run 03_train again")
 
 
-def _head(workspace: Workspace, key: str) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = workspace.aws.client("s3").head_object(Bucket=workspace.bucket, Key=key)
-    except ClientError as error:
-        if is_error(error, "404", "NoSuchKey"):
-            return None
-        raise
-    return found
+def _head(workspace: Workspace, job_name: str) -> dict[str, Any] | None:
+    return object_head(workspace.aws.client("s3"), workspace.bucket, workspace.paths.model_archive(job_name))
 
 
 def presign(workspace: Workspace, job_name: str, minutes: int = 60) -> PresignedLink:
@@ -181,7 +175,7 @@ def _fetch(workspace: Workspace, job_name: str, target: Path, progress: Progress
 def _listed(made: Downloaded, archive: Path) -> Downloaded:
     with packing.members(archive) as opened:
         files = {item.name: item.size for item in opened if item.isfile()}
-    return Downloaded(made.job_name, made.link, archive, None, files, 0, {})
+    return replace(made, archive=archive, files=files)
 
 
 def _opened(made: Downloaded, archive: Path, folder: Path) -> Downloaded:
@@ -190,7 +184,8 @@ def _opened(made: Downloaded, archive: Path, folder: Path) -> Downloaded:
     files = {
         item.relative_to(folder).as_posix(): item.stat().st_size for item in sorted(folder.rglob("*")) if item.is_file()
     }
-    return Downloaded(made.job_name, made.link, archive, folder, files, len(manifest["files"]), manifest)
+    verified = len(manifest["files"])
+    return replace(made, archive=archive, folder=folder, files=files, verified=verified, manifest=manifest)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -234,7 +229,7 @@ def output_file(workspace: Workspace, job_name: str, name: str) -> bytes:
         except ClientError as error:
             if is_error(error, "404", "NoSuchKey"):
                 raise NotFoundError(
-                    f"Training job {job_name} has no {paths.split_uri(workspace.paths.uri(key))[1]}.",
+                    f"Training job {job_name} has no {key}.",
                     fix="wait until the job has completed",
                 ) from None
             raise

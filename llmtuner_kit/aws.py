@@ -51,7 +51,10 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 
 from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
 
-__all__ = ["BROKEN_BODY", "Aws", "ClientError", "connect", "described", "error_code", "error_message", "is_error"]
+__all__ = [
+    "BROKEN_BODY", "Aws", "ClientError", "connect", "described", "error_code", "error_message", "is_error",
+    "object_head", "object_sizes",
+]  # fmt: skip
 
 # The local cloud's profiles by target; it writes them, this is the shared vocabulary.
 _LOCAL_PROFILES = {"local": "llmtuner-local", "local-docker": "llmtuner-local-docker"}
@@ -163,8 +166,8 @@ def connect(target: str = "local", region: str = "") -> Aws:
 
 
 @lru_cache(maxsize=8)
-def _connect_local(target: str, region: str, home: str) -> Aws:  # noqa: ARG001
-    # `home` is part of the cache key only: each LLMTUNER_HOME is a cloud of its own.
+def _connect_local(target: str, region: str, _home: str) -> Aws:
+    # The home is part of the cache key only: each LLMTUNER_HOME is a cloud of its own.
     cloud = start_local_cloud(containers=target == "local-docker")
     session = botocore.session.Session(profile=_LOCAL_PROFILES[target])
     session.set_config_variable("config_file", cloud["config_file"])
@@ -343,3 +346,20 @@ def described(describe: Callable[..., dict[str, Any]], **names: str) -> dict[str
         if is_error(error, "ValidationException", "ResourceNotFound"):
             return None
         raise
+
+
+def object_head(s3: Any, bucket: str, key: str, **asked: str) -> dict[str, Any] | None:
+    """HeadObject of S3, or None where there is no object of the key."""
+    try:
+        found: dict[str, Any] = s3.head_object(Bucket=bucket, Key=key, **asked)
+    except ClientError as error:
+        if is_error(error, "404", "NoSuchKey"):
+            return None
+        raise
+    return found
+
+
+def object_sizes(s3: Any, bucket: str, prefix: str) -> dict[str, int]:
+    """Key -> bytes of every object whose key begins with the prefix."""
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return {item["Key"]: int(item["Size"]) for page in pages for item in page.get("Contents", [])}

@@ -171,7 +171,7 @@ PROCESSING_INSTANCES: tuple[ProcessingInstance, ...] = (
 def base_model(model_id: str) -> BaseModel:
     """Look a base model up by the kit's name or by its Hub name; raises SettingsError with the nearest names."""
     for model in BASE_MODELS:
-        if model_id in (model.model_id, model.hub_id):
+        if model_id and model_id in (model.model_id, model.hub_id):  # models of this machine have no Hub name
             return model
     raise unknown("base model", model_id, [model.model_id for model in BASE_MODELS], "model_id")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,47 +29,9 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
     run = runs.open_run(workspace, settings.run_name)
     removed: list[str] = []
     kept: list[str] = []
-    jobs = run.noted("jobs")
-    for name, facts in jobs.items():
-        if not _running(workspace, name, facts["kind"]):
-            continue
-        if settings.stop_job:
-            _STOPS[facts["kind"]](workspace, name)
-            removed.append(f"{facts['kind']} job {name} (stopped)")
-        else:
-            kept.append(f"{facts['kind']} job {name}, which is still running")
-    for key, deployed in run.noted("endpoints").items():
-        name = deployed["endpoint_name"]
-        if deployed.get("deleted_at"):
-            continue  # the name may serve again since; then it was noted again
-        if settings.delete_endpoint:
-            _await_settled(workspace, name)
-            gone = endpoints.delete(workspace, name).removed
-            removed += gone
-            if gone:
-                _remember_end(run, key, deployed)
-        elif endpoints.described(workspace, name):
-            kept.append(f"endpoint {name}, which costs {costs.usd(deployed['quote']['usd_per_hour'])} an hour")
-    trained = [name for name, facts in jobs.items() if facts["kind"] == "training"]
-    tries: dict[str, list[str]] = {}
-    for name in trained:
-        tries.setdefault(jobs[name].get("first_try", name), []).append(name)
-    prefixes = (
-        *(
-            (
-                "checkpoints",
-                settings.delete_checkpoints
-                and (settings.delete_model or any(artifacts.wrote_model(workspace, name) for name in names)),
-                workspace.paths.checkpoints(first),
-            )
-            for first, names in tries.items()
-        ),
-        *(("model archive", settings.delete_model, f"{workspace.paths.models}/{name}/") for name in trained),
-        ("uploads", settings.delete_uploads, _uploads_prefix(workspace, run)),
-    )
-    for what, wanted, prefix in prefixes:
-        if not prefix:
-            continue
+    _jobs(workspace, run, removed, None if settings.stop_job else kept)
+    _endpoints(workspace, run, removed, None if settings.delete_endpoint else kept)
+    for what, wanted, prefix in _stored(workspace, run, settings):
         count, size = _delete_prefix(workspace, prefix, really=wanted)
         if count:
             told = f"{what}: {count} {'object' if count == 1 else 'objects'}, {size / 1e6:,.1f} MB"
@@ -79,6 +41,52 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
                 kept.append(told + _storage(size, workspace.aws.region))
     run.save("cleanup", settings=settings.model_dump(), result={"removed": removed, "kept": kept})
     return CleanUp(tuple(removed), tuple(kept))
+
+
+def _jobs(workspace: Workspace, run: runs.Run, removed: list[str], kept: list[str] | None) -> None:
+    """Stop the run's jobs that still run, or only tell of them where they are to be `kept`."""
+    for name, facts in run.noted("jobs").items():
+        kind = facts["kind"]
+        if not _running(workspace, name, kind):
+            continue
+        if kept is None:
+            _STOPS[kind](workspace, name)
+            removed.append(f"{kind} job {name} (stopped)")
+        else:
+            kept.append(f"{kind} job {name}, which is still running")
+
+
+def _endpoints(workspace: Workspace, run: runs.Run, removed: list[str], kept: list[str] | None) -> None:
+    """Delete the run's endpoints, or only tell of them where they are to be `kept`."""
+    for key, deployed in run.noted("endpoints").items():
+        name = deployed["endpoint_name"]
+        if deployed.get("deleted_at"):
+            continue  # the name may serve again since; then it was noted again
+        if kept is None:
+            _await_settled(workspace, name)
+            gone = endpoints.delete(workspace, name).removed
+            removed += gone
+            if gone:
+                _remember_end(run, key, deployed)
+        elif endpoints.described(workspace, name):
+            kept.append(f"endpoint {name}, which costs {costs.usd(deployed['quote']['usd_per_hour'])} an hour")
+
+
+def _stored(workspace: Workspace, run: runs.Run, settings: CleanupSettings) -> Iterator[tuple[str, bool, str]]:
+    """(what, whether it is to be deleted, prefix) of everything that the run may have in S3."""
+    trained = {name: facts for name, facts in run.noted("jobs").items() if facts["kind"] == "training"}
+    tries: dict[str, list[str]] = {}  # the jobs that share the checkpoints of the first of them
+    for name, facts in trained.items():
+        tries.setdefault(facts.get("first_try", name), []).append(name)
+    for first, names in tries.items():
+        # Until a job has written its model, its checkpoints are all there is of it.
+        written = settings.delete_model or any(artifacts.wrote_model(workspace, name) for name in names)
+        yield "checkpoints", settings.delete_checkpoints and written, workspace.paths.checkpoints(first)
+    for name in trained:
+        yield "model archive", settings.delete_model, f"{workspace.paths.models}/{name}/"
+    uploaded = (run.section("upload") or {}).get("result") or {}
+    if uploaded.get("dataset"):
+        yield "uploads", settings.delete_uploads, workspace.paths.uploads(uploaded["dataset"])
 
 
 _STOPS: dict[str, Callable[[Workspace, str], Any]] = {"training": training.stop, "processing": processing.stop}
@@ -116,11 +124,6 @@ def _storage(size: int, region: str) -> str:
     if monthly is None:
         return ", which S3 bills by the month" if size >= 10**9 else ""
     return f", {costs.usd(monthly)} a month in S3" if monthly >= 0.01 else ""
-
-
-def _uploads_prefix(workspace: Workspace, run: runs.Run) -> str:
-    uploaded = (run.section("upload") or {}).get("result") or {}
-    return workspace.paths.uploads(uploaded["dataset"]) if uploaded.get("dataset") else ""
 
 
 def _delete_prefix(workspace: Workspace, prefix: str, *, really: bool) -> tuple[int, int]:

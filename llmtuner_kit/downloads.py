@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmtuner_kit import checksums, paths
-from llmtuner_kit.aws import BROKEN_BODY, is_error
+from llmtuner_kit.aws import BROKEN_BODY, is_error, object_head, object_sizes
 from llmtuner_kit.errors import DataError, IntegrityError, NotFoundError
 from llmtuner_kit.partial import PartialFile
 
@@ -99,9 +99,8 @@ def fetch_folder(client: Any, uri: str, folder: Path, moved: Callable[[int, int]
     Raises NotFoundError when nothing is there, DataError for a key that is no safe file name.
     """
     bucket, prefix = paths.split_uri(uri if uri.endswith("/") else uri + "/")
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     try:
-        found = {item["Key"]: int(item["Size"]) for page in pages for item in page.get("Contents", [])}
+        found = object_sizes(client, bucket, prefix)
     except client.exceptions.NoSuchBucket:
         raise NotFoundError(
             f"There is no bucket {bucket!r}.", fix="check the address, the target and the region"
@@ -142,12 +141,9 @@ def _safe_name(name: str) -> str:
 
 
 def _look(client: Any, bucket: str, key: str) -> _Object:
-    try:
-        head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
-    except Exception as error:
-        if is_error(error, "404", "NoSuchKey"):
-            raise NotFoundError(f"There is no object s3://{bucket}/{key}.", fix="check the address") from None
-        raise
+    head = object_head(client, bucket, key, ChecksumMode="ENABLED")
+    if head is None:
+        raise NotFoundError(f"There is no object s3://{bucket}/{key}.", fix="check the address")
     algorithm, checksum = checksums.of_object(head)
     part = 0
     if "-" in (checksum or head["ETag"]):

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import llmtuner_kit
 from llmtuner_kit import (
     access,
     archive_checks,
@@ -41,7 +40,7 @@ from llmtuner_kit.hosting import endpoint_config_request, model_request
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
 
-EXPIRES_TAG = "llmtuner:expires-at"
+EXPIRES_TAG, JOB_TAG = "llmtuner:expires-at", "llmtuner:job"
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 BUSY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting"})
 
@@ -101,7 +100,8 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     has checked, SettingsError when it does not fit the instance, BudgetError where endpoints are charged and
     the budget does not cover the time to live, ConflictError when the name serves another model.
     """
-    quoted = endpoint_quotes.quote(workspace, settings)
+    run = runs.open_run(workspace, settings.run_name)
+    quoted = endpoint_quotes.quote(workspace, settings, run)
     settings = settings.model_copy(update={"instance_type": quoted.instance_type})
     job_name, model, until_expiry = quoted.job_name, quoted.model, quoted.usd_until_expiry
     archive = artifacts.archive_head(workspace, job_name)
@@ -110,15 +110,16 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     archive_checks.require_checked(workspace, training.require_own_job(workspace, job_name), archive)
     name = paths.check_name(settings.endpoint_name or paths.fit_name(job_name), "endpoint_name")
     expires = datetime.now(UTC) + timedelta(minutes=settings.time_to_live_minutes)
-    tags = _tags(workspace, settings, job_name, expires)
+    own = {JOB_TAG: job_name, EXPIRES_TAG: expires.isoformat(timespec="seconds")}
+    tags = access.listed_tags(access.tags(workspace.user_id, run.name) | own)
     version = f"{archive['ETag'].strip(chr(34))}-{settings.instance_type}-{settings.min_instances}"
     config_name = paths.fit_name(name, hashlib.sha256(version.encode()).hexdigest()[:8])
     arn, reused = _create(workspace, settings, model, job_name, name, config_name, tags)
     created = _creation_time(workspace, name)
-    run, noted = runs.open_run(workspace, settings.run_name), f"{name} {created.isoformat()}"
+    noted = f"{name} {created.isoformat()}"
     made = Endpoint(
         name, arn, job_name, settings.instance_type, quoted.usd_per_hour, until_expiry, expires,
-        run.noted("endpoints").get(noted, {}).get("autoscaling", "off"), reused, workspace.aws.charged,
+        run.reload().noted("endpoints").get(noted, {}).get("autoscaling", "off"), reused, workspace.aws.charged,
     )  # fmt: skip
     result = {
         "endpoint_name": name,
@@ -159,18 +160,6 @@ def _creation_time(workspace: Workspace, name: str) -> datetime:
     """When AWS created the endpoint: what it is billed from, also when it is deployed a second time."""
     found = described(workspace, name)
     return found["CreationTime"].astimezone(UTC) if found else datetime.now(UTC)
-
-
-def _tags(workspace: Workspace, settings: DeploySettings, job_name: str, expires: datetime) -> list[dict[str, str]]:
-    run = runs.open_run(workspace, settings.run_name)
-    values = {
-        access.OWNER_TAG: workspace.user_id,
-        "llmtuner:run": run.name,
-        "llmtuner:job": job_name,
-        "llmtuner:kit-version": llmtuner_kit.__version__,
-        EXPIRES_TAG: expires.isoformat(timespec="seconds"),
-    }
-    return [{"Key": key, "Value": value} for key, value in values.items()]
 
 
 def _create(
@@ -240,7 +229,7 @@ def _status(workspace: Workspace, found: dict[str, Any], tags: dict[str, str]) -
         cost_usd=costs.running_cost(instance_type, region, seconds, max(1, count)),
         charged=workspace.aws.charged,
         owner=tags.get(access.OWNER_TAG, ""),
-        job_name=tags.get("llmtuner:job", ""),
+        job_name=tags.get(JOB_TAG, ""),
     )
 
 

@@ -13,7 +13,7 @@ import random
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmtuner_kit import artifacts, blind, inference, runs, training
@@ -195,9 +195,8 @@ def prompt_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
     if "messages" in row:
         last = max(n for n, item in enumerate(row["messages"]) if item["role"] == "assistant")
         return row["messages"][:last], row["messages"][last]["content"]
-    return [{"role": "user", "content": inference.user_message(row["instruction"], row.get("input", ""))}], row[
-        "output"
-    ]
+    asked = inference.user_message(row["instruction"], row.get("input", ""))
+    return [{"role": "user", "content": asked}], row["output"]
 
 
 def keep_votes(workspace: Workspace, run_name: str, votes: list[str]) -> None:
@@ -257,12 +256,11 @@ def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
         for number, (messages, reference) in enumerate(rows)
     ]
     run = runs.open_run(workspace, settings.run_name)
-    kept = [{"prompt": s.prompt, "reference": s.reference, "base": s.base, "tuned": s.tuned} for s in samples]
     made = judged(target.endpoint_name, tuple(samples))
     letters = [blind.order(place, item.prompt) for place, item in enumerate(samples, 1)]
     result = {
         "endpoint_name": target.endpoint_name,
-        "samples": kept,
+        "samples": [asdict(item) for item in samples],
         "a_and_b": letters,
         "votes": [],
         "verdict": made.verdict,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmtuner_kit import runs
-from llmtuner_kit.aws import ClientError, described, is_error
+from llmtuner_kit.aws import ClientError, described, error_message, is_error
 from llmtuner_kit.catalog import Family
 from llmtuner_kit.errors import KitError, NotFoundError, NotReadyError, SettingsError
 from llmtuner_kit.workspace import Workspace
@@ -167,7 +167,7 @@ def _piece(line: str) -> Iterator[str]:
 def _plain(error: ClientError, target: Deployed) -> Exception:
     """What a failed invocation means for the person who asked."""
     name = target.endpoint_name
-    message = str(error.response.get("Error", {}).get("Message", ""))
+    message = error_message(error)
     if is_error(error, "ValidationError", "ValidationException") and "not found" in message:
         return NotReadyError(
             f"Endpoint {name!r} does not answer: it does not exist, or is not in service yet.",

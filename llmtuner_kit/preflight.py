@@ -106,9 +106,7 @@ def _price(workspace: Workspace, instance_type: str) -> Finding:
     if found is None:
         text = f"{instance_type} in {workspace.aws.region}: no price in the book"
         return Finding("price", "warning", text, "run `llmtuner prices refresh`")
-    return Finding(
-        "price", "ok", f"{instance_type}: {costs.usd(found.usd_per_hour)} an hour ({found.source}, {found.date})"
-    )
+    return Finding("price", "ok", f"{instance_type}: {costs.priced(found)}")
 
 
 def _model(model: catalog.BaseModel) -> Finding:

@@ -15,7 +15,7 @@ from typing import Any
 
 import llmtuner_kit
 from llmtuner_kit import paths
-from llmtuner_kit.aws import is_error
+from llmtuner_kit.aws import ClientError, is_error
 from llmtuner_kit.errors import ConflictError, NotFoundError
 from llmtuner_kit.settings import notebook_of
 from llmtuner_kit.workspace import Workspace
@@ -123,7 +123,7 @@ class Run:
                 ContentType="application/json",
                 **condition,
             )
-        except Exception as error:
+        except ClientError as error:
             if is_error(error, "PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
                 return False
             raise

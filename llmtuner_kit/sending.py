@@ -9,14 +9,14 @@ Every request carries the SHA-256 of its bytes, which S3 checks on arrival and k
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from llmtuner_kit import checksums
-from llmtuner_kit.aws import is_error
+from llmtuner_kit.aws import object_head, object_sizes
 from llmtuner_kit.errors import IntegrityError
 
 THREADS = 8
@@ -66,7 +66,7 @@ class Sender:
 
         Raises IntegrityError for a file that changes on the way; what S3 refuses is raised as it comes.
         """
-        there = self._sizes(prefix)
+        there = object_sizes(self._client, self._bucket, prefix)
         unfinished = self._unfinished(prefix)
         waiting: deque[_Large | Future[Sent]] = deque()
         done: list[Sent] = []
@@ -143,11 +143,6 @@ class Sender:
         )
         return str(made["UploadId"])
 
-    def _sizes(self, prefix: str) -> dict[str, int]:
-        """Keys below a prefix with their sizes."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-        return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
-
     def _unfinished(self, prefix: str) -> dict[str, str]:
         """Key -> its newest interrupted upload; of ours only, for to others no part with a SHA-256 can be added."""
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
@@ -157,24 +152,18 @@ class Sender:
         return {item["Key"]: item["UploadId"] for item in sorted(found, key=lambda item: item["Initiated"])}
 
     def _parts(self, key: str, upload_id: str) -> dict[int, dict[str, Any]]:
-        """The parts of an interrupted upload that arrived."""
-        return {item["PartNumber"]: item for item in self._listed_parts(key, upload_id)}
-
-    def _listed_parts(self, key: str, upload_id: str) -> Iterator[dict[str, Any]]:
+        """Number -> what completing the upload needs to know of each part of an interrupted upload that arrived."""
         pages = self._client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=key, UploadId=upload_id)
-        for page in pages:
-            for item in page.get("Parts", []):
-                if "ChecksumSHA256" in item:
-                    yield {name: item[name] for name in ("PartNumber", "ETag", "ChecksumSHA256")}
+        return {
+            item["PartNumber"]: {name: item[name] for name in ("PartNumber", "ETag", "ChecksumSHA256")}
+            for page in pages
+            for item in page.get("Parts", [])
+            if "ChecksumSHA256" in item
+        }
 
     def _checksum_there(self, key: str) -> str:
-        try:
-            head = self._client.head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
-        except Exception as error:
-            if is_error(error, "404", "NoSuchKey"):
-                return ""
-            raise
-        return str(head.get("ChecksumSHA256", ""))
+        head = object_head(self._client, self._bucket, key, ChecksumMode="ENABLED")
+        return str((head or {}).get("ChecksumSHA256", ""))
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -10,14 +10,42 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from llmtuner_kit import catalog, paths
 from llmtuner_kit.errors import SettingsError
 
 Target = Literal["local", "local-docker", "aws"]
+
+
+def _label(value: str, info: ValidationInfo) -> str:
+    return paths.check_label(value, str(info.field_name)) if value else value
+
+
+def _model(value: str) -> str:
+    return catalog.base_model(value).model_id if value else value
+
+
+def _instance(value: str) -> str:
+    return catalog.instance(value).instance_type if value else value
+
+
+# Empty stands for what the field's description says. A form offers the `choices` of a schema (`choices` below).
+Label = Annotated[str, AfterValidator(_label)]
+Model = Annotated[str, AfterValidator(_model), Field(json_schema_extra={"choices": "models"})]
+Instance = Annotated[str, AfterValidator(_instance), Field(json_schema_extra={"choices": "instances"})]
+Text = Annotated[str, Field(json_schema_extra={"multiline": True})]
 
 
 class RunSettings(BaseModel):
@@ -27,14 +55,9 @@ class RunSettings(BaseModel):
 
     target: Target = Field("local", description="where jobs run: this machine, containers on this machine, or AWS")
     region: str = Field("", description="AWS region; empty: the one your AWS configuration names")
-    user_id: str = Field("", description="whose prefix of the bucket to use; empty: your login name")
+    user_id: Label = Field("", description="whose prefix of the bucket to use; empty: your login name")
     bucket: str = Field("", description="S3 bucket; empty: the kit's own in this account and region")
-    run_name: str = Field("", description="name of this run; empty: the newest run")
-
-    @field_validator("run_name", "user_id")
-    @classmethod
-    def _label(cls, value: str, info: Any) -> str:
-        return paths.check_label(value, info.field_name) if value else value
+    run_name: Label = Field("", description="name of this run; empty: the newest run")
 
     @field_validator("region")
     @classmethod
@@ -52,14 +75,12 @@ class RunSettings(BaseModel):
 class StartSettings(RunSettings):
     """00_start: check the environment, open or create a run."""
 
-    run_name: str = Field("", description="name of the run to create or resume; empty: a new name from today's date")
-    model_id: str = Field(
-        "smollm2-135m-instruct", description="base model to tune", json_schema_extra={"choices": "models"}
-    )
+    run_name: Label = Field("", description="name of the run to create or resume; empty: a new name from today's date")
+    model_id: Model = Field("smollm2-135m-instruct", description="base model to tune")
 
     @field_validator("model_id")
     @classmethod
-    def _model(cls, value: str) -> str:
+    def _named(cls, value: str) -> str:
         return catalog.base_model(value).model_id
 
 
@@ -67,21 +88,12 @@ class UploadSettings(RunSettings):
     """01_upload: files into the user's own prefix."""
 
     source: str = Field("", description="a file or a folder on this machine")
-    dataset: str = Field("", description="name of the dataset; empty: the name of the file or folder")
-
-    @field_validator("dataset")
-    @classmethod
-    def _dataset(cls, value: str) -> str:
-        return paths.check_label(value, "dataset") if value else value
+    dataset: Label = Field("", description="name of the dataset; empty: the name of the file or folder")
 
     @field_validator("source")
     @classmethod
     def _source(cls, value: str) -> str:
         return str(Path(value).expanduser()) if value else value
-
-
-def _template(description: str) -> Any:
-    return Field("", description=description, json_schema_extra={"multiline": True})
 
 
 class PrepareSettings(RunSettings):
@@ -90,7 +102,7 @@ class PrepareSettings(RunSettings):
     source: str = Field(
         "", description="S3 prefix to prepare where it lies, such as s3://bucket/folder/; empty: what 01_upload brought"
     )
-    dataset: str = Field("", description="name of the dataset; empty: the uploaded one, or the end of source")
+    dataset: Label = Field("", description="name of the dataset; empty: the uploaded one, or the end of source")
     leave_out: str = Field(
         "README*, LICENSE*, CHANGELOG*",
         description="file names not to prepare, with * for anything and commas between them",
@@ -110,10 +122,10 @@ class PrepareSettings(RunSettings):
     instruction_column: str = Field("", description="column or key with the instruction")
     input_column: str = Field("", description="column or key with the customer's text")
     output_column: str = Field("", description="column or key with the answer to learn")
-    instruction_template: str = _template("instruction of every row, {column} for what the row has there")
-    input_template: str = _template("input of every row, made from columns in the same way")
-    output_template: str = _template("answer of every row, made from columns in the same way")
-    system_template: str = _template("system message before every row; empty: the data's own")
+    instruction_template: Text = Field("", description="instruction of every row, {column} for what the row has there")
+    input_template: Text = Field("", description="input of every row, made from columns in the same way")
+    output_template: Text = Field("", description="answer of every row, made from columns in the same way")
+    system_template: Text = Field("", description="system message before every row; empty: the data's own")
     max_length: int = Field(
         0, ge=0, le=131072, description="longest row in tokens; 0: the model's own limit, at most 2048"
     )
@@ -158,11 +170,6 @@ class PrepareSettings(RunSettings):
                 raise ValueError(f"{value!r} names no bucket; valid: s3://bucket/folder/")
         return value
 
-    @field_validator("dataset")
-    @classmethod
-    def _dataset(cls, value: str) -> str:
-        return paths.check_label(value, "dataset") if value else value
-
     @field_validator("show_rows")
     @classmethod
     def _rows(cls, value: str) -> str:
@@ -192,9 +199,7 @@ def row_numbers(text: str, most: int = 20) -> list[int]:
 class TrainSettings(RunSettings):
     """03_train: quote, then a LoRA training job."""
 
-    model_id: str = Field(
-        "", description="base model to tune; empty: the one chosen in 00_start", json_schema_extra={"choices": "models"}
-    )
+    model_id: Model = Field("", description="base model to tune; empty: the one chosen in 00_start")
     method: Literal["lora", "rslora", "dora", "qlora", "full"] = Field(
         "lora", description="how to tune; qlora: 4-bit base, GPU only"
     )
@@ -213,11 +218,7 @@ class TrainSettings(RunSettings):
         le=50,
         description="held-out prompts answered by base and tuned in the job, unless GPUs share the weights",
     )
-    instance_type: str = Field(
-        "",
-        description="SageMaker instance type; empty: the one that suits the base model",
-        json_schema_extra={"choices": "training_instances"},
-    )
+    instance_type: Instance = Field("", description="SageMaker instance type; empty: the one that suits the base model")
     instance_count: int = Field(1, ge=1, le=16, description="number of instances")
     spot: bool = Field(False, description="managed spot: cheaper, may be interrupted, resumes from its checkpoint")
     max_runtime_minutes: int = Field(0, ge=0, le=40320, description="hard limit; 0: from the quote or the budget")
@@ -226,16 +227,6 @@ class TrainSettings(RunSettings):
     )
     role_arn: str = Field("", description="execution role; empty: the account's role llmtuner-execution")
     kms_key_id: str = Field("", description="KMS key of the model archive; empty: the bucket's own encryption")
-
-    @field_validator("model_id")
-    @classmethod
-    def _model(cls, value: str) -> str:
-        return catalog.base_model(value).model_id if value else value
-
-    @field_validator("instance_type")
-    @classmethod
-    def _instance(cls, value: str) -> str:
-        return catalog.instance(value).instance_type if value else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -267,11 +258,7 @@ class DeploySettings(RunSettings):
 
     job_name: str = Field("", description="training job whose model to deploy; empty: the one of this run")
     endpoint_name: str = Field("", description="name of the endpoint; empty: from the job's name")
-    instance_type: str = Field(
-        "",
-        description="SageMaker instance type; empty: the one that suits the base model",
-        json_schema_extra={"choices": "hosting_instances"},
-    )
+    instance_type: Instance = Field("", description="SageMaker instance type; empty: the one that suits the base model")
     min_instances: int = Field(1, ge=1, le=64, description="fewest instances")
     max_instances: int = Field(1, ge=1, le=64, description="most instances; above the fewest: autoscaling")
     invocations_per_instance: int = Field(
@@ -288,11 +275,6 @@ class DeploySettings(RunSettings):
         "", description="KMS key of the endpoint's volume; a GPU instance's own disks have their hardware's"
     )
 
-    @field_validator("instance_type")
-    @classmethod
-    def _instance(cls, value: str) -> str:
-        return catalog.instance(value).instance_type if value else value
-
     @model_validator(mode="after")
     def _range(self) -> Self:
         if self.max_instances < self.min_instances:
@@ -304,9 +286,7 @@ class InvokeSettings(RunSettings):
     """07_invoke: prompts to the endpoint, base against tuned."""
 
     endpoint_name: str = Field("", description="endpoint; empty: the one this run deployed")
-    prompt: str = Field(
-        "", description="what to ask; empty: a held-out row of the dataset", json_schema_extra={"multiline": True}
-    )
+    prompt: Text = Field("", description="what to ask; empty: a held-out row of the dataset")
     compare: int = Field(6, ge=0, le=50, description="held-out prompts to answer with base and tuned side by side")
     max_new_tokens: int = Field(160, ge=1, le=4096, description="longest answer in tokens")
     temperature: float = Field(0.0, ge=0, le=2, description="0: always the likeliest token")
@@ -404,7 +384,6 @@ def choices(field_choices: str) -> list[str]:
     """The values a form offers for a field whose schema names `choices`."""
     return {
         "models": [model.model_id for model in catalog.BASE_MODELS],
-        "training_instances": [item.instance_type for item in catalog.INSTANCES],
-        "hosting_instances": [item.instance_type for item in catalog.INSTANCES],
+        "instances": [item.instance_type for item in catalog.INSTANCES],
         "processing_instances": [item.instance_type for item in catalog.PROCESSING_INSTANCES],
     }[field_choices]

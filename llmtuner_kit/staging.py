@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmtuner_kit import catalog, job_code
+from llmtuner_kit.aws import object_sizes
 from llmtuner_kit.workspace import Workspace
 
 
@@ -55,8 +56,7 @@ def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
 def _put_missing(workspace: Workspace, prefix: str, files: Mapping[str, bytes | Path]) -> None:
     """Upload what is not there yet; the prefix carries a hash, so equal names and sizes are equal files."""
     client = workspace.aws.client("s3")
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=workspace.bucket, Prefix=prefix)
-    there = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
+    there = object_sizes(client, workspace.bucket, prefix)
     for name, content in files.items():
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         if there.get(prefix + name) == size:

@@ -98,7 +98,7 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
     facts = {"kind": "training", "instance_type": made.instance_type, "quote": record["quote"]}
     run.note("jobs", plan.job_name, facts | {"first_try": plan.first_try})
     earlier = plan.first_try if plan.first_try != plan.job_name else ""
-    return TrainingJob(plan.job_name, earlier, arn, request_model_uri(request), request, made, not created)
+    return TrainingJob(plan.job_name, earlier, arn, record["model_uri"], request, made, not created)
 
 
 def require_startable(made: Quote) -> None:
@@ -118,7 +118,7 @@ def _record(plan: Plan, made: Quote, arn: str, request: dict[str, Any]) -> dict[
         "job_name": plan.job_name,
         "job_arn": arn,
         "model_id": plan.model.model_id,
-        "model_uri": request_model_uri(request),
+        "model_uri": plan.user_paths.uri(plan.user_paths.model_archive(plan.job_name)),
         "instance_type": made.instance_type,
         "instance_count": made.instance_count,
         "dataset_sha256": plan.dataset_sha256,
@@ -130,11 +130,6 @@ def _record(plan: Plan, made: Quote, arn: str, request: dict[str, Any]) -> dict[
         },
         "hyperparameters": request["HyperParameters"],
     }
-
-
-def request_model_uri(request: dict[str, Any]) -> str:
-    """Where SageMaker will put the archive of a request."""
-    return f"{request['OutputDataConfig']['S3OutputPath']}/{request['TrainingJobName']}/output/model.tar.gz"
 
 
 def _same_job(workspace: Workspace, request: dict[str, Any]) -> str:
@@ -256,11 +251,7 @@ def training_job_request(plan: Plan) -> dict[str, Any]:
             "S3Uri": plan.user_paths.uri(plan.user_paths.checkpoints(plan.first_try)),
             "LocalPath": "/opt/ml/checkpoints",
         },
-        "Tags": [
-            {"Key": "llmtuner:owner", "Value": plan.user_paths.user_id},
-            {"Key": "llmtuner:run", "Value": plan.run_name},
-            {"Key": "llmtuner:kit-version", "Value": llmtuner_kit.__version__},
-        ],
+        "Tags": access.listed_tags(access.tags(plan.user_paths.user_id, plan.run_name)),
     }
 
 

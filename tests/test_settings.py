@@ -54,6 +54,7 @@ def test_unknown_step_names_the_steps() -> None:
         ("start", {"user_id": "me/you"}, "user_id"),
         ("start", {"bucket": "Has.Dots"}, "bucket"),
         ("start", {"target": "moon"}, "target"),
+        ("start", {"model_id": ""}, "'' is no base model the kit knows"),
     ],
 )
 def test_what_does_not_hold_is_named(step: str, values: dict[str, object], field: str) -> None:
@@ -68,5 +69,5 @@ def test_model_can_be_named_as_on_the_hub() -> None:
 def test_choices_of_the_forms_are_accepted_by_the_settings() -> None:
     for model in settings.choices("models"):
         settings.load("train", {"model_id": model})
-    for item in settings.choices("training_instances"):
+    for item in settings.choices("instances"):
         settings.load("deploy", {"instance_type": item})

@@ -31,7 +31,6 @@ from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
 
 LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
-RUN_TAG = "llmtuner:run"
 ROOT = "/opt/ml/processing"
 PROGRESS = "progress"
 """First word of the job's progress lines: `progress 120 400 reading and checking rows`."""
@@ -97,11 +96,7 @@ def processing_job_request(plan: Plan) -> dict[str, Any]:
             }
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": plan.max_runtime_seconds},
-        "Tags": [
-            {"Key": access.OWNER_TAG, "Value": plan.user_id},
-            {"Key": RUN_TAG, "Value": plan.run_name},
-            {"Key": "llmtuner:kit-version", "Value": llmtuner_kit.__version__},
-        ],
+        "Tags": access.listed_tags(access.tags(plan.user_id, plan.run_name)),
     }
 
 
@@ -175,7 +170,7 @@ def _start(workspace: Workspace, plan: Plan) -> str:
         return plan.run_name
     found = client.describe_processing_job(ProcessingJobName=plan.job_name)
     tags = client.list_tags(ResourceArn=found["ProcessingJobArn"])["Tags"]
-    return next((str(tag["Value"]) for tag in tags if tag["Key"] == RUN_TAG), "")
+    return next((str(tag["Value"]) for tag in tags if tag["Key"] == access.RUN_TAG), "")
 
 
 def job_files(settings: PrepareSettings, listing: Listing, encoding: Encoding) -> dict[str, bytes]:
