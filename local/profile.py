@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmtuner_local.home import ACCOUNT_ID, REGION, ROLE_NAME, write_atomic
+from llmtuner_local.home import ACCESS_KEY, ACCOUNT_ID, REGION, ROLE_NAME, SECRET_KEY, write_atomic
 
 NAME = "llmtuner-local"
-ACCESS_KEY = "test"
-SECRET_KEY = "test"  # noqa: S105 - LocalStack's well-known dummy
 ROLE_ARN = f"arn:aws:iam::{ACCOUNT_ID}:role/{ROLE_NAME}"
 FILES = ("config", "credentials", "env", "sagemaker-sdk.yaml")
 BUCKET = f"llmtuner-{ACCOUNT_ID}-{REGION}"

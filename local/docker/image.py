@@ -6,7 +6,6 @@ Dockerfile works on an open network, behind a proxy and with a package mirror al
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import certifi
 from llmtuner_local.docker.engine import EngineError, docker, has_image, require
-from llmtuner_local.home import LocalError, cache_folder
+from llmtuner_local.home import LocalError, cache_folder, locked
 
 REPOSITORY = "llmtuner-local"
 BASE = "debian:bookworm-slim"
@@ -47,8 +46,7 @@ def build(say: Say) -> str:
         return name
     folder = cache_folder() / "docker"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".lock"):
         if not has_image(name):
             _build(name, folder, say)
     return name

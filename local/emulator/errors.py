@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+INTERNAL = "InternalServerError: We encountered an internal error. Please try again."  # the FailureReason of a job
+
 
 class ServiceError(Exception):
     """An answer of the service that is not a success."""

@@ -31,18 +31,17 @@ The seam. Looking costs one `open` of a file that is not there; nothing else hap
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmtuner_local.emulator.errors import ServiceError
-from llmtuner_local.home import LocalError, write_atomic
+from llmtuner_local.home import LocalError, locked, write_atomic
 
 FILE = "faults.json"
 CAPACITY_MESSAGE = "Insufficient capacity error from EC2 while launching instances, retrying!"
@@ -113,7 +112,7 @@ class Faults:
             if found is not None and found.times is not None:
                 place = faults.index(found)
                 left = found.times - 1
-                faults[place : place + 1] = [_with(found, times=left)] if left > 0 else []
+                faults[place : place + 1] = [replace(found, times=left)] if left > 0 else []
         return found
 
     def set(self, fault: Fault) -> None:
@@ -195,10 +194,6 @@ def make(kind: str, *, match: str = "*", number: float | None, times: int | None
     return Fault(kind, match, value, times, None if seconds is None else time.time() + seconds)
 
 
-def _with(fault: Fault, **changes: Any) -> Fault:
-    return Fault(**(vars(fault) | changes))
-
-
 def _read(home: Path) -> list[Fault]:
     try:
         found = json.loads((home / FILE).read_text())
@@ -210,8 +205,7 @@ def _read(home: Path) -> list[Fault]:
 @contextmanager
 def _change(home: Path) -> Iterator[list[Fault]]:
     """The list of faults, to be changed in place; one process at a time. The last one gone takes the file with it."""
-    with (home / ".faults.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home / ".faults.lock"):
         before = _read(home)
         faults = [item for item in before if item.until is None or time.time() < item.until]
         yield faults

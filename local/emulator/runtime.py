@@ -131,7 +131,7 @@ class Runtime:
         """One invocation: (headers, body)."""
         begun = time.perf_counter()
         target = self.target(name, headers)
-        self._check_size(target, body)
+        self._check_serverless(target, body)
         if target.shadows:
             self._copy_to_shadows(target, headers, body)
         return await self._answered(target, headers, body, begun, self.context.limits.invocation_seconds, BODY_LIMIT)
@@ -151,11 +151,15 @@ class Runtime:
             raise self._model_error(target, received["_container"], status, _text(content))
         return self._sent_back(target, received), content
 
-    def _check_size(self, target: Target, body: bytes) -> None:
-        if len(body) > SERVERLESS_BODY_LIMIT and "_serverless" in target.route.document:
-            raise refusals.invalid(f"The request body is larger than {SERVERLESS_BODY_LIMIT} bytes.")
+    @staticmethod
+    def _check_serverless(target: Target, body: bytes) -> None:
+        """Refuse what a serverless variant does not take: large bodies, more requests at once than it may have."""
         serverless = target.route.document.get("_serverless")
-        if serverless and target.route.meter.in_flight >= serverless["MaxConcurrency"]:
+        if serverless is None:
+            return
+        if len(body) > SERVERLESS_BODY_LIMIT:
+            raise refusals.invalid(f"The request body is larger than {SERVERLESS_BODY_LIMIT} bytes.")
+        if target.route.meter.in_flight >= serverless["MaxConcurrency"]:
             raise refusals.RefusalError("ThrottlingException", 429, "Rate exceeded")
 
     def _sent_back(self, target: Target, received: dict[str, str]) -> dict[str, str]:
@@ -204,7 +208,7 @@ class Runtime:
     ) -> tuple[dict[str, str], AsyncGenerator[bytes, None]]:
         """A streaming invocation: headers, and the frames of the event stream."""
         target = self.target(name, headers)
-        self._check_size(target, body)
+        self._check_serverless(target, body)
         answer = await self._open(target, headers, body, "/invocations")
         sent = self._sent_back(target, answer.headers)
         sent |= {"content-type": "application/vnd.amazon.eventstream", f"{PREFIX}content-type": sent["content-type"]}

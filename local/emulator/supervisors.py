@@ -21,7 +21,7 @@ from llmtuner_local.emulator.containers import docker
 from llmtuner_local.emulator.containers.process import MARK, best_mode
 from llmtuner_local.emulator.context import Context
 from llmtuner_local.emulator.shim import trees
-from llmtuner_local.home import read_json, write_atomic
+from llmtuner_local.home import ACCESS_KEY, SECRET_KEY, read_json, write_atomic
 from llmtuner_local.processes import PID_FILE, PidFile, kill, marked, reap
 
 log = logging.getLogger("llmtuner_local.emulator")
@@ -148,8 +148,8 @@ def container_environment(context: Context, extra: dict[str, str]) -> dict[str, 
     return {
         "AWS_REGION": context.region,
         "AWS_DEFAULT_REGION": context.region,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         **urls,
         "S3_ENDPOINT_URL": context.localstack_url,
         **extra,

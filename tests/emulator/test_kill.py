@@ -29,8 +29,8 @@ from llmtuner_local.emulator.shim import journal
 from llmtuner_local.processes import PID_FILE, PidFile, Process, marked
 
 SEED = int(os.environ.get("KILL_SEED", "20261125"))
-MOMENTS = int(os.environ.get("KILL_MOMENTS", "30"))
-TARGETS = {"emulator": 12, "supervisor": 7, "container": 3, "localstack": 4, "everything": 4}
+MOMENTS = int(os.environ.get("KILL_MOMENTS", "20"))
+TARGETS = {"emulator": 8, "supervisor": 5, "container": 2, "localstack": 2, "everything": 3}
 TERMINAL = ("Completed", "Failed", "Stopped")
 
 

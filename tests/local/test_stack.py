@@ -59,7 +59,8 @@ def local(tmp_path: Path) -> Iterator[Local]:
     assert made.run("down").returncode == 0
 
 
-def test_up_is_idempotent_and_listens_on_loopback_only(local: Local) -> None:
+def test_up_is_idempotent_and_listens_on_loopback_only(cloud_home: Path) -> None:
+    local = Local(cloud_home)
     first = local.up()
     pids = local.pids()
     assert local.up() == first
@@ -235,8 +236,8 @@ def test_pid_in_a_lock_file_is_trusted_only_while_the_lock_is_held(local: Local)
         stranger.terminate()
 
 
-def test_env_lines_are_for_a_shell(local: Local) -> None:
-    done = local.run("env")
+def test_env_lines_are_for_a_shell(cloud_home: Path) -> None:
+    done = Local(cloud_home).run("env")
     lines = dict(line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines())
     assert lines["AWS_ENDPOINT_URL_SAGEMAKER"] == lines["AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"]
     assert lines["AWS_ENDPOINT_URL_S3"].startswith("http://127.0.0.1:")

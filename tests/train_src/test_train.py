@@ -312,6 +312,8 @@ def test_two_processes_compute_what_one_computes(make_job: JobMaker, capfd: pyte
     for case in TWO_PROCESSES:
         method, sharding, recompute, precision = case
         settings = {"max_steps": 4, "save_steps": 2, "precision": precision, "method": method, "learning_rate": 0.005}
+        if precision == "bf16":  # slow without hardware for it, and answers are compared in fp32 alone
+            settings["evaluation_samples"] = 0
         jobs[case] = make_job("-".join(case), gradient_checkpointing=recompute, sharding=sharding, **settings)
         if (method, precision) not in expected:
             base = make_job(f"one-{method}-{precision}", gradient_checkpointing="off", **settings)

@@ -15,7 +15,6 @@ from llmtuner_local.emulator.operations import tags
 from llmtuner_local.emulator.shim import cloud, journal
 
 TERMINAL = {"Completed", "Failed", "Stopped"}
-LOST = "InternalServerError: We encountered an internal error. Please try again."
 _SERVICE = "sagemaker.amazonaws.com"
 
 
@@ -53,8 +52,8 @@ def _listed(value: Any) -> list[Any]:
 def check_objects(context: Context, uri: str, role: str, *, whole_names: bool = False) -> None:
     """Input must be there before a job is accepted. `whole_names`: the prefix must not end inside a name (FastFile)."""
     bucket, prefix = cloud.split_uri(uri)
-    if whole_names and prefix and not prefix.endswith("/"):
-        prefix += "/"
+    if whole_names:
+        prefix = cloud.as_folder(prefix)
     client = context.s3
     reason = ""
     try:

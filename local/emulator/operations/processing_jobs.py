@@ -7,7 +7,7 @@ from typing import Any
 
 from llmtuner_local.emulator import images
 from llmtuner_local.emulator.context import Context
-from llmtuner_local.emulator.errors import validation
+from llmtuner_local.emulator.errors import INTERNAL, validation
 from llmtuner_local.emulator.operations import jobs, listing, tags
 from llmtuner_local.emulator.shim import hosts
 
@@ -139,7 +139,7 @@ def _apply(document: dict[str, Any], line: dict[str, Any]) -> None:
         document.update({name: text for name, text in told.items() if text})
 
 
-JOBS = jobs.JobKind(KIND, "processing job", "ProcessingJob", {"status": "Failed", "reason": jobs.LOST}, _apply, _folder)
+JOBS = jobs.JobKind(KIND, "processing job", "ProcessingJob", {"status": "Failed", "reason": INTERNAL}, _apply, _folder)
 refresh, settled, describe, stop, delete = JOBS.refresh, JOBS.ended, JOBS.describe, JOBS.stop, JOBS.delete
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.errors import INTERNAL
 from llmtuner_local.emulator.operations import jobs, warm_pools
 
 KIND = "training-job"
@@ -67,7 +68,7 @@ JOBS = jobs.JobKind(
     KIND,
     "training job",
     "TrainingJob",
-    {"secondary": "Failed", "message": "Training job failed", "status": "Failed", "reason": jobs.LOST},
+    {"secondary": "Failed", "message": "Training job failed", "status": "Failed", "reason": INTERNAL},
     _apply,
     Context.job_folder,
 )

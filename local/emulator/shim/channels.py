@@ -76,8 +76,7 @@ class Channel:
         if self.mode != "FastFile":
             return found
         _, prefix = cloud.split_uri(self.uri)
-        folder = prefix if prefix.endswith("/") or not prefix else prefix + "/"
-        return [item for item in found if item.key.startswith(folder)]
+        return [item for item in found if item.key.startswith(cloud.as_folder(prefix))]
 
 
 def channels(request: dict[str, Any]) -> list[Channel]:
@@ -97,7 +96,7 @@ def objects(s3: Any, uri: str, data_type: str = "S3Prefix") -> list[Item]:
 
 def _relative_name(key: str, prefix: str) -> str:
     """The file name of a key inside its channel: relative to the prefix cut at its last slash."""
-    base = prefix if prefix.endswith("/") or prefix == "" else prefix + "/"
+    base = cloud.as_folder(prefix)
     if key.startswith(base):
         return key[len(base) :]
     return key[prefix.rfind("/") + 1 :]

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from llmtuner_local.emulator.shim import trees
-from llmtuner_local.home import REGION
+from llmtuner_local.home import ACCESS_KEY, REGION, SECRET_KEY
 
 _RETRY_SECONDS = 1.0
 
@@ -25,8 +25,8 @@ def client(service: str, url: str, *, attempts: int | None = None) -> Any:
         service,
         endpoint_url=url,
         region_name=REGION,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",  # noqa: S106 - LocalStack's well-known dummy
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
         config=Config(
             s3={"addressing_style": "path"},
             retries={"mode": "standard", "total_max_attempts": attempts or 5},
@@ -55,6 +55,11 @@ def split_uri(uri: str) -> tuple[str, str]:
     """`s3://bucket/key` -> (bucket, key)."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
+
+
+def as_folder(prefix: str) -> str:
+    """A prefix that cuts no name: with a slash at its end, unless it is the whole bucket."""
+    return prefix if prefix.endswith("/") or not prefix else prefix + "/"
 
 
 def upload(s3: Any, entry: trees.Entry, bucket: str, key: str, extra: dict[str, str]) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from llmtuner_local.emulator.containers import Container, docker
 from llmtuner_local.emulator.containers import process as containers
+from llmtuner_local.emulator.errors import INTERNAL
 from llmtuner_local.emulator.shim import cloud, hosts, trees
 from llmtuner_local.emulator.shim.cluster import Cluster, Ending, Member
 from llmtuner_local.emulator.shim.hosts import Host
@@ -35,7 +36,6 @@ from llmtuner_local.processes import free_port
 log = logging.getLogger(__name__)
 SYNC_SECONDS = 3.0
 REASON_CHARACTERS = 1024
-INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
 
 
 class HaltError(Exception):

@@ -20,7 +20,7 @@ class Mirror:
     def __init__(self, s3: Any, base: Path, name: str, uri: str, extra: dict[str, str], *, deletes: bool) -> None:
         self._s3, self._base, self._name, self._extra, self._deletes = s3, base, name, extra, deletes
         self._bucket, prefix = cloud.split_uri(uri)
-        self._prefix = prefix if prefix.endswith("/") or not prefix else prefix + "/"
+        self._prefix = cloud.as_folder(prefix)
         self._known: dict[str, trees.Entry] = {}
         self._one = threading.Lock()
 

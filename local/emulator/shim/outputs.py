@@ -33,7 +33,7 @@ def upload_archive(s3: Any, files: dict[str, Entry], target: Path, uri: str, ext
 def upload_files(s3: Any, files: dict[str, Entry], uri: str, extra: dict[str, str]) -> None:
     """Upload every file under a prefix; links are left out."""
     bucket, prefix = cloud.split_uri(uri)
-    base = prefix if prefix.endswith("/") or not prefix else prefix + "/"
+    base = cloud.as_folder(prefix)
     single = [(name, entry) for name, entry in files.items() if entry.is_file]
     with ThreadPoolExecutor(_WORKERS) as pool:
         sent = [pool.submit(cloud.upload, s3, entry, bucket, base + name, extra) for name, entry in single]

@@ -1,24 +1,19 @@
 """Supervises one processing job: fetch its inputs, run the containers, send its outputs, record the end.
 
-    python -m llmtuner_local.emulator.shim.processing FOLDER
-
 `shim/job.py` says how the folder is used.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmtuner_local.emulator.shim import channels, outputs
 from llmtuner_local.emulator.shim.cluster import Ending
 from llmtuner_local.emulator.shim.hosts import HOMOGENEOUS, Host
-from llmtuner_local.emulator.shim.job import SYNC_SECONDS, InternalError, JobError, JobSupervisor
+from llmtuner_local.emulator.shim.job import REASON_CHARACTERS, SYNC_SECONDS, InternalError, JobError, JobSupervisor
 from llmtuner_local.emulator.shim.mirror import Keeper, Mirror
 from llmtuner_local.emulator.shim.staging import write_json
-
-_MESSAGE_CHARACTERS = 1024
 
 
 class ProcessingSupervisor(JobSupervisor):
@@ -108,11 +103,10 @@ class ProcessingSupervisor(JobSupervisor):
 
     def _finish(self, ending: Ending) -> None:
         message = next((text for host in self.hosts if (text := self.text(host, "output/message"))), "")
-        message = message[:_MESSAGE_CHARACTERS]
         if ending.code and not ending.reason:
             told = self.text(ending.host, "output/message")
             reason = f"AlgorithmError: {told}, exit code: {ending.code}"
-            self.end(status="Failed", reason=reason[:_MESSAGE_CHARACTERS], exit_message=message)
+            self.end(status="Failed", reason=reason[:REASON_CHARACTERS], exit_message=message)
             return
         with self.transfer("Output upload"):
             for output in self._outputs("EndOfJob"):
@@ -125,7 +119,7 @@ class ProcessingSupervisor(JobSupervisor):
         self.end(status="Stopped")
 
     def fail(self, reason: str) -> None:
-        self.end(status="Failed", reason=reason[:_MESSAGE_CHARACTERS])
+        self.end(status="Failed", reason=reason[:REASON_CHARACTERS])
 
 
 def _below(host: Host, path: str) -> Path:
@@ -137,10 +131,6 @@ def _inside(path: str) -> str:
     return PurePosixPath(path).relative_to("/opt/ml").as_posix()
 
 
-def main() -> None:
-    """Run the supervisor of the folder named on the command line."""
-    ProcessingSupervisor(Path(sys.argv[1])).run()
-
-
-if __name__ == "__main__":
-    main()
+def supervise(folder: Path) -> None:
+    """Run the job of a folder to its end."""
+    ProcessingSupervisor(folder).run()

@@ -1,8 +1,6 @@
 """Supervises one replica of an endpoint (an instance, or a copy of an inference component): fetch the models, run the
 servers, ship their logs.
 
-    python -m llmtuner_local.emulator.shim.replica FOLDER
-
 `replica.json` in the folder says what to run: one container, or several that work together. The journal tells the
 ports when all are healthy, and the reason when they never will be. SIGTERM stops the replica.
 """
@@ -10,9 +8,7 @@ ports when all are healthy, and the reason when they never will be. SIGTERM stop
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -141,11 +137,6 @@ def _fetch(s3: Any, source: dict[str, str], target: Path, scratch: Path) -> None
     archive.unlink()
 
 
-def main() -> None:
-    """Run the supervisor of the folder named on the command line."""
-    os.umask(0o077)
-    ReplicaSupervisor(Path(sys.argv[1])).run()
-
-
-if __name__ == "__main__":
-    main()
+def supervise(folder: Path) -> None:
+    """Run the replica of a folder to its end."""
+    ReplicaSupervisor(folder).run()

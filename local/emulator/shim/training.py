@@ -1,16 +1,14 @@
 """Supervises one training job: stage the input, run the containers, ship logs and metrics, upload, record the end.
 
-    python -m llmtuner_local.emulator.shim.training FOLDER
-
 `shim/job.py` says how the folder is used.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path, PurePosixPath
 
+from llmtuner_local.emulator.faults import CAPACITY_MESSAGE
 from llmtuner_local.emulator.shim import hosts, outputs, staging
 from llmtuner_local.emulator.shim.cluster import Ending
 from llmtuner_local.emulator.shim.job import (
@@ -84,7 +82,7 @@ class TrainingSupervisor(JobSupervisor):
 
     def _get_machines(self) -> None:
         if reason := self.job.get("capacity_reason"):
-            self.say("Starting", "Insufficient capacity error from EC2 while launching instances, retrying!")
+            self.say("Starting", CAPACITY_MESSAGE)
             self.pause(self.job.get("start_delay_seconds", 0.0))
             raise JobError(reason)
         if delay := self.job.get("start_delay_seconds"):
@@ -206,10 +204,6 @@ class TrainingSupervisor(JobSupervisor):
                 outputs.upload_archive(self.s3, files, self.folder / uri.rpartition("/")[2], uri, extra)
 
 
-def main() -> None:
-    """Run the supervisor of the folder named on the command line."""
-    TrainingSupervisor(Path(sys.argv[1])).run()
-
-
-if __name__ == "__main__":
-    main()
+def supervise(folder: Path) -> None:
+    """Run the job of a folder to its end."""
+    TrainingSupervisor(folder).run()
