@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 WORKERS ?= 2
 # Where Python is told not to keep what it has compiled, each of the hundreds of processes of a run compiles all anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -40,18 +40,17 @@ clean-local: ## remove the local cloud's state (asks first)
 setup: $(VENV)/.ready-run ## everything `make demo` needs
 setup-test: $(VENV)/.ready-test
 
-# torch first and alone: every other package then finds it installed.
-$(VENV)/.ready-run: pyproject.toml constraints.txt
+$(VENV)/.ready-run: EXTRAS := all
+$(VENV)/.ready-test: EXTRAS := all,test
+
+# torch first and alone: every other package then finds it installed. Compiled is on all cores, which pip does on one;
+# some packages bring templates that are no Python. LocalStack is installed while the models are made.
+$(VENV)/.ready-run $(VENV)/.ready-test: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a few minutes the first time, nothing after that."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable ".[all]"
-	$(BIN)/python -m llmtuner_local install
-	$(BIN)/python -m llmtuner_local base-model smollm2-135m-instruct
-	touch $@
-
-$(VENV)/.ready-test: $(VENV)/.ready-run
-	$(PIP) --editable ".[all,test]"
-	$(BIN)/python -m llmtuner_local base-model tiny-llama
-	$(BIN)/python -m llmtuner_local base-model tiny-t5
-	touch $@
+	$(PIP) --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	$(BIN)/python -m llmtuner_local base-model smollm2-135m-instruct tiny-llama tiny-t5 & \
+	    $(BIN)/python -m llmtuner_local install && wait $$!
+	touch $(VENV)/.ready-run $@

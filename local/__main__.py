@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--yes", action="store_true", help="do not ask"
     )
     commands.add_parser("docker-image", help="build the image of target local-docker")
-    commands.add_parser("base-model", help="build a base model that ships offline").add_argument("model_id")
+    commands.add_parser("base-model", help="build base models that ship offline").add_argument("model_ids", nargs="+")
     _add_fault(commands.add_parser("fault", help="capacity, quota, throttling, spot and other bad days, on command"))
     return parser
 
@@ -134,7 +134,8 @@ def _install(_: argparse.Namespace) -> None:
 def _base_model(options: argparse.Namespace) -> None:
     from llmtuner_local import base_models
 
-    print(base_models.build(options.model_id))
+    for model_id in options.model_ids:
+        print(base_models.build(model_id))
 
 
 def _in_words(kind: Any, number: float | None) -> str:

@@ -19,23 +19,39 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from local.test_stack import Local
+from llmtuner_local import servers
 
 BUCKET = "durable"
 
 
+class LocalStack:
+    """LocalStack alone on a state folder of its own, as `up` starts it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.state = home, dict[str, Any]()
+        home.mkdir()
+        self.start()
+
+    def start(self) -> None:
+        servers.start_localstack(self.home, self.state)
+
+    def kill(self) -> None:
+        process = servers.localstack_pid(self.home).process()
+        assert process
+        os.kill(process.pid, signal.SIGKILL)
+
+
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[Local]:
-    made = Local(tmp_path / "home")
+def local(tmp_path: Path) -> Iterator[LocalStack]:
+    made = LocalStack(tmp_path / "home")
     yield made
-    assert made.run("down").returncode == 0
+    servers.localstack_pid(made.home).stop(0)
 
 
-def client(local: Local, service: str) -> Any:
-    url = json.loads((local.home / "local.json").read_text())["localstack_url"]
+def client(local: LocalStack, service: str) -> Any:
     return boto3.client(
         service,
-        endpoint_url=url,
+        endpoint_url=local.state["localstack_url"],
         region_name="us-east-1",
         aws_access_key_id="test",
         aws_secret_access_key="test",
@@ -43,13 +59,12 @@ def client(local: Local, service: str) -> Any:
     )
 
 
-def crash(local: Local) -> None:
-    os.kill(local.pids()["localstack"], signal.SIGKILL)
-    local.up()
+def crash(local: LocalStack) -> None:
+    local.kill()
+    local.start()
 
 
-def test_objects_uploads_versions_and_settings_come_back(local: Local) -> None:
-    local.up()
+def test_objects_uploads_versions_and_settings_come_back(local: LocalStack) -> None:
     s3 = client(local, "s3")
     s3.create_bucket(Bucket=BUCKET)
     policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{BUCKET}/no/*"}]}  # fmt: skip
@@ -89,11 +104,12 @@ def test_objects_uploads_versions_and_settings_come_back(local: Local) -> None:
     assert bodies == [b"0", b"1", b"2"]
 
 
-def test_roles_keys_and_logs_come_back(local: Local) -> None:
-    local.up()
+def test_roles_keys_and_logs_come_back(local: LocalStack) -> None:
     iam, kms, logs = (client(local, name) for name in ("iam", "kms", "logs"))
     document = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
-    iam.put_role_policy(RoleName="llmtuner-execution", PolicyName="p", PolicyDocument=json.dumps(document))
+    trust = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    iam.create_role(RoleName="worker", AssumeRolePolicyDocument=json.dumps(document | {"Statement": [trust]}))
+    iam.put_role_policy(RoleName="worker", PolicyName="p", PolicyDocument=json.dumps(document))
     key = kms.create_key()["KeyMetadata"]["KeyId"]
     sealed = kms.encrypt(KeyId=key, Plaintext=b"secret")["CiphertextBlob"]
     logs.create_log_group(logGroupName="/g")
@@ -109,7 +125,7 @@ def test_roles_keys_and_logs_come_back(local: Local) -> None:
     crash(local)
     crash(local)
     iam, kms, logs = (client(local, name) for name in ("iam", "kms", "logs"))
-    assert "p" in iam.list_role_policies(RoleName="llmtuner-execution")["PolicyNames"]
+    assert "p" in iam.list_role_policies(RoleName="worker")["PolicyNames"]
     assert kms.decrypt(CiphertextBlob=sealed)["Plaintext"] == b"secret"
     found = logs.get_log_events(logGroupName="/g", logStreamName="s", startFromHead=True)["events"]
     assert [item["message"] for item in found] == [f"line {n}" for n in range(60)]
@@ -118,8 +134,7 @@ def test_roles_keys_and_logs_come_back(local: Local) -> None:
 
 
 @pytest.mark.slow
-def test_no_acknowledged_write_is_lost_however_often_it_is_killed(local: Local) -> None:
-    local.up()
+def test_no_acknowledged_write_is_lost_however_often_it_is_killed(local: LocalStack) -> None:
     client(local, "s3").create_bucket(Bucket=BUCKET)
     known: dict[str, bytes | None] = {}
     unsure: set[str] = set()
@@ -148,10 +163,10 @@ def test_no_acknowledged_write_is_lost_however_often_it_is_killed(local: Local) 
         for worker in workers:
             worker.start()
         ends.wait(draw.uniform(0.5, 1.5))
-        os.kill(local.pids()["localstack"], signal.SIGKILL)
+        local.kill()
         for worker in workers:
             worker.join()
-        local.up()
+        local.start()
         s3 = client(local, "s3")
         found = {item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])}
         for key, body in known.items():
