@@ -6,12 +6,12 @@ import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clients.conftest import BUCKET, FAST, ROLE, SERVING_IMAGE, Bench, unique
+from clients.conftest import BUCKET, FAST, PROGRAMS, ROLE, SERVING_IMAGE, Bench, unique
 from llmtuner_local.home import cache_folder
 
 VERSION = "1.46.3"
@@ -19,8 +19,8 @@ Aws = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def executable() -> Path:
-    """`aws` of an environment in the cache, made once."""
+def programs() -> Path:
+    """The folder with `aws` and its Python: an environment in the cache, made once."""
     folder = cache_folder() / f"awscli-{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / ".awscli.lock").open("w") as lock:
@@ -30,31 +30,40 @@ def executable() -> Path:
             install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"awscli=={VERSION}"]
             subprocess.run([*install, "--disable-pip-version-check"], check=True)
             (folder / ".complete").touch()
-    return folder / "bin" / "aws"
+    return folder / "bin"
 
 
 @pytest.fixture
-def aws(executable: Path, shell_variables: dict[str, str], tmp_path: Path) -> Aws:
+def aws(programs: Path, shell_variables: dict[str, str], tmp_path: Path) -> Iterator[Aws]:
     """Run `aws ...`; its answer as JSON, or the text on stderr when it fails."""
+    command = [str(programs / "python"), str(PROGRAMS / "aws_cli.py")]
+    with subprocess.Popen(
+        command, env=shell_variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdin
+        assert process.stdout
 
-    def run(*arguments: str, fails: bool = False) -> Any:
-        command = [str(executable), *arguments]
-        done = subprocess.run(
-            command, env=shell_variables, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path
-        )
-        assert bool(done.returncode) == fails, f"{command}: {done.stderr}{done.stdout}"
-        if fails:
-            return done.stderr
-        try:
-            return json.loads(done.stdout or "{}")
-        except ValueError:
-            return done.stdout
+        def run(*arguments: str, fails: bool = False) -> Any:
+            print(json.dumps(arguments), file=process.stdin, flush=True)
+            code, told, errors = json.loads(process.stdout.readline())
+            assert bool(code) == fails, f"{arguments}: {errors}{told}"
+            if fails:
+                return errors
+            try:
+                return json.loads(told or "{}")
+            except ValueError:
+                return told
 
-    return run
+        yield run
+        process.stdin.close()
 
 
 @pytest.mark.slow
-def test_cli_journey(aws: Aws, bench: Bench, tmp_path: Path) -> None:
+def test_cli_journey(aws: Aws, bench: Bench, tmp_path: Path, programs: Path, shell_variables: dict[str, str]) -> None:
+    version = subprocess.run(
+        [programs / "aws", "--version"], env=shell_variables, capture_output=True, text=True, check=True
+    )
+    assert version.stdout.startswith(f"aws-cli/{VERSION} ")
     job, model, endpoint = unique("job"), unique("model"), unique("endpoint")
     request = bench.training_request(job)
     (tmp_path / "request.json").write_text(json.dumps(request))

@@ -27,14 +27,17 @@ def available() -> dict[str, Any]:
     return {"Status": "Available", "ResourceRetainedBillableTimeInSeconds": 0}
 
 
-def take(context: Context, params: dict[str, Any]) -> None:
-    """Give a new job the oldest available pool that matches, if there is one."""
+def take(context: Context, params: dict[str, Any]) -> bool:
+    """Give a new job the oldest available pool that matches; whether there was one."""
+    if not asked(params):
+        return False
     for document in context.store.all(KIND):
         document = refresh(context, document)
         if status(document) == "Available" and _key(document) == _key(params):
             reused = _ended(document, context.now(), "Reused", ReusedByJob=params["TrainingJobName"])
             context.store.put(KIND, document["TrainingJobName"], reused)
-            return
+            return True
+    return False
 
 
 def _key(request: dict[str, Any]) -> list[Any]:
