@@ -178,7 +178,7 @@ def judged(endpoint_name: str, samples: tuple[Sample, ...]) -> Comparison:
 
 
 def test_rows(workspace: Workspace, run_name: str, count: int) -> list[dict[str, Any]]:
-    """Some held-out rows of the run's dataset, spread over the file."""
+    """Some held-out rows of the run's dataset, from all over the file."""
     splits = runs.open_run(workspace, run_name).result("prepare")["splits"]
     uri = (splits.get("test") or {}).get("uri", "")
     if not uri or not splits["test"]["rows"]:
@@ -186,8 +186,12 @@ def test_rows(workspace: Workspace, run_name: str, count: int) -> list[dict[str,
     key = uri.removeprefix(f"s3://{workspace.bucket}/")
     client = workspace.aws.client("s3")
     rows = [json.loads(line) for line in client.get_object(Bucket=workspace.bucket, Key=key)["Body"].iter_lines()]
-    step = max(1, len(rows) // max(1, count))
-    return rows[::step][:count]
+    return spread(rows, count)
+
+
+def spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """So many of the rows at equal distances, or all where there are no more."""
+    return rows[:: max(1, len(rows) // max(1, count))][:count]
 
 
 def prompt_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:

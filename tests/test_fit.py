@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,16 @@ def test_spread_weights_are_waited_for_in_every_pass_and_token() -> None:
     nvlink = catalog.instance("ml.p4d.24xlarge")
     assert fit.reading_seconds(model, nvlink, spread=True) < fit.reading_seconds(model, four, spread=True)
     assert fit.reading_seconds(model, four) < fit.reading_seconds(model, four, spread=True)
+
+
+def test_a_served_model_has_room_for_the_keys_and_values_of_its_longest_request() -> None:
+    model, instance = catalog.base_model("llama-2-7b"), catalog.instance("ml.g5.2xlarge")
+    long, short = (fit.serving_fit(replace(model, context=length), instance).needed_gb for length in (4096, 2048))
+    # Each token leaves a key and a value of two bytes a number in every layer.
+    assert (long - short) * 1e9 == pytest.approx(2 * 2 * 32 * 4096 * 2048)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "gpus"), [(32, 32, 8), (32, 4, 8), (12, 6, 6), (9, 3, 3), (7, 7, 7)])
+def test_a_served_model_is_shared_by_as_many_gpus_as_divide_its_heads(heads: int, kv_heads: int, gpus: int) -> None:
+    model = replace(catalog.base_model("llama-2-7b"), heads=heads, kv_heads=kv_heads)
+    assert fit.tensor_parallel(model, catalog.instance("ml.g5.48xlarge")) == gpus

@@ -43,3 +43,11 @@ def test_log_is_looked_at_when_the_reason_says_nothing() -> None:
     found = troubles.recognise("AlgorithmError: , exit code: 1", ["fine", "CUDA out of memory", "at line 3"])
     assert found is not None
     assert found.evidence == "CUDA out of memory"
+
+
+def test_the_last_known_failure_of_a_log_is_the_one() -> None:
+    found = troubles.recognise(
+        "AlgorithmError: , exit code: 1", ["CUDA out of memory", "trying again", "No space left on device"]
+    )
+    assert found is not None
+    assert found.kind == "disk"
