@@ -50,6 +50,7 @@ def unpacked(archive: Path, folder: Path) -> None:
         (("link", "/etc/passwd"), "link or a device"),
         (("weights.bin", b"x"), "pickle"),
         (("optimizer.pt", b"x"), "pickle"),
+        (("deep/Weights.BIN", b"x"), "pickle"),
     ],
 )
 def test_dangerous_members_are_refused(tmp_path: Path, member: tuple[str, bytes | str], text: str) -> None:

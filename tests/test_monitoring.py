@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from llmtuner_kit import monitoring
+from llmtuner_kit import logs, monitoring, training
 from llmtuner_kit.faces import views
-from llmtuner_kit.monitoring import Snapshot
+from llmtuner_kit.monitoring import Snapshot, snapshot
 from llmtuner_kit.settings import MonitorSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -117,3 +118,26 @@ def test_a_job_that_had_ended_before_is_looked_at_once(monkeypatch: pytest.Monke
     workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(charged=True)))
     watched = monitoring.watch(workspace, MonitorSettings(job_name="job"), sleep=lambda _: pytest.fail("waited"))
     assert [item.status for item in watched] == ["Completed"]
+
+
+def test_time_left_is_the_jobs_own_estimate_less_what_has_passed_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {
+        "TrainingJobStatus": "InProgress",
+        "SecondaryStatus": "Training",
+        "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1},
+        "TrainingStartTime": datetime.fromtimestamp(1000, UTC),
+    }
+    lines = iter([[("job/algo-1-7", "metric step=3 total_steps=8 eta_seconds=60")], [], []])
+    monkeypatch.setattr(training, "require_own_job", lambda *_: job)
+    monkeypatch.setattr(logs, "new_lines", lambda *_: next(lines))
+    workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(region="us-east-1", charged=False)))
+    first = snapshot(workspace, "job", now=lambda: 1100.0)
+    later = snapshot(workspace, "job", first, now=lambda: 1125.0)
+    assert (first.elapsed_seconds, first.eta_seconds) == (100.0, 60.0)
+    assert (later.elapsed_seconds, later.eta_seconds) == (125.0, 35.0)
+    assert snapshot(workspace, "job", later, now=lambda: 1300.0).eta_seconds == 0.0
+
+
+@pytest.mark.parametrize(("step", "share"), [(2, 0.25), (8, 1.0), (9, 1.0)])
+def test_progress_is_a_share_of_the_steps(step: int, share: float) -> None:
+    assert seen(metrics=stepped(step)).progress == share

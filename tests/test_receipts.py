@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from llmtuner_kit import access, autoscaling, cleanup, costs, receipts, runs
+from llmtuner_kit import access, autoscaling, cleanup, costs, endpoints, receipts, runs
 from llmtuner_kit.dataset import processing
 from llmtuner_kit.errors import AccessError, JobFailedError
 from llmtuner_kit.faces import endings
@@ -186,6 +186,26 @@ def test_a_fixed_number_of_instances_is_counted_without_asking(scaled: Callable[
     facts = DEPLOYED | {"instances": 2, "autoscaling": "off"}
     seconds, counted = receipts._instance_seconds(scaled(AccessError("no")), facts, BEGUN, BEGUN + timedelta(hours=1))
     assert (seconds, counted) == (2 * HOUR, ", 2 instances")
+
+
+@pytest.mark.parametrize(
+    ("born", "status", "living"),
+    [(0, "InService", True), (0, "Deleting", False), (600, "InService", False)],  # 600: another one of the name
+)
+def test_an_endpoint_runs_on_only_where_it_is_the_one_that_was_deployed(
+    monkeypatch: pytest.MonkeyPatch, scaled: Callable[[Any], Workspace], born: int, status: str, living: bool
+) -> None:
+    found = {"EndpointStatus": status, "CreationTime": BEGUN + timedelta(seconds=born)}
+    monkeypatch.setattr(endpoints, "described", lambda *_: found)
+    facts = DEPLOYED | {
+        "autoscaling": "off", "instance_type": "ml.g5.xlarge", "created_at": BEGUN.isoformat(),
+        "expires_at": (BEGUN + timedelta(hours=2)).isoformat(), "quote": {"usd_until_expiry": 3.0},
+    }  # fmt: skip
+    workspace = scaled([])
+    workspace.aws.region = "us-east-1"
+    line = receipts._endpoint_line(workspace, facts)
+    assert line.what.endswith("(still running)") == living
+    assert (line.seconds == 2 * HOUR) == (not living)
 
 
 def test_the_service_itself_answers_for_an_endpoint_that_is_gone(workspace: Workspace) -> None:
