@@ -52,6 +52,19 @@ def test_constraint_that_does_not_hold_is_told_in_awss_words(
     assert text in refused(operation, request_)
 
 
+@pytest.mark.parametrize(
+    ("operation", "request_"),
+    [
+        ("ListModels", {"MaxResults": 1}),
+        ("ListModels", {"MaxResults": 100}),
+        ("DescribeModel", {"ModelName": "m" * 63}),
+        ("DeleteTags", {"ResourceArn": "arn:aws:sagemaker:us-east-1:000000000000:model/m", "TagKeys": ["k"] * 50}),
+    ],
+)
+def test_what_is_just_at_a_limit_is_taken(operation: str, request_: dict[str, Any]) -> None:
+    assert wire.parse("sagemaker", operation, json.dumps(request_).encode()) == request_
+
+
 def test_several_errors_are_counted_and_told_together() -> None:
     text = refused("CreateEndpoint", {"EndpointName": "-", "Tags": [{"Key": "", "Value": "v"}]})
     assert text.startswith("3 validation errors detected: ")
