@@ -19,6 +19,7 @@ import torch
 import transformers
 from peft.tuners.lora import LoraLayer
 
+import attention
 import parity
 from encoding import Encoder
 from failures import TrainingError
@@ -74,8 +75,8 @@ def write_archive(
     with _work_folder(model_dir) as work:
         network: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
         network.eval()
-        # As servers do: training's own attention knows no cache.
-        network.set_attn_implementation("sdpa")
+        if network.config._attn_implementation == attention.NAME:  # which knows no cache
+            network.set_attn_implementation("sdpa")
         tokenizer.save_pretrained(work)
         encoder = Encoder(work, base_info["family"])
         prompts = [(messages, encoder.prompt_ids(messages)) for messages in probes]

@@ -109,12 +109,13 @@ class HookedDecoder:
 class ModuleDecoder(HookedDecoder):
     """Any causal model through its own forward pass, one row after another."""
 
-    def __init__(self, model: Any, *, packs: bool = True) -> None:
-        super().__init__(model, packs=packs)
-        config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.bytes_per_token = 2 * config.num_hidden_layers * heads * size * 4
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        row = Row([0], 1)
+        self.prefill(row)
+        # Seen and not reckoned: heads may differ from layer to layer, and some layers keep none of their own.
+        kept = [tensor for layer in row.cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
+        self.bytes_per_token = sum(tensor.nbytes for tensor in kept)
 
     @torch.inference_mode()
     def prefill(self, row: Row) -> Tensor | None:

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from adapters import Adapter, AdapterError, read_adapter
-from decoders import Decoder, ModuleDecoder, Row, Shares
+from decoders import Decoder, HookedDecoder, ModuleDecoder, Row, Shares
 from encoding import Encoder
 from llama import LlamaDecoder, is_llama_like
 from sampling import Chooser, Sampling, choose
@@ -222,8 +222,8 @@ class SpreadDecoder(ModuleDecoder):
     """A model larger than its GPU: what has no room there is brought for each pass. For checks, too slow to answer."""
 
     def __init__(self, model: Any, family: str) -> None:
-        super().__init__(model, packs=False)
-        self.family = family
+        HookedDecoder.__init__(self, model, packs=False)
+        self.family, self.bytes_per_token = family, 0
 
     @torch.inference_mode()
     def logprobs(self, prompt_ids: list[int], tokens: list[int]) -> Tensor:

@@ -74,16 +74,15 @@ class LlamaDecoder:
         query, key = (self._woven(part, count) for part, count in self._rotated(attention))
         value = (attention.v_proj.weight, attention.v_proj.bias)
         parts = [query, key, value]
-        bias = None if query[1] is None else torch.cat([part[1] for part in parts]).detach()
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         query_norm, key_norm = [None if norm is None else self._norm(norm.weight[self._weave]) for norm in norms]
         return Layer(
             attention_norm=self._norm(layer.input_layernorm.weight),
-            qkv=self._linear(torch.cat([part[0] for part in parts]), bias),
+            qkv=self._linear(*_side_by_side(parts)),
             turn=Turn(self.heads, self.kv_heads, self.head_size, self.dtype, query_norm, key_norm),
             out=self._linear(attention.o_proj.weight, attention.o_proj.bias),
             mlp_norm=self._norm(layer.post_attention_layernorm.weight),
-            gate_up=self._linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
+            gate_up=self._linear(*_side_by_side([(part.weight, part.bias) for part in (mlp.gate_proj, mlp.up_proj)])),
             down=self._linear(mlp.down_proj.weight, mlp.down_proj.bias),
         )
 
@@ -247,6 +246,12 @@ _FUSED = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+
+
+def _side_by_side(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one product in place of several of the same input; all have a bias, or none has."""
+    weights, biases = zip(*parts, strict=True)
+    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
 
 
 def _by_layer(views: Sequence[Tensor]) -> list[list[Tensor]]:

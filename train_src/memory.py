@@ -57,7 +57,7 @@ class Shape:
     def from_config(cls, config: dict[str, Any]) -> "Shape":
         """Read Llama-like (`hidden_size`, ...) and T5-like (`d_model`, ...) configurations."""
         config = config.get("text_config") or config
-        if "d_model" in config and "num_decoder_layers" in config:
+        if "d_kv" in config:
             width = config["num_heads"] * config["d_kv"]
             return cls(
                 hidden=config["d_model"],
@@ -66,7 +66,7 @@ class Shape:
                 key_value=width,
                 heads=config["num_heads"],
                 layers=config["num_layers"],
-                cross_layers=config["num_decoder_layers"],
+                cross_layers=config.get("num_decoder_layers") or config["num_layers"],  # early ones of T5 do not say
                 vocabulary=config["vocab_size"],
                 gated=str(config.get("feed_forward_proj", "")).startswith("gated"),
                 tied=config.get("tie_word_embeddings", True),

@@ -305,9 +305,7 @@ def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype, com
             bnb_4bit_compute_dtype=dtype,
         )
     attention.register()
-    if base.family == "causal":
-        options["attn_implementation"] = _attention_of(base.config)
-    elif computed_on.type == "cpu":
+    if base.family == "seq2seq" and computed_on.type == "cpu":
         options["attn_implementation"] = attention.NAME
     try:
         network, loaded = loader.from_pretrained(base.folder, output_loading_info=True, use_safetensors=True, **options)
@@ -321,17 +319,17 @@ def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype, com
         )
     if base.family == "seq2seq" and computed_on.type == "cpu":
         t5_attention.pack(network)
+    elif base.family == "causal" and _is_plain_attention(network.config):
+        network.set_attn_implementation(attention.NAME)
     return network
 
 
-def _attention_of(config: dict[str, Any]) -> str:
-    """Ours where each layer's attention is plain causal attention; other models get transformers' own block masks."""
-    text = config.get("text_config") or config
-    if text.get("attn_logit_softcapping"):
-        return "eager"  # the only one of transformers' own that caps
-    has_window = text.get("sliding_window") is not None and text.get("use_sliding_window", True)
-    plain_layers = set(text.get("layer_types") or ["full_attention"]) == {"full_attention"}
-    return attention.NAME if plain_layers and not has_window else "sdpa"
+def _is_plain_attention(config: Any) -> bool:
+    """Whether each layer's attention is causal attention and nothing more; others get transformers' own block masks."""
+    if config._attn_implementation != "sdpa":  # transformers chooses it for all but those with caps or sinks
+        return False
+    has_window = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return not has_window and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
 
 def _lora_config(network: Any, family: str, settings: Hyperparameters) -> peft.LoraConfig:

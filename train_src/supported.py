@@ -14,6 +14,7 @@ SUPPORTED = (
     "encoder-decoders of T5's family (T5, FLAN-T5, mT5)"
 )
 T5_FAMILY = ("t5", "mt5")
+T5_SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size", "decoder_start_token_id")
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 RECURRENT = ("conv_", "mamba_", "ssm_", "lru_", "rwkv", "linear_attn", "linear_num_", "linear_conv", "state_size")
@@ -34,7 +35,9 @@ def _obstacle(config: dict[str, Any]) -> str:
         scheme = config["quantization_config"].get("quant_method", "some way")
         return f"its weights are quantised already ({scheme}), take the original (method qlora quantises by itself)"
     if config.get("is_encoder_decoder"):
-        return "" if kind in T5_FAMILY else f"it is an encoder-decoder of type {kind!r}"
+        return _missing(config, T5_SIZES) if kind in T5_FAMILY else f"it is an encoder-decoder of type {kind!r}"
+    if "type_vocab_size" in config:
+        return f"it is of type {kind!r}, an encoder: it reads a text in both directions"
     senses = [name for name in OTHER_SENSES if config.get(name)]
     if senses:
         return f"it is of type {kind!r}, which reads more than text ({senses[0]})"
@@ -45,10 +48,17 @@ def _obstacle(config: dict[str, Any]) -> str:
     experts = next((name for name in EXPERTS if (config.get(name) or 0) > 1), None)
     if experts:
         return f"it is of type {kind!r} with {config[experts]} experts in each layer ({experts})"
-    missing = [name for name in SIZES if not config.get(name)]
-    if missing:
-        return f"its config.json (type {kind!r}) has no {', '.join(missing)}"
+    if missing := _missing(config, SIZES):
+        return missing
     architecture = (config.get("architectures") or [""])[0]
     if architecture and not architecture.endswith("ForCausalLM"):
         return f"it is a {architecture}, which is no decoder"
     return ""
+
+
+def _missing(config: dict[str, Any], names: tuple[str, ...]) -> str:
+    absent = [
+        name for name in names if not isinstance(config.get(name), int)
+    ]  # Gemma 3n has a list of feed-forward sizes
+    kind = config.get("model_type", "")
+    return f"its config.json (type {kind!r}) gives no number for {', '.join(absent)}" if absent else ""

@@ -26,7 +26,9 @@ SMALL = {
     "head_dim": 8,
     "pad_token_id": 0,
 }
-SMALL_T5 = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+SMALL_T5 = {
+    "vocab_size": 384, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
+}  # fmt: skip
 
 
 def config_of(kind: str, **values: Any) -> dict[str, Any]:
@@ -56,6 +58,14 @@ def test_encoder_decoders_of_t5s_family_are_let_through(kind: str, tmp_path: Pat
     check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
 
 
+def test_an_early_t5_that_does_not_count_its_decoder_layers_is_let_through(tmp_path: Path) -> None:
+    config = config_of("t5", **SMALL_T5)
+    del config["num_decoder_layers"]
+    check_config("acme/model", config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -63,9 +73,12 @@ def test_encoder_decoders_of_t5s_family_are_let_through(kind: str, tmp_path: Pat
         ("bart", "it is an encoder-decoder of type 'bart'"),
         ("longt5", "it is an encoder-decoder of type 'longt5'"),
         ("switch_transformers", "it is an encoder-decoder of type 'switch_transformers'"),
-        ("gpt2", r"its config.json \(type 'gpt2'\) has no hidden_size"),
-        ("opt", r"its config.json \(type 'opt'\) has no intermediate_size"),
-        ("bert", "it is a BertLMHeadModel, which is no decoder"),
+        ("t5", r"its config.json \(type 't5'\) gives no number for decoder_start_token_id"),
+        ("gpt2", r"its config.json \(type 'gpt2'\) gives no number for hidden_size"),
+        ("opt", r"its config.json \(type 'opt'\) gives no number for intermediate_size"),
+        ("gemma3n_text", r"its config.json \(type 'gemma3n_text'\) gives no number for intermediate_size"),
+        ("bert", "it is of type 'bert', an encoder: it reads a text in both directions"),
+        ("roberta", "it is of type 'roberta', an encoder: it reads a text in both directions"),
         ("mixtral", r"with 8 experts in each layer \(num_local_experts\)"),
         ("qwen3_moe", "experts in each layer"),
         ("deepseek_v3", "experts in each layer"),
@@ -88,6 +101,11 @@ def test_models_built_otherwise_are_refused_with_what_stands_in_the_way(kind: st
 def test_weights_that_are_quantised_already_are_refused() -> None:
     with pytest.raises(TrainingError, match=r"quantised already \(gptq\), take the original"):
         check_config("acme/model", {**config_of("llama", **SMALL), "quantization_config": {"quant_method": "gptq"}})
+
+
+def test_a_decoder_with_another_head_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"it is a LlamaForSequenceClassification, which is no decoder"):
+        check_config("acme/model", {**config_of("llama", **SMALL), "architectures": ["LlamaForSequenceClassification"]})
 
 
 def test_a_model_with_more_weights_than_its_sizes_say_is_refused(tmp_path: Path) -> None:
