@@ -195,13 +195,15 @@ def _role_arn(aws: Aws, name: str) -> str:
 def create_execution_role(aws: Aws, bucket: str, user_id: str = "") -> str:
     """Make (or bring up to date) the shared execution role, or one user's own; its ARN."""
     client = aws.client("iam")
-    name = role_name(user_id)
+    name, trust = role_name(user_id), json.dumps(trust_policy(aws.account_id))
     arn = _role_arn(aws, name)
-    if not arn:
+    if arn:
+        client.update_assume_role_policy(RoleName=name, PolicyDocument=trust)
+    else:
         whose = f"of user {user_id}" if user_id else "of llmtuner_kit"
         arn = client.create_role(
             RoleName=name,
-            AssumeRolePolicyDocument=json.dumps(trust_policy(aws.account_id)),
+            AssumeRolePolicyDocument=trust,
             Description=f"What jobs and endpoints {whose} may do",
         )["Role"]["Arn"]
     client.put_role_policy(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
@@ -148,9 +149,10 @@ def connect(target: str = "local", region: str = "") -> Aws:
     if target != "aws":
         raise SettingsError(f"{target!r} is not a target.", valid="local, local-docker, aws")
     session = botocore.session.Session()
-    if session.profile in _LOCAL_PROFILES.values():
+    here = _set_up_for_the_local_cloud(session)
+    if here:
         raise SettingsError(
-            f"target is 'aws', but AWS_PROFILE is {session.profile!r}: what runs here talks to the local cloud.",
+            f"target is 'aws', but {here} is set: what runs here talks to the local cloud.",
             fix='start it from a shell in which `eval "$(llmtuner local env)"` was not run, or use target local',
         )
     try:
@@ -163,6 +165,14 @@ def connect(target: str = "local", region: str = "") -> Aws:
             fix="set region, or AWS_DEFAULT_REGION, or run `aws configure`; target local needs none of them",
         )
     return _open("aws", session, chosen)
+
+
+def _set_up_for_the_local_cloud(session: botocore.session.Session) -> str:
+    """The variable that leads all of boto3 to the local cloud, as `llmtuner local env` sets them; empty: none does."""
+    if session.profile in _LOCAL_PROFILES.values():
+        return f"AWS_PROFILE={session.profile}"
+    url = os.environ.get("AWS_ENDPOINT_URL_SAGEMAKER", "")
+    return f"AWS_ENDPOINT_URL_SAGEMAKER={url}" if urlsplit(url).hostname in ("127.0.0.1", "localhost") else ""
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from llmtuner_kit import access
 from llmtuner_kit.faces.cli import main
+from llmtuner_kit.workspace import Workspace
 
 
 def run(*arguments: str) -> str:
@@ -29,6 +31,16 @@ def test_access_role_is_created_once_and_found_again(cloud: Path) -> None:
     made = run("access", "role", "--create", "--target", "local").strip()
     assert made == "arn:aws:iam::000000000000:role/llmtuner-execution"
     assert run("access", "role", "--target", "local").strip() == made
+
+
+def test_a_role_that_sagemaker_cannot_take_is_brought_up_to_date(workspace: Workspace) -> None:
+    iam, name = workspace.aws.client("iam"), access.role_name(workspace.user_id)
+    access.create_execution_role(workspace.aws, workspace.bucket, workspace.user_id)
+    other = json.dumps(access.trust_policy()).replace("sagemaker", "ec2")
+    iam.update_assume_role_policy(RoleName=name, PolicyDocument=other)
+    run("access", "role", "--create", "--own", "--target", "local", "--user-id", workspace.user_id)
+    trust = iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]
+    assert trust == access.trust_policy(workspace.aws.account_id)
 
 
 def test_guard_says_when_nothing_runs(cloud: Path) -> None:

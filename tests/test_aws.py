@@ -209,9 +209,15 @@ def test_unknown_target_lists_the_targets() -> None:
         aws.connect("azure")
 
 
-def test_a_shell_set_up_for_the_local_cloud_is_not_taken_for_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_PROFILE", "llmtuner-local"), ("AWS_ENDPOINT_URL_SAGEMAKER", "http://127.0.0.1:4580")],
+)
+def test_a_shell_set_up_for_the_local_cloud_is_not_taken_for_aws(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`eval "$(llmtuner local env)"` leads all of boto3 there: nothing would run on AWS, and be called charged."""
-    monkeypatch.setenv("AWS_PROFILE", "llmtuner-local")
+    monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match="talks to the local cloud") as caught:
         aws.connect("aws", "us-east-1")
     assert "llmtuner local env" in caught.value.fix
