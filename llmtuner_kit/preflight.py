@@ -11,6 +11,9 @@ from llmtuner_kit.errors import KitError
 from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
 
+# The users of SageMaker Studio, Jupyter's images, EC2's, and of containers.
+_EVERYBODY = {"admin", "ec2-user", "jovyan", "me", "root", "sagemaker-user", "ubuntu", "user"}
+
 Level = Literal["ok", "warning", "problem"]
 
 
@@ -25,11 +28,12 @@ class Finding:
 
 
 def check(workspace: Workspace, model_id: str, instance_type: str = "") -> list[Finding]:
-    """Identity, bucket, role, quotas, price and base model, in the order a run needs them."""
+    """Identity, user, bucket, role, quotas, price and base model, in the order a run needs them."""
     model = catalog.base_model(model_id)
     instance_type = instance_type or model.instance
     return [
         _identity(workspace),
+        *_user(workspace),
         _bucket(workspace),
         _role(workspace),
         *_quotas(workspace, instance_type),
@@ -42,6 +46,14 @@ def _identity(workspace: Workspace) -> Finding:
     aws = workspace.aws
     where = "real AWS: jobs and endpoints are charged" if aws.charged else "the local cloud: nothing is charged"
     return Finding("identity", "ok", f"{aws.caller_arn} in {aws.region}, {where}")
+
+
+def _user(workspace: Workspace) -> list[Finding]:
+    """Where an account is shared, a login name that everybody has on such machines is one prefix for all of them."""
+    if not workspace.aws.charged or workspace.user_id not in _EVERYBODY:
+        return []
+    text = f"{workspace.user_id!r} is a login name that many have: who else has it in this account shares your files and runs"
+    return [Finding("user", "warning", text, "set user_id to a name of your own, here and in every later notebook")]
 
 
 def _bucket(workspace: Workspace) -> Finding:

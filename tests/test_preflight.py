@@ -52,6 +52,15 @@ def test_an_account_that_may_not_ask_is_told_what_to_look_for() -> None:
     assert all(name in found.fix for name in (TRAINING, ENDPOINT, PROCESSING))
 
 
+@pytest.mark.parametrize(
+    ("user", "charged", "warned"), [("sagemaker-user", True, 1), ("ada", True, 0), ("root", False, 0)]
+)
+def test_a_login_name_that_everybody_has_is_no_name_in_a_shared_account(user: str, charged: bool, warned: int) -> None:
+    found = preflight._user(cast(Workspace, SimpleNamespace(aws=SimpleNamespace(charged=charged), user_id=user)))
+    assert [item.level for item in found] == ["warning"] * warned
+    assert all("set user_id" in item.fix for item in found)
+
+
 def test_the_users_own_role_is_as_good_as_the_shared_one() -> None:
     def get_role(RoleName: str) -> dict[str, Any]:  # noqa: N803
         if RoleName != "llmtuner-execution-ada":
