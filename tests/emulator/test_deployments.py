@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from emulator.conftest import Cloud
 from emulator.hosting import ask, config, deploy, describe, model, remove, settled, variant
-from llmtuner_local.emulator.operations.deployments import shares
+from llmtuner_local.emulator.errors import ServiceError
+from llmtuner_local.emulator.operations.deployments import check, shares
 
 
 def blue_green(kind: str, wait: int, **more: Any) -> dict[str, Any]:
@@ -35,13 +37,40 @@ def test_traffic_moves_in_the_steps_of_the_policy(policy: dict[str, Any], instan
     assert shares(policy, instances) == steps
 
 
+def rolling(size: dict[str, Any]) -> dict[str, Any]:
+    return {"RollingUpdatePolicy": {"MaximumBatchSize": size, "WaitIntervalInSeconds": 0}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "lowest", "highest"),
+    [
+        (rolling, 5, 50),
+        (lambda size: blue_green("CANARY", 0, CanarySize=size), 1, 50),
+        (lambda size: blue_green("LINEAR", 0, LinearStepSize=size), 10, 50),
+    ],
+)
+def test_sizes_have_bounds_in_percent_and_none_in_instances(
+    policy: Callable[[dict[str, Any]], dict[str, Any]], lowest: int, highest: int
+) -> None:
+    for value in (lowest, highest):
+        check(policy(percent(value)))
+    for value in (lowest - 1, highest + 1):
+        with pytest.raises(
+            ServiceError, match=f"between {lowest} and {highest} percent of the capacity; it is {value}"
+        ):
+            check(policy(percent(value)))
+    check(policy({"Type": "INSTANCE_COUNT", "Value": 100}))
+
+
 def test_policies_that_cannot_be_are_refused(quick: Cloud) -> None:
     name = deploy(quick, variant(model(quick)))
-    rolling = {"RollingUpdatePolicy": {"MaximumBatchSize": percent(50), "WaitIntervalInSeconds": 0}}
     for policy, words in (
         (blue_green("CANARY", 0), "CanarySize must be specified if"),
         (blue_green("LINEAR", 0, LinearStepSize=percent(60)), "LinearStepSize must be between 10 and 50 percent"),
-        (blue_green("ALL_AT_ONCE", 0) | rolling, "Only one of BlueGreenUpdatePolicy and RollingUpdatePolicy"),
+        (
+            blue_green("ALL_AT_ONCE", 0) | rolling(percent(50)),
+            "Only one of BlueGreenUpdatePolicy and RollingUpdatePolicy",
+        ),
     ):
         with pytest.raises(ClientError, match=words):
             quick.sagemaker.update_endpoint(

@@ -34,6 +34,9 @@ STEPS = [
         ("ExactCapacity", {}, 7, 5, 1),
         ("PercentChangeInCapacity", {"StepAdjustments": [{"ScalingAdjustment": 50}]}, 4, 0, 6),
         ("PercentChangeInCapacity", {"StepAdjustments": [{"ScalingAdjustment": 10}]}, 4, 0, 5),
+        ("PercentChangeInCapacity", {"StepAdjustments": [{"ScalingAdjustment": 50}]}, 5, 0, 7),
+        ("PercentChangeInCapacity", {"StepAdjustments": [{"ScalingAdjustment": -50}]}, 5, 0, 3),
+        ("PercentChangeInCapacity", {"StepAdjustments": [{"ScalingAdjustment": -10}]}, 4, 0, 3),
         (
             "PercentChangeInCapacity",
             {"StepAdjustments": [{"ScalingAdjustment": 10}], "MinAdjustmentMagnitude": 2},

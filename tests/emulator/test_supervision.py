@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,16 @@ def test_the_end_of_a_job_is_told_when_what_it_leaves_cannot_be_removed(tmp_path
     supervisor.run()
     (*_, last), _ = journal.read(tmp_path / "journal.jsonl")
     assert (last["status"], last["reason"]) == ("Failed", "none")
+
+
+def test_a_line_that_a_full_disk_cut_off_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "journal.jsonl", os.write
+    written = journal.Journal(path)
+    written.write(state="Starting")
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:9]))
+    written.write(state="InService")
+    monkeypatch.setattr(os, "write", write)
+    written.write(state="Stopped")
+    lines, offset = journal.read(path)
+    assert [line["state"] for line in lines] == ["Starting", "Stopped"]
+    assert journal.read(path, offset) == ([], path.stat().st_size)

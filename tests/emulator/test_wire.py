@@ -65,6 +65,13 @@ def test_what_is_just_at_a_limit_is_taken(operation: str, request_: dict[str, An
     assert wire.parse("sagemaker", operation, json.dumps(request_).encode()) == request_
 
 
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 1e300, True, "many", 1.5])
+def test_what_is_no_integer_of_the_wire_is_told_as_such(value: object) -> None:
+    with pytest.raises(ServiceError, match="can not be converted to an Integer") as caught:
+        wire.parse("sagemaker", "ListModels", json.dumps({"MaxResults": value}).encode())
+    assert caught.value.code == "SerializationException"
+
+
 def test_several_errors_are_counted_and_told_together() -> None:
     text = refused("CreateEndpoint", {"EndpointName": "-", "Tags": [{"Key": "", "Value": "v"}]})
     assert text.startswith("3 validation errors detected: ")

@@ -152,7 +152,8 @@ def adjust(steps: dict[str, Any], current: int, breach: float) -> int:
             return int(change)
         if steps["AdjustmentType"] == "PercentChangeInCapacity":
             part = current * change / 100
-            change = math.floor(part) if abs(part) > 1 else math.copysign(math.ceil(abs(part)), part)
+            # Towards zero, but by one at least.
+            change = math.trunc(part) if abs(part) > 1 else math.copysign(math.ceil(abs(part)), part)
             least = steps.get("MinAdjustmentMagnitude", 0)
             change = int(math.copysign(max(abs(change), least), part or step["ScalingAdjustment"]))
         return max(0, current + int(change))
