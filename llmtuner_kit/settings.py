@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from llmtuner_kit import catalog, paths
 from llmtuner_kit.errors import SettingsError
@@ -380,10 +381,14 @@ def _told(cause: ValueError) -> str:
     )
 
 
-def choices(field_choices: str) -> list[str]:
-    """The values a form offers for a field whose schema names `choices`."""
-    return {
+def values_of(field: FieldInfo) -> list[Any]:
+    """The values that can be chosen for a field; empty where it is written in freely."""
+    if get_origin(field.annotation) is Literal:
+        return list(get_args(field.annotation))
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    offered: dict[str, list[Any]] = {
         "models": [model.model_id for model in catalog.BASE_MODELS],
         "instances": [item.instance_type for item in catalog.INSTANCES],
         "processing_instances": [item.instance_type for item in catalog.PROCESSING_INSTANCES],
-    }[field_choices]
+    }
+    return offered.get(str(extra.get("choices")), [])

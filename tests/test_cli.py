@@ -67,6 +67,23 @@ def test_the_parameters_of_a_notebook_are_listed_with_their_defaults_and_meaning
     line = next(line for line in shown.splitlines() if line.startswith("learning_rate"))
     assert line.split(maxsplit=2) == ["learning_rate", "0.0002", "peak learning rate"]
     assert "executed notebook" not in shown
+    following = shown.splitlines()[[line.split()[0] for line in shown.splitlines()].index("method") + 1]
+    assert following.strip() == "one of lora, rslora, dora, qlora, full"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("03_train", "did you mean notebooks/03_train.ipynb?"),
+        ("3_trian.ipynb", "03_train"),
+        ("zzz", "one in notebooks/"),
+    ],
+)
+def test_a_notebook_that_is_not_there_is_answered_with_the_likeliest(
+    monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert meant in run("run", given).output
 
 
 def test_a_pipeline_that_has_not_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_shared_parameters_go_to_the_steps_that_have_them(tmp_path: Path) -> Non
         ("steps: train\n", ["steps: one line for each step"]),
         ("steps:\n  train: {epochs: 3}\n", ["steps: one line for each step"]),
         ("steps:\n  - train:\n    epochs: 3\n", ["train: its parameters stand in braces"]),
+        ("steps:\n  - 03_train\n", ["03_train: no such step; did you mean train?"]),
         ("steps:\n  - train: 3\n  - {}\n", ["train: its parameters", "{}: no such step"]),
         ("parameters: [epochs]\nsteps: [train]\nsweep: {epochs: 2}\n", ["parameters: one line", "sweep: a list"]),
         ("steps: [train]\nsweep: {epochs: []}\n", ["sweep: a list of values"]),

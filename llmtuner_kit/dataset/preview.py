@@ -31,6 +31,11 @@ from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
 
 FILES, ROWS = 6, 3
+# What the rows of a document depend on: it takes seconds to read a long one.
+_OF_DOCUMENTS = {
+    "shape", "instruction_template", "input_template", "output_template", "system_template", "passage_tokens",
+    "mask_personal_data",
+}  # fmt: skip
 _UNNAMED = {"instruction_column": "", "input_column": "", "output_column": ""}
 # Of line-based files the beginning is enough; the others can only be read whole.
 HEAD_BYTES, WHOLE_BYTES = 256 << 10, 16 << 20
@@ -88,6 +93,7 @@ class Preview:
     workspace: Workspace
     _listings: dict[tuple[str, ...], Listing] = field(default_factory=dict)
     _heads: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
+    _shown: dict[tuple[str, str, PrepareSettings], PreviewedFile] = field(default_factory=dict)
 
     def look(self, settings: PrepareSettings, run: Run | None = None) -> Previewed:
         """How the files would be read; raises KitError when there are none. `run`: the settings' run, if it is open."""
@@ -100,8 +106,10 @@ class Preview:
         if any(settings.output_column in file.columns and not file.problem for file in shown):
             # Beside a file that has the columns which the settings name, others may say by themselves what they are.
             unnamed = settings.model_copy(update=_UNNAMED)
-            own = (self._file(listing, item, unnamed) for item in listing.files[:FILES])
-            shown = tuple(two if one.problem and not two.problem else one for one, two in zip(shown, own, strict=True))
+            shown = tuple(
+                own if file.problem and not (own := self._file(listing, item, unnamed)).problem else file
+                for file, item in zip(shown, listing.files, strict=False)
+            )
         job = quotes.quote(self.workspace, settings, listing) if settings.compute == "processing-job" else None
         return Previewed(listing.dataset, shown, max(0, len(listing.files) - FILES), listing.left_out, job)
 
@@ -109,7 +117,12 @@ class Preview:
         kind = kinds.kind_of(item.name)
         if item.size > WHOLE_BYTES and not _by_lines(item.name):
             return PreviewedFile(item.name, kind, item.size, problem="too large to be shown before it is prepared")
-        return read(item.name, self._head(listing.bucket, item), item.size, settings)
+        if kind in kinds.DOCUMENTS:
+            settings = PrepareSettings(**settings.model_dump(include=_OF_DOCUMENTS))
+        key = (item.key, item.etag, settings)
+        if key not in self._shown:
+            self._shown[key] = read(item.name, self._head(listing.bucket, item), item.size, settings)
+        return self._shown[key]
 
     def _head(self, bucket: str, item: Stored) -> bytes:
         key = (bucket, item.key, item.etag)

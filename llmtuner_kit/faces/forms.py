@@ -16,7 +16,7 @@ import asyncio
 import html
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import ipywidgets
 from pydantic.fields import FieldInfo
@@ -303,7 +303,7 @@ def _control(name: str, field: FieldInfo, value: Any) -> Any:
     short: dict[str, Any] = {"description": label(name), "style": _LABEL_STYLE, "layout": _SHORT}
     long = short | {"layout": _LONG}
     empty = (field.description or "").partition(_WHEN_EMPTY)[2]
-    options = [(str(item), item) for item in _options(field, extra)]
+    options = [(str(item), item) for item in kit_settings.values_of(field)]
     if options:
         if extra.get("choices") and field.default == "":
             options = [(f"({empty})", ""), *options]
@@ -318,9 +318,3 @@ def _control(name: str, field: FieldInfo, value: Any) -> Any:
     if extra.get("multiline"):
         return ipywidgets.Textarea(value=str(value), continuous_update=False, rows=4, placeholder=empty, **long)
     return ipywidgets.Text(value=str(value), continuous_update=False, placeholder=empty, **long)
-
-
-def _options(field: FieldInfo, extra: Mapping[str, Any]) -> list[Any]:
-    if get_origin(field.annotation) is Literal:
-        return list(get_args(field.annotation))
-    return list(kit_settings.choices(str(extra["choices"]))) if extra.get("choices") else []

@@ -9,8 +9,10 @@ fails fails the run, with the cell's own error; the executed notebook is kept ei
 from __future__ import annotations
 
 import ast
+import difflib
 import logging
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,7 +53,10 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
     import nbformat
 
     if not notebook.is_file():
-        raise NotFoundError(f"There is no notebook {str(notebook)!r}.", fix="give the path of one in notebooks/")
+        known = {path.stem: path for path in Path("notebooks").glob("*.ipynb")}
+        meant = difflib.get_close_matches(notebook.stem, known, 1)
+        fix = f"did you mean {known[meant[0]]}?" if meant else "give the path of one in notebooks/"
+        raise NotFoundError(f"There is no notebook {str(notebook)!r}.", fix=fix)
     step_of(notebook)
     try:
         cells = nbformat.read(notebook, as_version=4).cells
@@ -68,11 +73,18 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
 
 
 def described(notebook: Path) -> str:
-    """The parameters of a notebook for a terminal: name, default and meaning, one a line."""
+    """The parameters of a notebook for a terminal: name, default, meaning and what can be chosen."""
     fields = kit_settings.STEPS[step_of(notebook)].model_fields
-    rows = [(name, repr(default), fields[name].description or "") for name, default in parameters_of(notebook).items()]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"{name:{widths[0]}}  {default:{widths[1]}}  {text}" for name, default, text in rows)
+    defaults = {name: repr(default) for name, default in parameters_of(notebook).items()}
+    left = max(map(len, defaults)) + 2, max(map(len, defaults.values())) + 2
+    lines = []
+    for name, default in defaults.items():
+        field = fields[name]
+        lines.append(f"{name:{left[0]}}{default:{left[1]}}{field.description or ''}")
+        if chosen := kit_settings.values_of(field):
+            wrapped = textwrap.wrap(f"one of {', '.join(chosen)}", 100, break_on_hyphens=False)
+            lines += [" " * sum(left) + line for line in wrapped]
+    return "\n".join(lines)
 
 
 def check(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:

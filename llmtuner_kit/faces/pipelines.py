@@ -17,6 +17,7 @@ report.html are in out/NAME/.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
@@ -106,6 +107,7 @@ def _document(path: Path) -> dict[str, Any]:
         raise SettingsError(
             f"{path.name} is not a pipeline" + (f": it has {', '.join(unknown)}." if unknown else "."),
             valid=", ".join(_PARTS),
+            fix="begin with a copy of notebooks/samples/support-tickets.yaml",
         )
     wrong = []
     if not isinstance(document["steps"], list):
@@ -168,7 +170,9 @@ def _steps(items: list[Any], shared: Mapping[str, Any], path: Path, folder: Path
     for item in items:
         (step, own), *others = item.items() if isinstance(item, dict) and item else [(str(item), None)]
         if step not in kit_settings.STEPS:
-            problems.append(f"{step}: no such step (there are {', '.join(kit_settings.STEPS)})")
+            meant = difflib.get_close_matches(Path(step).stem.lstrip("0123456789_"), kit_settings.STEPS, 1)
+            hint = f"did you mean {meant[0]}?" if meant else f"there are {', '.join(kit_settings.STEPS)}"
+            problems.append(f"{step}: no such step; {hint}")
             continue
         if others or not isinstance(own or {}, dict):
             problems.append(
