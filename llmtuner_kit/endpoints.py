@@ -156,6 +156,27 @@ def scale(workspace: Workspace, settings: DeploySettings, made: Endpoint) -> End
     return replace(made, autoscaling=told)
 
 
+def adopt(workspace: Workspace, run: runs.Run, name: str) -> None:
+    """Note an endpoint of the run which the run does not know of: its deployment was interrupted just then."""
+    found = described(workspace, name)
+    if found is None or found["EndpointStatus"] == "Deleting":
+        return
+    created = found["CreationTime"].astimezone(UTC)
+    noted, tags = f"{name} {created.isoformat()}", _tags_of(workspace, found["EndpointArn"])
+    own = (tags.get(access.OWNER_TAG), tags.get(access.RUN_TAG)) == (workspace.user_id, run.name)
+    if noted in run.noted("endpoints") or not own:
+        return
+    seen = _status(workspace, found, tags)
+    expires = seen.expires_at or created
+    hours = (expires - created).total_seconds() / 3600
+    until_expiry = None if seen.usd_per_hour is None else seen.usd_per_hour * hours
+    run.note("endpoints", noted, {
+        "endpoint_name": name, "instance_type": seen.instance_type, "instances": max(1, seen.desired_instances),
+        "created_at": created.isoformat(), "expires_at": expires.isoformat(), "autoscaling": "off",
+        "quote": {"usd_per_hour": seen.usd_per_hour, "usd_until_expiry": until_expiry},
+    })  # fmt: skip
+
+
 def _creation_time(workspace: Workspace, name: str) -> datetime:
     """When AWS created the endpoint: what it is billed from, also when it is deployed a second time."""
     found = described(workspace, name)

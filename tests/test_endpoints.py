@@ -11,6 +11,7 @@ import pytest
 from llmtuner_kit import access, autoscaling, endpoints
 from llmtuner_kit.aws import Aws, ClientError
 from llmtuner_kit.errors import AccessError, ConflictError, NotReadyError
+from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import DeploySettings
 from llmtuner_kit.workspace import Workspace
 
@@ -81,6 +82,27 @@ def test_the_guard_deletes_all_it_can_and_says_what_still_costs_money() -> None:
     with pytest.raises(NotReadyError, match=r"busy \(Creating\): Cannot update in-progress") as caught:
         endpoints.delete_expired(clients.workspace)
     assert "Deleted: idle." in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("run_name", "status", "adopted"), [("mine", "Creating", 1), ("another", "InService", 0), ("mine", "Deleting", 0)]
+)
+def test_an_endpoint_whose_deployment_was_interrupted_belongs_to_its_run(
+    run_name: str, status: str, adopted: int
+) -> None:
+    clients = account(endpoint("lamp", status), over=False)
+    clients.answers["list_tags"]["Tags"].append({"Key": access.RUN_TAG, "Value": run_name})
+    notes: dict[str, Answers] = {}
+    run = SimpleNamespace(
+        name="mine", noted=lambda _: notes, note=lambda _, name, facts: notes.setdefault(name, {}).update(facts)
+    )
+    for _ in range(2):
+        endpoints.adopt(clients.workspace, cast(Run, run), "lamp")
+    endpoints.adopt(clients.workspace, cast(Run, run), "none of this name")
+    assert len(notes) == adopted
+    for facts in notes.values():
+        assert (facts["endpoint_name"], facts["instance_type"]) == ("lamp", "ml.g5.xlarge")
+        assert facts["quote"]["usd_until_expiry"] == pytest.approx(facts["quote"]["usd_per_hour"], rel=0.01)
 
 
 def test_the_guard_leaves_what_is_not_over_and_what_is_being_deleted() -> None:
