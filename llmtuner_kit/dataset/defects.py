@@ -32,7 +32,7 @@ _ALL = (
     Defect("wrong_field_count", "fields do not match the header", "rejected", "file", "quote fields that hold the delimiter"),
     Defect("too_large", "row too large", "rejected", "file", "split the text into several rows"),
     Defect("unreadable_file", "file that cannot be read", "rejected", "file", "open it where it was made and save it again"),
-    Defect("no_text", "document without text", "rejected", "file", "a scanned document needs text recognition first"),
+    Defect("no_text", "document without text", "rejected", "file", "a scan needs text recognition first; a page of links alone has nothing to learn from"),
     # Found while converting.
     Defect("not_an_object", "row is not an object", "rejected", "file", "every row must be an object with named fields"),
     Defect("unknown_fields", "fields of no known shape", "rejected", "setting", "name the columns in the settings"),

@@ -75,6 +75,15 @@ def text(pipeline: Pipeline) -> str:
     return "\n\n".join([*(repr(card) for card in cards(pipeline)), ending])
 
 
+# Light or dark as the reader's system is, and as narrow as a telephone; charts are drawn on white.
+_STYLE = (
+    "<meta name='viewport' content='width=device-width'><style>:root{color-scheme:light dark}"
+    "body{max-width:70em;margin:2em auto;padding:0 1em;font-family:system-ui,sans-serif}.lt,pre{overflow-x:auto}"
+    "summary{font-size:1.2em;cursor:pointer}table{border-collapse:collapse}"
+    "@media(prefers-color-scheme:dark){.lt img{filter:invert(.9) hue-rotate(180deg)}}</style>"
+)
+
+
 def write(pipeline: Pipeline) -> Path:
     """Write report.html: the cards, then every executed notebook, in one file without anything from elsewhere."""
     sections = []
@@ -83,9 +92,7 @@ def write(pipeline: Pipeline) -> Path:
         sections.append(f"<details><summary>{html.escape(item.step)}</summary>{body}</details>")
     shown = "".join(card._repr_html_() for card in cards(pipeline))
     page = (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(pipeline.name)}</title>"
-        "<style>body{max-width:70em;margin:2em auto;font-family:system-ui,sans-serif}summary{font-size:1.2em;cursor:pointer}"
-        "pre{overflow-x:auto}table{border-collapse:collapse}</style>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(pipeline.name)}</title>{_STYLE}"
         f"<body>{shown}{''.join(sections)}</body></html>"
     )
     path = pipeline.folder / "report.html"
@@ -100,6 +107,6 @@ def _notebook(path: Path) -> str:
         warnings.simplefilter("ignore")
         from nbconvert import HTMLExporter
 
-        exporter = HTMLExporter(template_name="basic", embed_images=True)
+        exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_anchor_links=True)
         body, _ = exporter.from_filename(str(path))
     return str(body)

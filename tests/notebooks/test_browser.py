@@ -14,6 +14,9 @@ from lab_server import BROWSER
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from llmtuner_kit import dataset, monitoring, runs, settings, start, uploads
+from llmtuner_kit.faces import report
+from llmtuner_kit.faces.pipelines import Pipeline
+from llmtuner_kit.faces.show import Card, Table
 from llmtuner_kit.workspace import Workspace
 
 ROWS = [{"instruction": f"What is {n} plus {n}?", "output": f"It is {n + n}."} for n in range(40)]
@@ -130,3 +133,21 @@ def test_training_form_is_filled_by_its_labels_and_the_job_starts(lab: str, page
     watch = settings.MonitorSettings(run_name="by-hand", user_id=prepared.user_id, poll_seconds=0.3)
     *_, last = monitoring.watch(prepared, watch)
     assert last.status == "Completed", last.failure_reason
+
+
+def test_a_report_follows_a_dark_screen_and_fits_a_narrow_one(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where pipelines keep what they have done
+    wide = Table("Wide", ("what",) * 9, [("training-job-0123",) * 9])
+    monkeypatch.setattr(report, "cards", lambda _: [Card("Demo", parts=[wide])])
+    pipeline = Pipeline("demo", "demo", ())
+    pipeline.folder.mkdir(parents=True)
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(report.write(pipeline).resolve().as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    ink = "getComputedStyle(document.body).color"
+    light = page.evaluate(ink)
+    page.emulate_media(color_scheme="dark")
+    assert (light, page.evaluate(ink)) == ("rgb(0, 0, 0)", "rgb(255, 255, 255)")
+    keep_picture(page, "report")
