@@ -13,7 +13,7 @@ because they are a model and no measurement.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 
 from llmtuner_kit import job_code
 from llmtuner_kit.catalog import INSTANCES, BaseModel, Instance
@@ -74,8 +74,8 @@ class Sizes(TypedDict):
     method: str
     rank: int
     max_length: int
-    batch_tokens: int
-    dropout: float
+    batch_tokens: NotRequired[int]  # 4096
+    dropout: NotRequired[float]  # 0
 
 
 def job(model: BaseModel, instance: Instance, *, method: str, rank: int, dropout: float = 0.0) -> memory.Job:
@@ -98,45 +98,22 @@ def job(model: BaseModel, instance: Instance, *, method: str, rank: int, dropout
     return memory.Job(shape, method=method, lora_r=rank, lora_dropout=dropout, bytes_per_weight=value)
 
 
-def plan(
-    model: BaseModel,
-    instance: Instance,
-    *,
-    method: str,
-    rank: int,
-    max_length: int,
-    batch_tokens: int = 4096,
-    dropout: float = 0.0,
-    count: int = 1,
-) -> memory.Plan:
+def plan(model: BaseModel, instance: Instance, *, count: int = 1, **sizes: Unpack[Sizes]) -> memory.Plan:
     """The fastest way that fits one GPU of the instance, else the most frugal one, whose estimate is then too much."""
     gpus = instance.gpus * count
-    ways = list(
-        job(model, instance, method=method, rank=rank, dropout=dropout).plans(
-            longest_row=max_length, batch_tokens=max(1, batch_tokens // gpus), processes=gpus
-        )
-    )
+    planned = job(model, instance, method=sizes["method"], rank=sizes["rank"], dropout=sizes.get("dropout", 0.0))
+    batch_tokens = max(1, sizes.get("batch_tokens", 4096) // gpus)
+    ways = list(planned.plans(longest_row=sizes["max_length"], batch_tokens=batch_tokens, processes=gpus))
     return memory.fitting(ways, instance.gpu_memory_gb * memory.GB) or min(ways, key=lambda way: way.estimate.total)
 
 
-def check(
-    model: BaseModel,
-    instance: Instance,
-    *,
-    method: str,
-    rank: int,
-    max_length: int,
-    batch_tokens: int = 4096,
-    dropout: float = 0.0,
-    count: int = 1,
-) -> Fit:
+def check(model: BaseModel, instance: Instance, *, count: int = 1, **sizes: Unpack[Sizes]) -> Fit:
     """Does the job fit a GPU of this instance with a tenth to spare, and the machine's own memory, and how would it run?"""
-    sizes = Sizes(method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens, dropout=dropout)
     found = plan(model, instance, count=count, **sizes)
     usable = memory.SAFE_SHARE * instance.gpu_memory_gb
     needed = found.estimate.total / memory.GB
-    possible = instance.bf16_tflops > 0 or method != "qlora"
-    host = least_host_memory_gb(model, instance, method)
+    possible = instance.bf16_tflops > 0 or sizes["method"] != "qlora"
+    host = least_host_memory_gb(model, instance, sizes["method"])
     fits = needed <= usable and possible and host <= instance.memory_gb
     if not possible:
         why = f"4-bit training needs bf16, which the {instance.gpu} does not have"
@@ -154,18 +131,13 @@ def check(
     )
 
 
-def fitting_instances(
-    model: BaseModel, *, method: str, rank: int, max_length: int, batch_tokens: int = 4096, dropout: float = 0.0
-) -> list[Instance]:
+def fitting_instances(model: BaseModel, **sizes: Unpack[Sizes]) -> list[Instance]:
     """The instance types with bf16 whose GPUs and memory a job fits, the least hardware first."""
     found = []
     for item in _by_size():
-        if not item.bf16_tflops or item.memory_gb < host_memory_gb(model, item, method):
+        if not item.bf16_tflops or item.memory_gb < host_memory_gb(model, item, sizes["method"]):
             continue
-        tried = plan(
-            model, item, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens, dropout=dropout
-        )
-        if tried.estimate.total <= memory.SAFE_SHARE * item.gpu_memory_gb * memory.GB:
+        if plan(model, item, **sizes).estimate.total <= memory.SAFE_SHARE * item.gpu_memory_gb * memory.GB:
             found.append(item)
     return found
 
@@ -189,13 +161,9 @@ def host_memory_gb(model: BaseModel, instance: Instance, method: str) -> float:
     return 1.3 * least_host_memory_gb(model, instance, method)
 
 
-def smallest_instance(
-    model: BaseModel, *, method: str, rank: int, max_length: int, batch_tokens: int = 4096, dropout: float = 0.0
-) -> str:
+def smallest_instance(model: BaseModel, **sizes: Unpack[Sizes]) -> str:
     """The instance type with the least hardware that a job fits; empty when none of the catalogue does."""
-    found = fitting_instances(
-        model, method=method, rank=rank, max_length=max_length, batch_tokens=batch_tokens, dropout=dropout
-    )
+    found = fitting_instances(model, **sizes)
     return found[0].instance_type if found else ""
 
 
