@@ -53,7 +53,23 @@ class Base:
         is_relative = "relative_attention_num_buckets" in self.config  # T5 reads any length
         if asked > self.longest_row and not is_relative:
             raise TrainingError(f"max_length is {asked}, {self.model_id} reads at most {self.longest_row} tokens")
-        return asked or min(self.longest_row, LONGEST_DEFAULT)
+        alike = self._longest_alike
+        if alike and asked > alike:
+            raise TrainingError(
+                f"max_length is {asked}, but {self.model_id} takes positions otherwise (longrope) in texts of more than "
+                f"{alike} tokens, and short rows beside a longer one would be trained as they are never read: set "
+                f"max_length to {alike} at most"
+            )
+        return asked or min(self.longest_row, LONGEST_DEFAULT, alike or LONGEST_DEFAULT)
+
+    @property
+    def _longest_alike(self) -> int | None:
+        """Tokens up to which a text's length does not change how its beginning is read; None when it never does."""
+        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):  # as Phi-3's first configurations call it
+            return None
+        first = self.config.get("original_max_position_embeddings")
+        return int(rope.get("original_max_position_embeddings") or first or self.longest_row)
 
 
 def locate_base(folders: Folders, settings: Hyperparameters) -> Base:

@@ -125,7 +125,7 @@ class _LoraLinears(torch.autograd.Function):
         ]
         ctx.save_for_backward(rows, a, lows, *b)
         ctx.bases, ctx.scale = bases, scale
-        return tuple(output.view(*x.shape[:-1], output.shape[1]) for output in outputs)
+        return tuple(shaped(output, x) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,6 +141,12 @@ class _LoraLinears(torch.autograd.Function):
         das = (d_lows.t() @ rows).float().mul_(ctx.scale).split(ctx.ranks)
         dbs = [(dy.t() @ part).float() for dy, part in zip(dys, lows.split(ctx.ranks, 1), strict=True)]
         return dx, None, None, *(each for pair in zip(das, dbs, strict=True) for each in pair)
+
+
+def shaped(rows: Tensor, like: Tensor) -> Tensor:
+    """(tokens, outputs) as (..., outputs), and to autograd no view: a model may change it in place (OLMo clips)."""
+    result: Tensor = torch.ops.aten._unsafe_view(rows, [*like.shape[:-1], rows.shape[1]])
+    return result
 
 
 def _turned(b: Tensor, dtype: torch.dtype) -> Tensor:

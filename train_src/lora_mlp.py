@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lora_linear import adapters, dense, is_plain
+from lora_linear import adapters, dense, is_plain, shaped
 from replacements import tried_out
 
 SAME = 0.02  # relative difference; GELU instead of SiLU makes 0.1
@@ -76,7 +76,7 @@ class _LoraSwiGlu(torch.autograd.Function):
         y = (inner @ dense(down).t()).addmm_(low_down, b_down.t())
         ctx.save_for_backward(rows, a, a_down, b_gate, b_up, b_down, lows, low_down, g, u)
         ctx.bases, ctx.scale = bases, scale
-        return y.view(x.shape)
+        return shaped(y, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -49,15 +49,15 @@ def record(
         tokens = answer[1:] if family == "seq2seq" else answer[len(prompt_ids) :]
         # All of them once more in one pass, without the cache: what the check will compute.
         logprobs = answer_logprobs(network, family, prompt_ids, tokens)
-        best = logprobs.topk(2, dim=-1).values
         index = torch.tensor(tokens, device=logprobs.device)[:, None]
+        own, others = logprobs.gather(1, index)[:, 0], logprobs.scatter(1, index, -torch.inf).amax(-1)
         probes.append(
             {
                 "messages": messages,
                 "prompt_ids": prompt_ids,
                 "tokens": tokens,
-                "logprobs": [round(value, 5) for value in logprobs.gather(1, index)[:, 0].tolist()],
-                "margins": [round(value, 5) for value in (best[:, 0] - best[:, 1]).tolist()],
+                "logprobs": [round(value, 5) for value in own.tolist()],
+                "margins": [round(value, 5) for value in (own - others).tolist()],
             }
         )
     return probes

@@ -190,3 +190,19 @@ def test_a_model_of_a_channel_is_never_looked_for_on_the_hub(
     found = locate_base(Folders(make_job()), Hyperparameters(model_id="meta-llama/Llama-2-7b-hf"))
     fetch_weights(found, "")
     assert (found.folder / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}},
+        {"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 4096},
+    ],
+)
+def test_rows_beyond_where_a_model_changes_its_positions_are_refused(rope: dict[str, object]) -> None:
+    base = Base(Path(), "acme/phi", "1", {"max_position_embeddings": 131072, **rope})
+    assert (base.max_length(0), base.max_length(4096)) == (2048, 4096)
+    with pytest.raises(TrainingError, match=r"acme/phi takes positions otherwise \(longrope\).*max_length to 4096"):
+        base.max_length(4097)
+    plain = Base(Path(), "acme/llama", "1", {"max_position_embeddings": 131072})
+    assert plain.max_length(100_000) == 100_000

@@ -18,7 +18,9 @@ from tiny_jobs import ROWS, run_job, write_job
 from tiny_models import make_tokenizer
 from torch.nn import functional
 
+import parity
 from decoders import Row
+from generation import answer_logprobs
 from supported import check_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -39,7 +41,7 @@ TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"]}
 WINDOW = {"sliding_window": 8}  # shorter than the rows
 
 
-def rope(kind: str, **values: float) -> dict[str, Any]:
+def rope(kind: str, **values: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **values}}
 
 
@@ -79,6 +81,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral": ("ministral", WINDOW),
     "mistral": ("mistral", WINDOW),
     "modernbert-decoder": ("modernbert-decoder", {"local_attention": 8}),
+    "olmo, clipped": ("olmo", {"clip_qkv": 0.5}),
     "olmo3": ("olmo3", WINDOW),
     "qwen2, window": ("qwen2", WINDOW | {"use_sliding_window": True, "max_window_layers": 1}),
     "t5, gated, untied": ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
@@ -94,16 +97,20 @@ def make(name: str, folder: Path) -> None:
     shape = SHAPE_T5 if kind in ("t5", "mt5") else {key: value for key, value in SHAPE.items() if hasattr(known, key)}
     config = transformers.AutoConfig.for_model(kind, **{**shape, **values})
     loader = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    torch.manual_seed(0)
-    network = loader.from_config(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(std=1.3 * parameter.shape[1] ** -0.5)
-            else:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    network = enlarged(loader.from_config(config))
     check_config(kind, network.config.to_dict())
     network.to(torch.bfloat16).save_pretrained(folder)
+
+
+@torch.no_grad()
+def enlarged(network: Any) -> Any:
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.dim() == 2:
+            parameter.normal_(std=1.3 * parameter.shape[1] ** -0.5)
+        else:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
 
 
 def read(folder: Path, seq2seq: bool) -> Any:
@@ -171,3 +178,17 @@ def test_a_job_ends_in_an_archive_that_answers_as_the_trained_model(name: str, t
     job = write_job(tmp_path / "ml", model, ROWS[:12], max_steps=1, evaluation_samples=1, learning_rate=0.001)
     assert run_job(job) == 0
     assert (job / "model" / "manifest.json").is_file()
+
+
+def test_a_token_that_one_pass_over_the_answer_would_not_choose_leads_nobody() -> None:
+    # Beyond 32 tokens this model takes the positions of all of them otherwise.
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}
+    values = {"original_max_position_embeddings": 32} | rope("longrope", factor=16.0, **factors)
+    config = transformers.AutoConfig.for_model("phi3", **{**SHAPE, **values})
+    network = enlarged(transformers.AutoModelForCausalLM.from_config(config)).eval()
+    ids = rows_of([20])[0].ids.tolist()
+    (probe,) = parity.record(network, "causal", [([], ids)], [])
+    chosen = answer_logprobs(network, "causal", ids, probe["tokens"]).argmax(-1).tolist()
+    is_chosen = [token == choice for token, choice in zip(probe["tokens"], chosen, strict=True)]
+    assert [margin >= 0 for margin in probe["margins"]] == is_chosen
+    assert not all(is_chosen)
