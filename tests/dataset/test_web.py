@@ -37,7 +37,7 @@ def test_only_the_article_of_a_help_page_is_read(inside: str) -> None:
 def test_a_table_of_data_is_a_table_and_one_that_arranges_a_page_is_not() -> None:
     data = "<table><tr><th>Code<th>Do</tr><tr><td>E1<td>Press <b>reset</b>|hold</tr></table>"
     page = f"<table><tr><td><h1>Codes</h1><p>What they say:</p>{data}</td><td>Call us.</td></tr></table>"
-    table = "| Code | Do |\n| --- | --- |\n| E1 | Press reset \\|hold |"
+    table = "| Code | Do |\n| --- | --- |\n| E1 | Press reset\\|hold |"
     assert read(page) == {"Codes": f"What they say:\n\n{table}\n\nCall us."}
 
 
@@ -56,8 +56,26 @@ def test_questions_of_a_faq_ask(asked: str) -> None:
 
 
 def test_text_between_blocks_and_lines_of_code_are_kept() -> None:
-    page = "<title>Pumps - Help</title><div>First, <b>stop</b> .<p>Then go.</p>At last:<br>rest<pre>a\n  b</pre></div>"
+    page = "<title>Pumps - Help</title><div>First, <b>sto</b>p.<p>Then go.</p>At last:<br>rest<pre>a\n  b</pre></div>"
     assert read(page) == {"Pumps": "First, stop.\n\nThen go.\n\nAt last:\nrest\n\n```\na\n  b\n```"}
+
+
+def test_words_in_parts_numbers_of_lists_captions_and_signs_of_markdown_are_what_they_were() -> None:
+    page = """<h1>P<b>um</b>ps</h1><div># of turns: 5<br>then<hr>rest</div><ol start=3><li>Wait.<li>Stop.</ol>
+<table><caption>Sizes</caption><tr><td>S</td><td>2</td></tr><tr><td>M</td><td>3</td></tr></table>"""
+    assert read(page) == {
+        "Pumps": "\\# of turns: 5\nthen\nrest\n\n3. Wait.\n4. Stop.\n\nSizes\n\n| S | 2 |\n| --- | --- |\n| M | 3 |"
+    }
+
+
+@pytest.mark.parametrize("tag", ["form", "nav", "footer", "dialog"])
+def test_a_page_that_is_all_in_a_tag_of_another_purpose_is_read(tag: str) -> None:
+    assert read(f"<{tag}><h2>Hours</h2><p>Open from nine to five.</p></{tag}>") == {"Hours": "Open from nine to five."}
+
+
+def test_a_button_that_asks_heads_its_answer_and_marks_of_anchors_are_left_out() -> None:
+    page = "<h1>Pumps<a href='#p'>¶</a></h1><div><button>Is it loud?</button><p>No.</p><button>Buy</button></div>"
+    assert read(page) == {"Pumps > Is it loud?": "No."}
 
 
 def test_what_is_most_of_a_page_is_kept_whatever_it_is_called() -> None:
