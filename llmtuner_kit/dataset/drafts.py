@@ -145,9 +145,11 @@ def _document(
         told = (problem.kind, problem.reason)
         yield refused(chunk.name, chunk.first_row, path, chunk.start, end, told), problem
         return
-    under_headings = sum(bool(section.headings) for section in sections)
-    as_documentation = settings.shape == "documentation" or (settings.shape == "auto" and under_headings >= 2)
-    mappings.setdefault(_HEADINGS_RULE if as_documentation and under_headings else _TEXT_RULE)
+    headed = [section for section in sections if section.headings]
+    as_documentation = settings.shape == "documentation" or (
+        settings.shape == "auto" and (len(headed) > 1 or _is_article(headed, settings))
+    )
+    mappings.setdefault(_HEADINGS_RULE if as_documentation and headed else _TEXT_RULE)
     wording = Templates.of(settings)
     number = chunk.first_row
     for section in sections:
@@ -159,6 +161,14 @@ def _document(
             else:
                 yield _passage_row(record, piece, wording, {"file": chunk.name})
             number += 1
+
+
+def _is_article(headed: list[Passage], settings: PrepareSettings) -> bool:
+    """Whether a single section answers its heading, as a page of help does: a long one under a title is a story."""
+    return len(headed) == 1 and len(headed[0].text) <= _ARTICLE * settings.passage_tokens
+
+
+_ARTICLE = 12  # characters for each token of a passage: about three passages
 
 
 _TEXT_RULE = f"text: first {conversion.OPENING} characters -> input, the rest -> output"

@@ -115,6 +115,16 @@ def test_of_an_exported_chat_only_what_was_said_is_kept() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("paragraphs", "asked"), [(3, "Explain: Reset the hub"), (200, "Continue the following text:")]
+)
+def test_the_title_of_a_short_page_asks_and_a_long_text_under_one_is_continued(paragraphs: int, asked: str) -> None:
+    page = f"<h1>Reset the hub</h1>{'<p>Press its button for ten seconds, until the lamp is blue.</p>' * paragraphs}".encode()
+    first, *_ = preview.read("a.html", page, len(page), PrepareSettings()).rows
+    assert first.row
+    assert first.row["instruction"] == asked
+
+
 def workbook(**sheets: list[list[str]]) -> bytes:
     book, data = openpyxl.Workbook(), io.BytesIO()
     book.remove(book.worksheets[0])
