@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from docx.text.paragraph import Paragraph
 
 _HEADING = re.compile(r"(?:Heading|Überschrift|Titre) (\d)|(Title)")
+# What holds paragraphs or words and is passed over by python-docx, but for a table of contents.
+_HOLDERS = """.//w:ins | .//w:moveTo | .//w:smartTag | .//w:customXml | .//w:sdt[
+    not(w:sdtPr/w:docPartObj/w:docPartGallery[@w:val='Table of Contents'])]"""
+_BOXES = ".//w:txbxContent[not(ancestor::*[local-name() = 'Fallback'])]"
 _LOWEST = 10  # the level of headings that are told only by being bold
 
 
@@ -27,6 +31,7 @@ def sections(path: Path) -> Iterator[Passage]:
 
     try:
         document = docx.Document(str(path))
+        _unwrap(document.element.body)
         blocks = list(document.iter_inner_content())
     except Exception as error:
         raise RowError("unreadable_file", f"not a Word document: {type(error).__name__}: {error}") from error
@@ -48,6 +53,21 @@ def sections(path: Path) -> Iterator[Passage]:
         numbers.clear()
         top, body = [*(item for item in top if item[0] < level), (level, " ".join(text.split()))], []
     yield from _closed(top, body)
+
+
+def _unwrap(body: Any) -> None:
+    """Text in a content control, or inserted as a tracked change, is text like any other; a box follows its paragraph."""
+    from docx.oxml.ns import qn
+
+    for holder in body.xpath(_HOLDERS):
+        content = holder.find(qn("w:sdtContent")) if holder.tag == qn("w:sdt") else holder
+        for child in list(content if content is not None else ()):
+            holder.addprevious(child)
+        holder.getparent().remove(holder)
+    for box in reversed(body.xpath(_BOXES)):
+        paragraph = next(box.iterancestors(qn("w:p")))
+        for child in reversed(list(box)):
+            paragraph.addnext(child)
 
 
 def _closed(path: list[tuple[int, str]], body: list[str]) -> Iterator[Passage]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import docx
 import pytest
@@ -13,6 +15,10 @@ from llmtuner_kit.dataset import documents
 def read(path: Path, document: docx.document.Document) -> dict[str, str]:
     document.save(str(path))
     return {" > ".join(part.headings): part.text for part in documents.sections_of(path, "docx", "")}
+
+
+def xml_of(text: str) -> Any:
+    return docx.oxml.parse_xml(re.sub(r"^<[\w:]+", rf"\g<0> {docx.oxml.ns.nsdecls('w')}", text))
 
 
 def test_lists_and_tables_are_written_as_markdown(tmp_path: Path) -> None:
@@ -49,6 +55,23 @@ def test_a_style_based_on_a_heading_and_a_short_bold_line_are_headings(tmp_path:
     document.add_paragraph().add_run("Never open it.").bold = True
     found = read(tmp_path / "a.docx", document)
     assert found == {"Manual > Night": "It glows.", "Manual > Night > On weekends": "Never open it."}
+
+
+def test_text_in_content_controls_tracked_insertions_and_boxes_is_read(tmp_path: Path) -> None:
+    document = docx.Document()
+    paragraph = document.add_paragraph("We pay ")
+    for xml in (
+        "<w:ins w:id='1'><w:r><w:t>all of </w:t></w:r><w:smartTag><w:r><w:t>the </w:t></w:r></w:smartTag></w:ins>",
+        "<w:del w:id='2'><w:r><w:delText>tax and </w:delText></w:r></w:del>",
+        "<w:sdt><w:sdtContent><w:r><w:t>postage.</w:t></w:r></w:sdtContent></w:sdt>",
+        "<w:r><w:pict><w:txbxContent><w:p><w:r><w:t>Boxed</w:t></w:r></w:p></w:txbxContent></w:pict></w:r>",
+    ):
+        paragraph._p.append(xml_of(xml))
+    contents = "<w:sdtPr><w:docPartObj><w:docPartGallery w:val='Table of Contents'/></w:docPartObj></w:sdtPr>"
+    for properties, text in (("", "Held"), (contents, "Night 3"), ("<w:sdtPr/>", "Held too")):
+        held = f"<w:sdt>{properties}<w:sdtContent><w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:sdtContent></w:sdt>"
+        paragraph._p.addprevious(xml_of(held))
+    assert read(tmp_path / "a.docx", document) == {"": "Held\n\nHeld too\n\nWe pay all of the postage.\n\nBoxed"}
 
 
 @pytest.mark.parametrize("text", ["", "   "])
