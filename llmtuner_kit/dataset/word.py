@@ -38,6 +38,7 @@ def sections(path: Path) -> Iterator[Passage]:
     top: list[tuple[int, str]] = []
     body: list[str] = []
     numbers: Counter[tuple[str, int]] = Counter()
+    styles: dict[str | None, Any] = {}  # by their name in the paragraph: python-docx looks through all for each
     for block in blocks:
         if isinstance(block, Table):
             body.append(_table(block))
@@ -45,9 +46,11 @@ def sections(path: Path) -> Iterator[Passage]:
         text = block.text.strip()
         if not text:
             continue
-        level = _level(block, text)
+        if (named := block._p.style) not in styles:
+            styles[named] = block.style
+        level = _level(block, styles[named], text)
         if level is None:
-            body.append(_marker(block, numbers) + text)
+            body.append(_marker(block, styles[named], numbers) + text)
             continue
         yield from _closed(top, body)
         numbers.clear()
@@ -75,15 +78,15 @@ def _closed(path: list[tuple[int, str]], body: list[str]) -> Iterator[Passage]:
         yield Passage(markdown.joined([text for text in body if text]), tuple(title for _, title in path))
 
 
-def _level(paragraph: Paragraph, text: str) -> int | None:
+def _level(paragraph: Paragraph, style: Any, text: str) -> int | None:
     """The level of a heading: by its style or one that it is based on, or as a short line all in bold."""
-    style: Any = paragraph.style
-    while style is not None:
-        if heading := _HEADING.fullmatch(style.name or ""):
+    based_on = style
+    while based_on is not None:
+        if heading := _HEADING.fullmatch(based_on.name or ""):
             return int(heading.group(1) or 0)
-        style = style.base_style
+        based_on = based_on.base_style
     bold = all(run.bold for run in paragraph.runs if run.text.strip())
-    plain = len(text) <= 80 and not text.endswith((".", ",", ";", ":")) and _numbering(paragraph) is None
+    plain = len(text) <= 80 and not text.endswith((".", ",", ";", ":")) and _numbering(paragraph, style) is None
     return _LOWEST if bold and plain and paragraph.runs else None
 
 
@@ -99,9 +102,9 @@ def _table(table: Table) -> str:
     return markdown.table(rows)
 
 
-def _marker(paragraph: Paragraph, numbers: Counter[tuple[str, int]]) -> str:
+def _marker(paragraph: Paragraph, style: Any, numbers: Counter[tuple[str, int]]) -> str:
     """What Word draws before an item of a list: `- ` or its number; nothing before other paragraphs."""
-    found = _numbering(paragraph)
+    found = _numbering(paragraph, style)
     if found is None:
         return ""
     number, level = found
@@ -114,11 +117,10 @@ def _marker(paragraph: Paragraph, numbers: Counter[tuple[str, int]]) -> str:
     return f"{indent}{numbers[number, level]}. "
 
 
-def _numbering(paragraph: Paragraph) -> tuple[str, int] | None:
+def _numbering(paragraph: Paragraph, style: Any) -> tuple[str, int] | None:
     """The list a paragraph is an item of, and how deep in it, from the paragraph or its style."""
     own: Any = paragraph._p
     places = [own.pPr]
-    style: Any = paragraph.style
     while style is not None:
         places.append(style.element.pPr)
         style = style.base_style
