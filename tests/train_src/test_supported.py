@@ -13,6 +13,7 @@ from tiny_jobs import JobMaker, run_job
 import base as base_module
 from base import Base
 from failures import TrainingError
+from memory import Shape
 from structure import check_structure
 from supported import check_config
 
@@ -56,6 +57,17 @@ def test_encoder_decoders_of_t5s_family_are_let_through(kind: str, tmp_path: Pat
     check_config("acme/model", config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
+
+
+@pytest.mark.parametrize("kind", ["cohere2", "gemma2", "llama", "qwen3", "smollm3", "starcoder2"])
+def test_weights_are_counted_once_where_a_kind_ties_them_without_saying_so(kind: str) -> None:
+    config = config_of(kind, **SMALL)
+    config.pop("tie_word_embeddings")
+    with torch.device("meta"):
+        network = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **SMALL))
+    assert len({id(network.get_output_embeddings().weight), id(network.get_input_embeddings().weight)}) == (
+        1 if Shape.from_config(config).tied else 2
+    )
 
 
 def test_an_early_t5_that_does_not_count_its_decoder_layers_is_let_through(tmp_path: Path) -> None:
