@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from llmtuner_kit.dataset import documents
+from llmtuner_kit.dataset.defects import RowError
 
 WIDE, HIGH = 400, 560
 Text = tuple[float, float, str, dict[str, object]]
@@ -143,3 +144,35 @@ def test_a_contents_page_teaches_nothing(answers: Read) -> None:
     contents = [(40, 60, "Contents", TITLE), (40, 90, f"1 Care {'.' * 40} 2\n2 Parts {'. ' * 20} 14", PLAIN)]
     page = [(40, 60, "Care", TITLE), (40, 90, OTHER, PLAIN)]
     assert len(answers(pdf(contents, page, page[:1]))) == 1
+
+
+@pytest.mark.parametrize("angle", [90, 180, 270])
+def test_pages_on_their_side_are_read_as_the_others(answers: Read, angle: int) -> None:
+    style = {**PLAIN, "rotation": angle, "rotation_mode": "anchor"}
+    across, down = {90: (13, 0), 180: (0, -13), 270: (-13, 0)}[angle]
+    lines = [(200 + across * n, 280 + down * n, line, style) for n, line in enumerate(BODY.split("\n"))]
+    assert list(answers(pdf(lines, [(40, 60, OTHER, PLAIN)])).values()) == [f"{WHOLE}\n\n{' '.join(OTHER.split())}"]
+
+
+def test_words_stay_whole_where_their_type_changes(answers: Read) -> None:
+    page = [(40, 60, OTHER, PLAIN), (40, 120, "CO", PLAIN), (56, 122, "2", SMALL), (62, 120, "is a gas.", PLAIN)]
+    (text,) = answers(pdf(page)).values()
+    assert text.endswith("\n\nCO2 is a gas.")
+
+
+def test_a_password_is_told_from_a_broken_file(answers: Read) -> None:
+    key = f"<{'00' * 32}>"
+    trailer = f"trailer<</Root 1 0 R/ID[<00><00>]/Encrypt<</Filter/Standard/V 1/R 2/O{key}/U{key}/P -4>>>>"
+    with pytest.raises(RowError, match="protected by a password"):
+        answers(f"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n{trailer}\n%%EOF".encode())
+    with pytest.raises(RowError, match="not a PDF, or broken"):
+        answers(b"%PDF-1.7\n" + b"x" * 900)
+
+
+def test_letters_printed_twice_to_look_bold_are_read_once(answers: Read) -> None:
+    assert list(answers(pdf([(40, 60, OTHER, PLAIN), (40.2, 60, OTHER, PLAIN)])).values()) == [OTHER.replace("\n", " ")]
+
+
+def test_a_drawing_of_many_lines_is_no_table(answers: Read) -> None:
+    edges = [(5, 5 + 4 * n, 395, 5 + 4 * n) for n in range(90)] + [(5 + 4 * n, 5, 5 + 4 * n, 365) for n in range(90)]
+    assert list(answers(pdf([(40, 200, OTHER, PLAIN)], rules=tuple(edges))).values()) == [OTHER.replace("\n", " ")]

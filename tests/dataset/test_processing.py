@@ -57,7 +57,7 @@ def test_the_manifest_names_the_files_and_no_others() -> None:
 
 def test_what_the_job_installs_is_what_the_preparation_imports() -> None:
     found = {line.split(">")[0] for line in processing.requirements()}
-    assert {"boto3", "pydantic", "pyarrow", "tokenizers", "pypdfium2"} <= found
+    assert {"boto3", "pydantic", "pyarrow", "tokenizers", "pdfplumber"} <= found
     assert not {"torch", "papermill", "pytest"} & found
 
 
