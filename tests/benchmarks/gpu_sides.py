@@ -19,6 +19,7 @@ import train_rows
 from train_sides import SEED, Clock, Side, clocked, training_arguments
 
 LENGTH = 2048
+SYSTEM = 64  # ids that all mixed rows begin with, as a chat template and a system prompt make them
 RATE = 3e-4
 WARM_UP = 2  # steps: kernels are compiled in the first, cuDNN plans in the second
 RESULT = "result "  # begins the lines that train_gpu.py reads
@@ -99,24 +100,26 @@ def make_bins(
 ) -> list[list[Any]]:
     """Bins of rows, `length` tokens at most each.
 
-    Mixed rows are log-normal, 32 to `length` tokens, half of each trained. Rows with a source are an encoder-decoder's:
-    half of each is read, half written.
+    Mixed rows are log-normal, 128 to `length` tokens, half of each trained; their prompts begin alike. Rows with a source
+    are an encoder-decoder's: half of each is read, half written.
     """
     from data import Row
 
     generator, lengths = np.random.default_rng(SEED), np.random.default_rng(SEED + 1)
+    system = np.random.default_rng(SEED + 2).integers(3, vocabulary, SYSTEM)
 
     def row(size: int, prompt: int) -> Any:
         ids = generator.integers(3, vocabulary, size).astype(np.int32)
         if has_source:
             return Row(ids[size // 2 :], np.ones(size - size // 2, bool), ids[: size // 2], "random")
+        ids[: min(SYSTEM, prompt)] = system[:prompt]
         return Row(ids, np.arange(size) >= prompt, None, "random")
 
     if not mixed:
         return [[row(length, 0)] for _ in range(count)]
     bins: list[list[Any]] = []
     while len(bins) < count:
-        sizes = np.clip(lengths.lognormal(5.8, 0.9, 64), min(32, length), length).astype(int)
+        sizes = np.clip(lengths.lognormal(5.8, 0.9, 64), min(2 * SYSTEM, length), length).astype(int)
         # Best fit, longest first, over 64 rows at a time, as TRL's packing does.
         fresh: list[list[Any]] = []
         for size in sorted(map(int, sizes), reverse=True):
