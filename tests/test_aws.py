@@ -22,6 +22,8 @@ from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReady
 from llmtuner_kit.workspace import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import boto3
 
 
@@ -303,16 +305,18 @@ def test_threads_that_ask_at_once_share_one_client_made_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("credentials", "lasting"),
+    ("made", "lasting"),
     [
-        (Credentials("key", "secret"), 60),
-        (Credentials("key", "secret", "token"), None),
-        (ending_in(minutes=12), 12),
-        (ending_in(minutes=90), 60),
-        (ending_in(minutes=-1), 0),
+        (lambda: Credentials("key", "secret"), 60),
+        (lambda: Credentials("key", "secret", "token"), None),
+        (lambda: ending_in(minutes=12), 12),
+        (lambda: ending_in(minutes=90), 60),
+        (lambda: ending_in(minutes=-1), 0),
     ],
     ids=["keys of a user", "a token of unknown end", "a role's, nearly over", "a role's", "over"],
 )
-def test_a_link_cannot_outlive_the_credentials_that_sign_it(credentials: Credentials, lasting: int | None) -> None:
-    session = cast("boto3.Session", SimpleNamespace(get_credentials=lambda: credentials))
+def test_a_link_cannot_outlive_the_credentials_that_sign_it(
+    made: Callable[[], Credentials], lasting: int | None
+) -> None:
+    session = cast("boto3.Session", SimpleNamespace(get_credentials=made))
     assert aws.Aws("aws", "us-east-1", session).credentials_last(60) == lasting
