@@ -11,7 +11,10 @@ from llmtuner_kit.dataset.records import Passage
 
 
 def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int = 0) -> list[Passage]:
-    """The sections of a document with their headings. Raises RowError when it cannot be read."""
+    """The sections of a document with their headings. Raises RowError when it cannot be read.
+
+    `start` and `end` are a stretch of a text's bytes; of a PDF `end` pages are read. 0: all.
+    """
     if kind in _LARGEST:
         size = (end or path.stat().st_size) - start
         if size > _LARGEST[kind]:
@@ -24,7 +27,7 @@ def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int =
         if problem:
             raise RowError(*problem)
         return list(_OF_TEXT[kind](text.replace("\r\n", "\n").lstrip("\ufeff")))
-    return list(layout.sections(pages.read(path)) if kind == "pdf" else word.sections(path))
+    return list(layout.sections(pages.read(path, end)) if kind == "pdf" else word.sections(path))
 
 
 def _bytes(path: Path, start: int, end: int) -> bytes:

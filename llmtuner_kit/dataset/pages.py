@@ -87,15 +87,15 @@ class Table:
     rows: tuple[tuple[tuple[str, ...], ...], ...]
 
 
-def read(path: Path) -> list[Line | Table]:
-    """All lines and tables in the order of the file. Raises RowError when it cannot be read."""
+def read(path: Path, most: int = 0) -> list[Line | Table]:
+    """The lines and tables of all pages, or of the first `most`, in their order. Raises RowError for a broken file."""
     import pdfplumber
     from pdfminer.pdfdocument import PDFPasswordIncorrect
 
     logging.getLogger("pdfminer").setLevel(logging.ERROR)  # it warns of every oddity of a font
     try:
         with pdfplumber.open(path) as document:
-            return [block for page in document.pages for block in _page(page)]
+            return [block for page in document.pages[: most or None] for block in _page(page)]
     except Exception as error:  # of many types, whatever a broken file makes fail
         protected = any(isinstance(cause, PDFPasswordIncorrect) for cause in error.args)
         reason = "the PDF is protected by a password" if protected else f"not a PDF, or broken: {error}"

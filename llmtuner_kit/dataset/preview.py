@@ -31,6 +31,7 @@ from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace
 
 FILES, ROWS = 6, 3
+PAGES = 12  # of a PDF, each of which takes a part of a second
 # What the rows of a document depend on: it takes seconds to read a long one.
 _OF_DOCUMENTS = {
     "shape", "instruction_template", "input_template", "output_template", "system_template", "passage_tokens",
@@ -184,7 +185,9 @@ def _book(name: str, data: bytes) -> tuple[Mapping[str, str], tuple[Record, ...]
 
 
 def _beginning(chunk: Chunk) -> Chunk:
-    """The chunk with the first records of each source in it."""
+    """The chunk with the first records of each source in it, of a PDF with the first pages."""
+    if chunk.kind == "pdf":
+        return dataclasses.replace(chunk, end=PAGES)
     grouped = itertools.groupby(chunk.records, key=lambda record: record.source)
     first = itertools.chain.from_iterable(itertools.islice(records, ROWS) for _, records in grouped)
     return dataclasses.replace(chunk, records=tuple(first))

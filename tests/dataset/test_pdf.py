@@ -11,8 +11,9 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from llmtuner_kit.dataset import documents
+from llmtuner_kit.dataset import documents, pages, preview
 from llmtuner_kit.dataset.defects import RowError
+from llmtuner_kit.settings import PrepareSettings
 
 WIDE, HIGH = 400, 560
 Text = tuple[float, float, str, dict[str, object]]
@@ -176,3 +177,28 @@ def test_letters_printed_twice_to_look_bold_are_read_once(answers: Read) -> None
 def test_a_drawing_of_many_lines_is_no_table(answers: Read) -> None:
     edges = [(5, 5 + 4 * n, 395, 5 + 4 * n) for n in range(90)] + [(5 + 4 * n, 5, 5 + 4 * n, 365) for n in range(90)]
     assert list(answers(pdf([(40, 200, OTHER, PLAIN)], rules=tuple(edges))).values()) == [OTHER.replace("\n", " ")]
+
+
+def test_the_preview_of_a_long_manual_reads_its_first_pages_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [
+        "Pump",
+        "Valve",
+        "Boiler",
+        "Burner",
+        "Pipe",
+        "Fan",
+        "Filter",
+        "Tank",
+        "Hose",
+        "Gauge",
+        "Fuse",
+        "Lid",
+        "Leg",
+    ]
+    manual = pdf(*([(40, 60, part, TITLE), (40, 100, f"The {part} is of brass.", PLAIN)] for part in parts))
+    plain, read = pages._page, []
+    monkeypatch.setattr(pages, "_page", lambda page: read.append(page.page_number) or plain(page))
+    shown = preview.read("manual.pdf", manual, len(manual), PrepareSettings())
+    assert read == list(range(1, preview.PAGES + 1)) != list(range(1, len(parts) + 1))
+    answers = [row.row["output"] for row in shown.rows if row.row]
+    assert answers == [f"The {part} is of brass." for part in parts[: preview.ROWS]]
