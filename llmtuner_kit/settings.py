@@ -42,7 +42,7 @@ def _instance(value: str) -> str:
     return catalog.instance(value).instance_type if value else value
 
 
-# Empty stands for what the field's description says. A form offers the `choices` of a schema (`choices` below).
+# Empty stands for what the field's description says. What a schema names as `choices` is offered (`values_of` below).
 Label = Annotated[str, AfterValidator(_label)]
 Model = Annotated[str, AfterValidator(_model), Field(json_schema_extra={"choices": "models"})]
 Instance = Annotated[str, AfterValidator(_instance), Field(json_schema_extra={"choices": "instances"})]
