@@ -2,8 +2,9 @@
 
 train.py calls this before it loads anything. With one process in all it does nothing; otherwise it starts this host's
 share with the environment PyTorch's `env://` start-up reads (what torchrun sets) and stays as their parent. Not torchrun
-itself, because that kills its workers 30 s after SIGTERM and then ends with exit code 1, where a stopped SageMaker job
-has 120 s to save and should end with 0.
+itself: the one of the training image's PyTorch 2.9 kills its workers 30 s after SIGTERM, which only newer ones let one
+change (github.com/pytorch/pytorch/pull/172596), and then ends with exit code 1, where a stopped SageMaker job has 120 s
+to save and should end with 0.
 
 LLMTUNER_PROCESSES sets the number for each host (for CPUs); LLMTUNER_MASTER says host:port where the first host's name
 cannot be resolved.
