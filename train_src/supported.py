@@ -57,8 +57,7 @@ def _obstacle(config: dict[str, Any]) -> str:
 
 
 def _missing(config: dict[str, Any], names: tuple[str, ...]) -> str:
-    absent = [
-        name for name in names if not isinstance(config.get(name), int)
-    ]  # Gemma 3n has a list of feed-forward sizes
+    # Gemma 3n has a list of feed-forward sizes.
+    absent = [name for name in names if not isinstance(config.get(name), int)]
     kind = config.get("model_type", "")
     return f"its config.json (type {kind!r}) gives no number for {', '.join(absent)}" if absent else ""

@@ -85,12 +85,11 @@ def _sheet(sheet: Any, name: str) -> Iterator[Record]:
     """The rows below the header; titles above it are passed over. A column without a name is called by its letter."""
     from openpyxl.utils import get_column_letter
 
-    rows = ((number, cells) for number, cells in enumerate(_rows(sheet), 1) if any(_cell(cell) for cell in cells))
+    rows = ((number, fields) for number, cells in enumerate(_rows(sheet), 1) if (fields := _texts(cells)))
     head = list(itertools.islice(rows, _LOOKED_AT))
-    place = _header([cells for _, cells in head])
-    header = readers.distinct(_texts(head[place][1])) if head else []
-    for number, cells in itertools.chain(head[place + 1 :], rows):
-        fields = _texts(cells)
+    place = _header([fields for _, fields in head])
+    header = readers.distinct(head[place][1]) if head else []
+    for number, fields in itertools.chain(head[place + 1 :], rows):
         raw = "\t".join(fields).encode("utf-8", "replace")
         width = max(len(fields), len(header))
         header += [""] * (width - len(header))
@@ -110,9 +109,9 @@ def _texts(cells: tuple[Any, ...]) -> list[str]:
     return texts
 
 
-def _header(rows: list[tuple[Any, ...]]) -> int:
+def _header(rows: list[list[str]]) -> int:
     """Which of the first rows names the columns: the first that is nearly as full as most. Titles and groups are not."""
-    filled = [sum(bool(_cell(cell)) for cell in cells) for cells in rows]
+    filled = [sum(map(bool, fields)) for fields in rows]
     return next((n for n, count in enumerate(filled) if count > 0.6 * statistics.median(filled)), 0)
 
 
