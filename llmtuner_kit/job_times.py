@@ -34,19 +34,30 @@ _FORWARD_SHARE, _COUNTED_SHARE = 0.5, 1 / 3
 
 @dataclass(frozen=True)
 class Work:
-    """What a job has to do: rows and tokens of the splits, tokens of its own answers, the longest row."""
+    """What a job has to do: rows and tokens of the splits, tokens of its own answers, the longest row.
+
+    `shared_tokens` of an average row's `mean_length` are those that all training rows begin with.
+    """
 
     rows: int
     tokens: int
     forward_tokens: int
     max_length: int
     answer_tokens: int = 0
+    shared_tokens: int = 0
+    mean_length: float = 0.0
+
+    def spared(self, pass_tokens: int) -> float:
+        """Share of the tokens that a pass of that size need not compute, since its rows begin alike."""
+        again = 1 - self.mean_length / pass_tokens if self.mean_length < pass_tokens else 0.0
+        return again * self.shared_tokens / self.mean_length if self.shared_tokens else 0.0
 
 
 def work_of(prepared: dict[str, Any], model: BaseModel, settings: TrainSettings) -> Work:
     """The work of a job from the result of 02_prepare."""
     splits = prepared["splits"]
-    tokens = int(splits["train"]["tokens"] * settings.epochs)
+    train = splits["train"]
+    tokens = int(train["tokens"] * settings.epochs)
     if settings.max_steps:
         tokens = min(tokens, settings.max_steps * settings.batch_tokens)
     seen = {name: int((splits.get(name) or {}).get("tokens") or 0) for name in ("validation", "test")}
@@ -55,7 +66,9 @@ def work_of(prepared: dict[str, Any], model: BaseModel, settings: TrainSettings)
     # Base and tuned answer all samples in one batch each, and the probes of the archive's check one by one.
     answers = _PROBES * _PROBE_TOKENS + (2 * _ANSWER_TOKENS if seen["test"] and settings.evaluation_samples else 0)
     length = settings.max_length or int(prepared.get("max_length") or 0) or min(2048, model.context)
-    return Work(int(splits["train"]["rows"]), tokens, forward, length, answers)
+    shared = int(train.get("shared_tokens") or 0) if model.family == "causal" else 0
+    mean = train["tokens"] / max(1, train["rows"])
+    return Work(int(train["rows"]), tokens, forward, length, answers, shared, mean)
 
 
 def _archive_bytes(model: BaseModel) -> float:

@@ -28,6 +28,8 @@ _PATIENCE = 4
 # A measured speed holds for the next job within this share.
 _MEASURED_SPREAD = 0.15
 _RUNS_SEARCHED = 10
+# Share of the tokens that rows beginning alike must spare to be mentioned.
+_WORTH_TELLING = 0.1
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def make_quote(
         endpoint_per_hour=costs.hourly(instance.instance_type, region),
         charged=charged,
         options=tuple(_options(model, work, settings, region)),
-        notes=tuple(_notes(model, settings, fits)),
+        notes=tuple(_notes(model, work, settings, fits)),
     )
 
 
@@ -237,14 +239,17 @@ def _speed(
     model: BaseModel, instance: Instance, work: Work, fits: fit.Fit, settings: TrainSettings
 ) -> tuple[float, float]:
     share = max(work.max_length, settings.batch_tokens // (instance.gpus * settings.instance_count))
-    return fit.tokens_per_second(
+    pass_tokens = min(max(fits.micro_tokens, work.max_length), share)
+    slow, fast = fit.tokens_per_second(
         model,
         instance,
         method=settings.method,
         count=settings.instance_count,
         checkpointing=fits.checkpointing,
-        spread_pass_tokens=min(max(fits.micro_tokens, work.max_length), share) if fits.sharded else 0,
+        spread_pass_tokens=pass_tokens if fits.sharded else 0,
     )
+    # Attention still reads every row whole, so that not all of it need be gained.
+    return slow, fast / (1 - work.spared(pass_tokens))
 
 
 def _parts(
@@ -276,8 +281,13 @@ def _on_one(settings: TrainSettings) -> TrainSettings:
     return settings.model_copy(update={"instance_count": 1})
 
 
-def _notes(model: BaseModel, settings: TrainSettings, fits: fit.Fit) -> list[str]:
+def _notes(model: BaseModel, work: Work, settings: TrainSettings, fits: fit.Fit) -> list[str]:
     notes = []
+    if work.spared(fits.micro_tokens) >= _WORTH_TELLING:
+        notes.append(
+            f"all rows begin with the same {work.shared_tokens} tokens of about {work.mean_length:.0f}, which a pass "
+            "computes once: the low end counts on it"
+        )
     if settings.spot:
         notes.append("spot is billed lower, by an amount nobody can promise; the quote is the on-demand price")
     instance = catalog.instance(settings.instance_type)

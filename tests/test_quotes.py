@@ -114,3 +114,27 @@ def test_a_form_left_as_it_is_quotes_a_job_that_can_be_started(model: catalog.Ba
     made = quotes.make_quote(model, work, TrainSettings(), "us-east-1", charged=False)
     assert (made.instance_type, made.fit.fits) == (model.instance, True)
     assert not [note for note in made.notes if "own memory" in note]
+
+
+def test_rows_that_begin_alike_lower_the_low_end_alone_and_say_so() -> None:
+    model = catalog.base_model("llama-2-7b")
+    settings = TrainSettings(max_length=512)
+    parts = {"rows": 80_000, "tokens": 32_000_000}
+    plain, alike = (
+        quotes.make_quote(
+            model,
+            quotes.work_of({"splits": {"train": parts | {"shared_tokens": shared}}}, model, settings),
+            settings,
+            "us-east-1",
+            charged=True,
+        )
+        for shared in (0, 200)
+    )
+    # Half of each row of 400 tokens, but for the first row of a pass.
+    share = 0.5 * (1 - 400 / alike.fit.micro_tokens)
+    assert alike.parts["training"][0] == pytest.approx(plain.parts["training"][0] * (1 - share))
+    assert alike.seconds[1] == plain.seconds[1]
+    assert [note for note in alike.notes if "200 tokens" in note]
+    assert not [note for note in plain.notes if "begin" in note]
+    # A pass that holds one row computes all of it.
+    assert quotes.Work(10, 1000, 0, 512, shared_tokens=200, mean_length=400).spared(400) == 0

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtuner_kit.dataset import duplicates, expand, pool, rejected, report, splits
+from llmtuner_kit.dataset import beginnings, duplicates, expand, pool, rejected, report, splits
 from llmtuner_kit.dataset.chunks import Plan, Source
 from llmtuner_kit.dataset.duplicates import EXACT, Duplicates
 from llmtuner_kit.dataset.report import Repeats, Report, SourceReport, SplitReport, Tally
@@ -79,7 +79,7 @@ def build(
     progress("writing splits", 0, store.rows)
     samples = _write(store, twins, where, folder, progress)
     rejected.bring((name for summary in summaries for name in summary.originals), work, folder)
-    report = _report(store, twins, where, samples, plan, summaries, tally, encoding, model_id)
+    report = _report(store, twins, where, folder, samples, plan, summaries, tally, encoding, model_id)
     return dataclasses.replace(report, leaks=leaks, repeats=_repeats(store, twins, where, settings))
 
 
@@ -257,6 +257,7 @@ def _report(
     store: Store,
     twins: Duplicates,
     where: NDArray[np.uint8],
+    folder: Path,
     samples: list[dict[str, Any]],
     plan: Plan,
     summaries: Sequence[Summary],
@@ -269,7 +270,8 @@ def _report(
     written = {}
     for number, name in enumerate(splits.SPLITS):
         rows = kept & (where == number)
-        written[name] = SplitReport(int(lines[rows].sum()), int(used[rows].sum()), int(trained[rows].sum()))
+        shared = beginnings.shared_tokens(folder / f"{name}.jsonl", encoding) if name == "train" else 0
+        written[name] = SplitReport(int(lines[rows].sum()), int(used[rows].sum()), int(trained[rows].sum()), shared)
     languages: Counter[str] = Counter()
     for summary in summaries:
         languages.update(summary.languages)

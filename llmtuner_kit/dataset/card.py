@@ -17,7 +17,7 @@ from llmtuner_kit.dataset.tokens import Encoding
 from llmtuner_kit.settings import PrepareSettings, RunSettings
 
 # Counted up whenever the same files and settings would give other bytes than before.
-FORMAT = 3
+FORMAT = 4
 FILES = (
     "train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "findings.jsonl",
     "report.json",
@@ -72,10 +72,7 @@ def card(
             "duplicates": report.duplicates,
             "rows_out": report.rows_out,
         },
-        "splits": {
-            name: {"rows": split.rows, "tokens": split.tokens, "trained_tokens": split.trained_tokens}
-            for name, split in report.splits.items()
-        },
+        "splits": {name: dataclasses.asdict(split) for name, split in report.splits.items()},
         "left_out": [{"name": name, "why": why} for name, why in report.left_out],
         "files": files,
     }

@@ -87,11 +87,12 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split as written: rows, tokens the model reads, tokens it learns from."""
+    """One split as written: rows, tokens the model reads, tokens it learns from, tokens all rows begin with."""
 
     rows: int
     tokens: int
     trained_tokens: int
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True)
