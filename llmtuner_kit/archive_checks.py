@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llmtuner_kit import artifacts, catalog, downloads, packing
+from llmtuner_kit import artifacts, downloads, packing
 from llmtuner_kit.errors import IntegrityError, NotFoundError
 from llmtuner_kit.workspace import Workspace
 
@@ -48,20 +48,19 @@ def problems(manifest: dict[str, Any], job: dict[str, Any]) -> list[str]:
     if manifest.get("format") != FORMAT:
         return [f"its format is {manifest.get('format')!r}, this kit serves format {FORMAT}"]
     asked, base, names = job["HyperParameters"], manifest["base"], set(manifest["files"])
-    model = catalog.base_model(asked["model_id"])
     found = []
     if base["model_id"] != asked["model_id"] or base["revision"] != asked["model_revision"]:
         found.append(
             f"its base is {base['model_id']} at {base['revision'][:12]}, "
             f"the job's is {asked['model_id']} at {asked['model_revision'][:12]}"
         )
-    if base["family"] != model.family:
-        found.append(f"it holds a {base['family']} model, {model.model_id} is {model.family}")
+    if base["family"] != asked["family"]:
+        found.append(f"it holds a {base['family']} model, {asked['model_id']} is {asked['family']}")
     if manifest["dataset_sha256"] != asked["dataset_sha256"]:
         found.append("it was trained on another dataset than the job")
     if "parity" not in manifest:
         found.append("its answers were never compared with the trained model's")
-    needed = [*_NEEDED, *(["chat_template.jinja"] if model.family == "causal" else [])]
+    needed = [*_NEEDED, *(["chat_template.jinja"] if asked["family"] == "causal" else [])]
     found += [f"{item} is missing" for item in needed if item not in names]
     if not any(PurePosixPath(item).match("*.safetensors") and "/" not in item for item in names):
         found.append("it has no weights")

@@ -34,6 +34,7 @@ class BaseModel:
         gated: a licence must be accepted on the Hub, so the job needs a token.
         tied: the output layer is the embeddings.
         embedded: weights come to S3 from this machine, no Hub is asked.
+        source: where weights come to S3 from that are nobody's but the user's: a folder or an S3 prefix.
         stored_bytes: bytes of a weight as the Hub keeps it.
         instance: smallest instance type that tunes it with LoRA in comfort.
     """
@@ -56,8 +57,14 @@ class BaseModel:
     tied: bool = False
     gated: bool = False
     embedded: bool = False
+    source: str = ""
     stored_bytes: int = 2
     instance: str = "ml.g5.xlarge"
+
+    @property
+    def staged(self) -> bool:
+        """Whether a job reads the weights from S3; otherwise it fetches them from the Hub."""
+        return self.embedded or bool(self.source)
 
 
 @dataclass(frozen=True)

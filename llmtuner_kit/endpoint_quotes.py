@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmtuner_kit import catalog, costs, fit, job_times, training
+from llmtuner_kit import base_models, catalog, costs, fit, job_times, training
 from llmtuner_kit.errors import BudgetError, SettingsError
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import DeploySettings
@@ -45,7 +45,7 @@ def quote(workspace: Workspace, settings: DeploySettings, run: Run | None = None
     """The quote of the settings; `run`: their run, if it is open. Raises NotFoundError when the run has no job yet."""
     job_name = training.job_of(workspace, settings.run_name, settings.job_name, run)
     job = training.require_own_job(workspace, job_name)
-    model = catalog.base_model(job["HyperParameters"]["model_id"])
+    model = base_models.of_job(workspace, job)
     region, kind = workspace.aws.region, settings.instance_type or model.instance
     rate = costs.hourly(kind, region, settings.max_instances)
     return EndpointQuote(

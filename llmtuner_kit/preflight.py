@@ -27,9 +27,8 @@ class Finding:
     fix: str = ""
 
 
-def check(workspace: Workspace, model_id: str, instance_type: str = "") -> list[Finding]:
+def check(workspace: Workspace, model: catalog.BaseModel, instance_type: str = "") -> list[Finding]:
     """Identity, user, bucket, role, quotas, price and base model, in the order a run needs them."""
-    model = catalog.base_model(model_id)
     instance_type = instance_type or model.instance
     return [
         _identity(workspace),
@@ -125,6 +124,9 @@ def _model(model: catalog.BaseModel) -> Finding:
     if model.embedded:
         folder = catalog.base_model_folder(model.model_id)
         return Finding("base model", "ok", f"{model.title}, on this machine in {folder}")
+    if model.source:
+        text = f"{model.title} from {model.source}, copied to your prefix when it is first trained on"
+        return Finding("base model", "ok", text)
     if model.gated:
         text = f"{model.title} is gated: licence {model.licence}"
         return Finding(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmtuner_kit import catalog, costs, fit, job_times, runs
+from llmtuner_kit import base_models, catalog, costs, fit, job_times, runs
 from llmtuner_kit.aws import ClientError
 from llmtuner_kit.catalog import BaseModel, Instance
 from llmtuner_kit.errors import BudgetError
@@ -119,17 +119,11 @@ def quote(
 ) -> Quote:
     """What the job will take; `run`: the settings' run, if it is open; `measure`: `measured_speed`, or what knows it."""
     run = run or runs.open_run(workspace, settings.run_name)
-    model = chosen_model(run, settings)
+    model = base_models.of_run(run, settings.model_id)
     settings = _placed(settings, model)
     work = work_of(run.result("prepare"), model, settings)
     measured = (measure or measured_speed)(workspace, model, settings) if workspace.aws.charged else None
     return make_quote(model, work, settings, workspace.aws.region, charged=workspace.aws.charged, measured=measured)
-
-
-def chosen_model(run: Run, settings: TrainSettings) -> BaseModel:
-    """The base model of the settings, else the one of 00_start, else the one the data was prepared for."""
-    start = (run.section("start") or {}).get("settings", {})
-    return catalog.base_model(settings.model_id or start.get("model_id") or run.result("prepare")["model_id"])
 
 
 def _placed(settings: TrainSettings, model: BaseModel) -> TrainSettings:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from llmtuner_kit import catalog, paths
+from llmtuner_kit import catalog, model_names, paths
 from llmtuner_kit.errors import SettingsError
 
 Target = Literal["local", "local-docker", "aws"]
@@ -35,7 +35,7 @@ def _label(value: str, info: ValidationInfo) -> str:
 
 
 def _model(value: str) -> str:
-    return catalog.base_model(value).model_id if value else value
+    return model_names.parse(value).text if value else value
 
 
 def _instance(value: str) -> str:
@@ -77,12 +77,15 @@ class StartSettings(RunSettings):
     """00_start: check the environment, open or create a run."""
 
     run_name: Label = Field("", description="name of the run to create or resume; empty: a new name from today's date")
-    model_id: Model = Field("smollm2-135m-instruct", description="base model to tune")
+    model_id: Model = Field(
+        "smollm2-135m-instruct",
+        description="base model to tune: one of the list, or another's Hub name, s3:// prefix or folder",
+    )
 
     @field_validator("model_id")
     @classmethod
     def _named(cls, value: str) -> str:
-        return catalog.base_model(value).model_id
+        return model_names.parse(value).text
 
 
 class UploadSettings(RunSettings):

@@ -1,4 +1,5 @@
-"""What a job reads besides its data, put into the user's prefix once: the training code and an offline base model.
+"""What a job reads besides its data, put into the user's prefix once: the training code and a base model that is
+not the Hub's.
 
 Both lie under a name that follows from their content, so the same code or model is sent once and never replaced.
 """
@@ -6,10 +7,10 @@ Both lie under a name that follows from their content, so the same code or model
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmtuner_kit import catalog, job_code
+from llmtuner_kit import base_models, catalog, job_code, paths
 from llmtuner_kit.aws import object_sizes
 from llmtuner_kit.workspace import Workspace
 
@@ -46,11 +47,26 @@ def stage(workspace: Workspace, prefix: str, files: Mapping[str, bytes]) -> str:
 
 
 def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
-    """Put an embedded base model under its revision, once; the URI of the prefix."""
-    folder = catalog.base_model_folder(model.model_id)
-    prefix = workspace.paths.base_model(model.model_id, catalog.base_model_revision(model.model_id))
-    _put_missing(workspace, prefix, {path.name: path for path in sorted(folder.iterdir()) if path.is_file()})
+    """Put a base model of this machine or of another prefix under its revision, once; the URI of the prefix."""
+    prefix = workspace.paths.base_model(model.model_id, base_models.revision(model))
+    if model.source.startswith("s3://"):
+        _copy_missing(workspace, prefix, model.source, base_models.unchanged(workspace, model).weights)
+    elif model.source:
+        names = base_models.unchanged(workspace, model).weights
+        _put_missing(workspace, prefix, {name: Path(model.source) / name for name in names})
+    else:
+        folder = catalog.base_model_folder(model.model_id)
+        _put_missing(workspace, prefix, {path.name: path for path in sorted(folder.iterdir()) if path.is_file()})
     return workspace.paths.uri(prefix)
+
+
+def _copy_missing(workspace: Workspace, prefix: str, source: str, names: Sequence[str]) -> None:
+    """Copy files from another prefix, inside S3."""
+    client, (bucket, start) = workspace.aws.client("s3"), paths.split_uri(source)
+    there, sizes = object_sizes(client, workspace.bucket, prefix), object_sizes(client, bucket, start)
+    for name in names:
+        if there.get(prefix + name) != sizes[start + name]:
+            client.copy({"Bucket": bucket, "Key": start + name}, workspace.bucket, prefix + name)
 
 
 def _put_missing(workspace: Workspace, prefix: str, files: Mapping[str, bytes | Path]) -> None:

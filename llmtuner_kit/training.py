@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, catalog, creation, images, job_names, paths, runs, staging
+from llmtuner_kit import access, base_models, catalog, creation, images, job_names, paths, runs, staging
 from llmtuner_kit.aws import ClientError, described, error_message, is_error
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
-from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, chosen_model, quote, require_budget
+from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, quote, require_budget
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.workspace import Workspace
@@ -152,10 +152,11 @@ def _same_job(workspace: Workspace, request: dict[str, Any]) -> str:
 def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quote) -> Plan:
     """Resolve names, role and image, and put code and base model where the job will look for them."""
     prepared = run.result("prepare")
-    model = chosen_model(run, settings)
+    model = base_models.of_run(run, settings.model_id)
+    base_models.remember(workspace, model)
     settings = settings.model_copy(update={"instance_type": made.instance_type})
     code_sha, code_uri = staging.stage_code(workspace)
-    model_uri = staging.stage_model(workspace, model) if model.embedded else ""
+    model_uri = staging.stage_model(workspace, model) if model.staged else ""
     channels = {name: part["uri"] for name, part in prepared["splits"].items() if part["rows"]}
     for uri in channels.values():
         workspace.require_own(uri)
@@ -183,7 +184,7 @@ def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quo
 
 def _environment(model: catalog.BaseModel, user_id: str) -> dict[str, str]:
     """A gated model needs a token; only the name of the secret that holds it may appear in a job description."""
-    if model.embedded:
+    if model.staged:
         return {"HF_HUB_OFFLINE": "1"}
     secret = os.environ.get("HF_TOKEN_SECRET_ARN", "")
     how = (
@@ -259,8 +260,8 @@ def hyperparameters(plan: Plan) -> dict[str, str]:
     """What train.py reads, as the flat map of strings SageMaker takes."""
     values = {name: getattr(plan.settings, name) for name in _PASSED}
     values |= {
-        "model_id": plan.model.hub_id if not plan.model.embedded else plan.model.model_id,
-        "model_revision": catalog.base_model_revision(plan.model.model_id),
+        "model_id": plan.model.model_id if plan.model.staged else plan.model.hub_id,
+        "model_revision": base_models.revision(plan.model),
         "family": plan.model.family,
         "dataset_sha256": plan.dataset_sha256,
         "kit_version": llmtuner_kit.__version__,

@@ -35,7 +35,12 @@ MANIFEST: dict[str, Any] = {
 }
 JOB: dict[str, Any] = {
     "TrainingJobName": "demo-1",
-    "HyperParameters": {"model_id": "tiny-llama", "model_revision": "abc", "dataset_sha256": "d" * 64},
+    "HyperParameters": {
+        "model_id": "tiny-llama",
+        "model_revision": "abc",
+        "family": "causal",
+        "dataset_sha256": "d" * 64,
+    },
 }
 
 

@@ -32,7 +32,23 @@ def controls(form: Form) -> dict[str, ipywidgets.Widget]:
 @pytest.mark.parametrize("step", kit_settings.STEPS)
 def test_every_field_has_a_control_with_its_own_label(step: str) -> None:
     fields = kit_settings.STEPS[step].model_fields
-    assert {label(name) for name in fields} == set(controls(Form(step)))
+    another = {"Its name or place"} if "model_id" in fields else set()
+    assert {label(name) for name in fields} | another == set(controls(Form(step)))
+
+
+def test_a_model_that_is_not_in_the_list_is_written_in_a_line_of_its_own() -> None:
+    form = Form("train")
+    choice, line = controls(form)["Base model"], controls(form)["Its name or place"]
+    assert line.layout.display == "none"
+    choice.value = choice.options[-1][1]
+    assert line.layout.display == ""
+    assert form.settings().model_id == ""  # nothing is written yet
+    line.value = "acme/Kranich-7B"
+    assert form.settings().model_id == "acme/Kranich-7B"
+    choice.value = "llama-2-7b"
+    assert (line.layout.display, form.settings().model_id) == ("none", "llama-2-7b")
+    given = controls(Form("train", model_id="s3://models/chat/"))
+    assert (given["Its name or place"].value, given["Its name or place"].layout.display) == ("s3://models/chat/", "")
 
 
 @pytest.mark.parametrize("step", kit_settings.STEPS)

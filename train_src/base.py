@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import disk
+import supported
 from failures import TrainingError
 from folders import Folders
 from hyperparameters import Hyperparameters
-from supported import check_config
 
 DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
 INDEX = "model.safetensors.index.json"
@@ -40,9 +40,7 @@ class Base:
     @property
     def longest_row(self) -> int:
         """Tokens the model can read."""
-        text = self.config.get("text_config") or self.config
-        known = [text.get(name) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
-        return min([value for value in known if value] or [LONGEST_DEFAULT])
+        return supported.longest_row(self.config)
 
     def longest_prompt(self, max_length: int) -> int:
         """Tokens of prompt and answer (seq2seq: of each) that the tuned model can be asked for."""
@@ -98,7 +96,8 @@ def locate_base(folders: Folders, settings: Hyperparameters) -> Base:
     )
     if settings.family not in ("auto", base.family):
         raise TrainingError(f"family is {settings.family}, but {base.model_id} is a {base.family} model: set auto")
-    check_config(base.model_id, base.config)
+    if reason := supported.obstacle(base.config):
+        raise TrainingError(f"{base.model_id} cannot be trained: {reason}; {supported.SUPPORTED}")
     return base
 
 

@@ -1,5 +1,7 @@
 """Which base models this code can train, decided from config.json alone, before torch or any weight is loaded.
 
+Whoever asks before a job is started reads this same file.
+
 Decoders of text with attention in every layer and one feed-forward block each (Llama and what is built like it), and
 T5's family of encoder-decoders. Everything else would fail late, or worse: train on something else than was asked for
 (recurrent layers carry state from one packed row into the next, expert layers would get no adapter).
@@ -7,12 +9,11 @@ T5's family of encoder-decoders. Everything else would fail late, or worse: trai
 
 from typing import Any
 
-from failures import TrainingError
-
 SUPPORTED = (
     "supported are text decoders built like Llama (Llama, Mistral, Qwen2 and 3, Gemma, Phi-3, SmolLM and others) and "
     "encoder-decoders of T5's family (T5, FLAN-T5, mT5)"
 )
+LONGEST_UNKNOWN = 2048  # tokens of a row of a model that does not say what it can read
 T5_FAMILY = ("t5", "mt5")
 T5_SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size", "decoder_start_token_id")
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
@@ -22,14 +23,15 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 OTHER_SENSES = ("vision_config", "audio_config", "image_token_id")
 
 
-def check_config(model_id: str, config: dict[str, Any]) -> None:
-    """Raises TrainingError with what stands in the way of training this model."""
-    reason = _obstacle(config)
-    if reason:
-        raise TrainingError(f"{model_id} cannot be trained: {reason}; {SUPPORTED}")
+def longest_row(config: dict[str, Any]) -> int:
+    """Tokens that the model can read."""
+    text = config.get("text_config") or config
+    known = [text.get(name) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
+    return min([value for value in known if value] or [LONGEST_UNKNOWN])
 
 
-def _obstacle(config: dict[str, Any]) -> str:
+def obstacle(config: dict[str, Any]) -> str:
+    """What stands in the way of training this model; empty when nothing does."""
     kind = config.get("model_type", "")
     if config.get("quantization_config"):
         scheme = config["quantization_config"].get("quant_method", "some way")

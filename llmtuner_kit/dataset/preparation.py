@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit import catalog, runs
+from llmtuner_kit import base_models, catalog, runs
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import processing, sources, versions
 from llmtuner_kit.dataset.processing import Watch
@@ -24,7 +24,6 @@ from llmtuner_kit.errors import ConflictError
 from llmtuner_kit.settings import PrepareSettings, row_numbers
 from llmtuner_kit.workspace import Workspace
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 _KEPT_SECONDS = 7 * 24 * 3600
 
 
@@ -59,7 +58,8 @@ def prepare(workspace: Workspace, settings: PrepareSettings, progress: Watch | N
     watch = progress or _quiet
     run = runs.open_run(workspace, settings.run_name)
     listing = sources.find(workspace, run, settings)
-    encoding = open_encoding(model_of(run), settings.max_length)
+    model = base_models.of_run(run)
+    encoding = open_encoding(model, base_models.tokenizer_folder(workspace, model), settings.max_length)
     if settings.compute == "processing-job":
         made, document, reused = processing.prepare(run, settings, listing, encoding, watch)
     else:
@@ -124,12 +124,6 @@ def _noted(prepared: Prepared) -> dict[str, Any]:
             for name, split in prepared.card["splits"].items()
         },
     }
-
-
-def model_of(run: runs.Run) -> str:
-    """The base model chosen in 00_start: its tokenizer counts."""
-    start = run.section("start") or {}
-    return catalog.base_model((start.get("settings") or {}).get("model_id") or DEFAULT_MODEL).model_id
 
 
 def _quiet(what: str, done: int, total: int, note: str = "") -> None:

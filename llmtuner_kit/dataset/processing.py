@@ -24,8 +24,9 @@ from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.dataset import quotes, versions
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.sources import Listing
-from llmtuner_kit.dataset.tokens import TOKENIZER_FILES, Encoding
+from llmtuner_kit.dataset.tokens import Encoding
 from llmtuner_kit.errors import JobFailedError
+from llmtuner_kit.model_names import TOKENIZER_FILES
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import PrepareSettings
 from llmtuner_kit.workspace import Workspace

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtuner_kit import catalog, job_code
-from llmtuner_kit.errors import KitError, NotFoundError
+from llmtuner_kit.errors import KitError
+from llmtuner_kit.model_names import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # The modules of train_src that decide what a row becomes.
 _PROGRAMS = ("encoding.py", "chat_template.py", "conversations.py")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +135,6 @@ class Encoding:
         return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
 
-def open_encoding(model_id: str, max_length: int) -> Encoding:
-    """The encoding of a base model; `max_length` 0 means the model's own limit, at most 2048 tokens."""
-    model = catalog.base_model(model_id)
-    folder = catalog.base_model_folder(model_id) if model.embedded else _from_hub(model)
+def open_encoding(model: catalog.BaseModel, folder: Path, max_length: int) -> Encoding:
+    """The encoding of a base model whose tokenizer is in `folder`; `max_length` 0: what it can read, at most 2048."""
     return Encoding(folder, model.family, min(max_length or 2048, model.context), model.model_id)
-
-
-def _from_hub(model: catalog.BaseModel) -> Path:
-    """The tokenizer files of a Hub model, fetched once into the cache."""
-    folder = catalog.cache_folder() / "models" / model.model_id
-    if (folder / "tokenizer.json").exists():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        snapshot_download(model.hub_id, revision=model.revision, allow_patterns=list(TOKENIZER_FILES), local_dir=folder)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise NotFoundError(
-            f"The tokenizer of {model.model_id} could not be fetched from the Hub: {str(error).splitlines()[0]}",
-            valid="without a network: smollm2-135m-instruct, tiny-llama, tiny-t5",
-            fix=f"accept the licence of {model.hub_id} and set HF_TOKEN"
-            if model.gated
-            else "connect to the network, or choose a model that ships offline",
-        ) from error
-    return folder

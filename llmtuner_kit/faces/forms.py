@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ipywidgets
+import traitlets
 from pydantic.fields import FieldInfo
 
 from llmtuner_kit import settings as kit_settings
@@ -40,6 +41,7 @@ _RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 
 _LINES = "white-space:pre-line;line-height:1.4;overflow-wrap:anywhere;margin:.6em 0"
 _BUTTON = 56  # characters that a button shows
 _WHEN_EMPTY = "; empty: "
+_ANOTHER = "another model …"
 _INVALID = "<p role='status'>Shown as soon as all settings are valid.</p>"
 _LOOKING, _LOOKING_AFTER = "<p role='status'>Looking …</p>", 0.3  # the first look may have to start the local cloud
 
@@ -298,12 +300,53 @@ def label(name: str) -> str:
     return _LABELS.get(name) or name.replace("_", " ").capitalize()
 
 
+class OpenChoice(ipywidgets.VBox):
+    """A list to choose from, whose last entry opens a line for what is not in it. `value` is the text of either."""
+
+    value = traitlets.Unicode()
+
+    def __init__(
+        self, options: Sequence[tuple[str, str]], empty: Sequence[tuple[str, str]], value: str, **looks: Any
+    ) -> None:
+        self._listed = {item for _, item in (*empty, *options)}
+        choices = [*empty, *options, (_ANOTHER, _ANOTHER)]
+        self._list = ipywidgets.Dropdown(options=choices, **looks)
+        below = looks | {"description": "Its name or place", "placeholder": "ORG/MODEL, s3://BUCKET/PREFIX/, ./FOLDER"}
+        self._line = ipywidgets.Text(continuous_update=False, **below)
+        super().__init__([self._list, self._line], layout=looks["layout"])
+        self.observe(self._follow, names="value")
+        for control in (self._list, self._line):
+            control.observe(self._used, names="value")
+        self._line.layout.display = "none"
+        self.value = value
+        self._follow({"new": value})
+
+    def _follow(self, change: Mapping[str, Any]) -> None:
+        """The controls show the value, where it was not they that have set it."""
+        if change["new"] == self._held():
+            return
+        if change["new"] in self._listed:
+            self._list.value = change["new"]
+        else:
+            self._line.value = change["new"]
+            self._list.value = _ANOTHER
+
+    def _held(self) -> str:
+        return str(self._line.value if self._list.value == _ANOTHER else self._list.value)
+
+    def _used(self, _: Mapping[str, Any]) -> None:
+        self._line.layout.display = "" if self._list.value == _ANOTHER else "none"
+        self.value = self._held()
+
+
 def _control(name: str, field: FieldInfo, value: Any) -> Any:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     short: dict[str, Any] = {"description": label(name), "style": _LABEL_STYLE, "layout": _SHORT}
     long = short | {"layout": _LONG}
     empty = (field.description or "").partition(_WHEN_EMPTY)[2]
     options = [(str(item), item) for item in kit_settings.values_of(field)]
+    if extra.get("choices") == "models":
+        return OpenChoice(options, [] if field.default else [(f"({empty})", "")], str(value), **long)
     if options:
         if extra.get("choices") and field.default == "":
             options = [(f"({empty})", ""), *options]

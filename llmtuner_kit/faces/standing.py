@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from llmtuner_kit import artifacts, catalog, inference, runs, training, uploads
+from llmtuner_kit import artifacts, base_models, inference, runs, training, uploads
 from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.faces.show import Card, Link, Part, listed, size
 from llmtuner_kit.fit import Fit
@@ -154,18 +154,18 @@ def fitting(checked: Fit) -> dict[str, str]:
 
 def base_model(settings: StartSettings) -> Card:
     """What the chosen base model is and where it can be tuned."""
-    model = catalog.base_model(settings.model_id)
-    where = (
-        "this machine and AWS; its weights are here already or are made here"
-        if model.embedded
-        else f"AWS, on {model.instance} or larger; its weights come from the Hub"
-    )
+    model = base_models.resolve(settings.model_id, lambda: open_workspace(settings).aws.client("s3"))
+    if model.embedded:
+        where = "this machine and AWS; its weights are here already or are made here"
+    else:
+        where = f"AWS, on {model.instance} or larger, and this machine as its memory allows"
     facts = [
         ("base model", model.title),
         ("kind", "decoder (writes on)" if model.family == "causal" else "encoder and decoder (text in, text out)"),
         ("weights", _weights(model.parameters)),
         ("longest row", f"{model.context:,} tokens"),
         ("trained on", where),
+        *([] if model.embedded else [("weights come from", model.source or "the Hub")]),
         ("licence", model.licence + ("; accept it on the Hub first" if model.gated else "")),
     ]
     page: list[Part] = [Link("Its page on the Hub", f"https://huggingface.co/{model.hub_id}")] if model.hub_id else []

@@ -28,6 +28,7 @@ from typing import Any
 
 import psutil
 
+from llmtuner_kit import catalog
 from llmtuner_kit.dataset import checks, conversion, shapes
 from llmtuner_kit.dataset.build import build
 from llmtuner_kit.dataset.chunks import Source
@@ -104,7 +105,7 @@ def kit(path: Path, out: Path) -> int:
     (out / "work").mkdir(parents=True)
     (out / "made").mkdir()
     source = Source(path.name, path, path.stat().st_size, "benchmark")
-    encoding = open_encoding(MODEL, 0)
+    encoding = open_encoding(catalog.base_model(MODEL), catalog.base_model_folder(MODEL), 0)
     report = build([source], PrepareSettings(), encoding, MODEL, out / "made", out / "work", lambda *_: None)
     assert report.accepted + report.rejected + report.duplicates == report.rows_in
     print(f"  accepted {report.accepted}, rejected {report.rejected}, duplicates {report.duplicates}")
@@ -166,7 +167,7 @@ def baseline(path: Path, out: Path) -> int:
         return new
 
     unique = good.filter(first)
-    counted = unique.map(Tokens(str(open_encoding(MODEL, 0).folder)), num_proc=2)
+    counted = unique.map(Tokens(str(catalog.base_model_folder(MODEL))), num_proc=2)
     parts = counted.train_test_split(test_size=0.2, seed=1)
     for name, part in parts.items():
         part.to_json(str(out / f"{name}.jsonl"))

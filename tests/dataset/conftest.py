@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_encodings import encoding_of
 
 from llmtuner_kit.dataset.build import build
 from llmtuner_kit.dataset.chunks import Source
 from llmtuner_kit.dataset.report import Report
-from llmtuner_kit.dataset.tokens import Encoding, open_encoding
+from llmtuner_kit.dataset.tokens import Encoding
 from llmtuner_kit.settings import PrepareSettings
 
 
@@ -46,7 +47,7 @@ class Built:
 
 @pytest.fixture(scope="session")
 def encoding() -> Encoding:
-    return open_encoding("tiny-llama", 0)
+    return encoding_of("tiny-llama")
 
 
 Prepare = Callable[..., Built]

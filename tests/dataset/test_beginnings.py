@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from tiny_encodings import encoding_of
+
 from dataset.conftest import Prepare
 from llmtuner_kit.dataset.beginnings import shared_tokens
-from llmtuner_kit.dataset.tokens import Encoding, open_encoding
+from llmtuner_kit.dataset.tokens import Encoding
 
 SYSTEM = "You answer for the shop Kranich, briefly, kindly and with one step to do next. "
 
@@ -43,4 +45,4 @@ def test_one_row_that_begins_otherwise_leaves_only_the_template(prepare: Prepare
     short = alike.folder / "one.jsonl"
     short.write_bytes((alike.folder / "train.jsonl").read_bytes().splitlines()[0])
     assert shared_tokens(short, encoding) == 0
-    assert shared_tokens(alike.folder / "train.jsonl", open_encoding("tiny-t5", 0)) == 0
+    assert shared_tokens(alike.folder / "train.jsonl", encoding_of("tiny-t5")) == 0

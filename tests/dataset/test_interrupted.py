@@ -17,6 +17,7 @@ from pathlib import Path
 from llmtuner_kit.dataset import chunks
 from llmtuner_kit.dataset.build import build
 from llmtuner_kit.dataset.chunks import Source
+from llmtuner_kit import catalog
 from llmtuner_kit.dataset.tokens import open_encoding
 from llmtuner_kit.settings import PrepareSettings
 
@@ -28,7 +29,9 @@ sources = [
     Source(path.name, path, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     for path in sorted(folder.iterdir())
 ]
-build(sources, PrepareSettings(), open_encoding("tiny-llama", 0), "tiny-llama", out, work, lambda *_: None, 2)
+model = catalog.base_model("tiny-llama")
+encoding = open_encoding(model, catalog.base_model_folder("tiny-llama"), 0)
+build(sources, PrepareSettings(), encoding, "tiny-llama", out, work, lambda *_: None, 2)
 """
 
 

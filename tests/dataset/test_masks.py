@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_encodings import encoding_of
 
 import data  # the training container's own module
 from dataset.conftest import distinct
 from encoding import Encoder
-from llmtuner_kit.dataset.tokens import open_encoding
 
 CHAT = {
     "messages": [
@@ -36,7 +36,7 @@ def test_masks_equal_what_the_training_container_feeds_the_model(tmp_path: Path,
     # Short rows besides, since the container refuses a channel most of whose answers are cut.
     short = [{"instruction": f"Say {number}", "output": f"{number}."} for number in range(20)]
     rows = [*ROWS, *([CHAT] if model == "tiny-llama" else []), *short]
-    encoding = open_encoding(model, limit)
+    encoding = encoding_of(model, limit)
     masks = {mask.number: mask for mask in encoding.masks(dict(enumerate(rows, 1)))}
     encoder = Encoder(encoding.folder, encoding.family)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

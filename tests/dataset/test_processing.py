@@ -12,6 +12,7 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 from iam import as_user
+from tiny_encodings import encoding_of
 
 from dataset.conftest import as_bytes, distinct
 from llmtuner_kit import access, runs, uploads
@@ -153,9 +154,7 @@ def test_what_the_user_can_put_right_comes_back_in_the_jobs_own_words(workspace:
 
 
 def test_the_jobs_files_follow_from_content_alone(workspace: Workspace) -> None:
-    from llmtuner_kit.dataset.tokens import open_encoding
-
-    encoding = open_encoding("tiny-llama", 0)
+    encoding = encoding_of("tiny-llama")
     one = processing.job_files(PrepareSettings(run_name="a"), listing(("a.jsonl", 5)), encoding)
     two = processing.job_files(PrepareSettings(run_name="b", budget_usd=3), listing(("a.jsonl", 5)), encoding)
     assert one == two

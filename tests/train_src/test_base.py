@@ -5,15 +5,13 @@ import json
 import logging
 import shutil
 import sys
-import threading
 import types
 from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from fake_hub import COMMIT, serving
 from test_train import start
 from tiny_jobs import JobMaker
 
@@ -23,62 +21,16 @@ from failures import TrainingError
 from folders import Folders
 from hyperparameters import Hyperparameters
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_" + "secretsecretsecret"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """One gated repository, `acme/gated`: its description is public, its files need the token."""
-
-    def __init__(self, folder: Path, asked: list[str], *arguments: object) -> None:
-        self.folder, self.asked = folder, asked
-        super().__init__(*arguments)  # type: ignore[arg-type]
-
-    def do_GET(self) -> None:
-        self.asked.append(f"{self.command} {self.path}")
-        path = self.path.partition("?")[0]
-        if not path.removeprefix("/api/models").startswith("/acme/gated"):
-            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif "/tree/" in path:
-            files = [
-                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": f"{number:040x}"}
-                for number, path in enumerate(sorted(self.folder.iterdir()))
-            ]
-            self._answer(200, json.dumps(files).encode(), {})
-        elif path.startswith("/api/"):
-            names = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
-            self._answer(200, json.dumps({"id": "acme/gated", "sha": COMMIT, "siblings": names}).encode(), {})
-        elif self.headers.get("authorization") != f"Bearer {TOKEN}":
-            self._answer(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
-        else:
-            content = (self.folder / path.rpartition("/")[2]).read_bytes()
-            self._answer(200, content, {"ETag": f'"{len(content):x}"', "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET  # noqa: N815 (the name http.server looks for)
-
-    def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
 
 
 @pytest.fixture
 def hub(models: dict[str, Path], tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     """The Hub's address, and what it is asked. Its model has its weights twice, as Mistral 7B has."""
-    asked: list[str] = []
     folder = shutil.copytree(models["causal"], tmp_path / "hub")
     shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder, asked))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
+    with serving("acme/gated", folder, token=TOKEN) as (address, asked):
+        yield address, asked
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Models this code cannot train are refused from their config.json, and those it can train are let through."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from base import Base
 from failures import TrainingError
 from memory import Shape
 from structure import check_structure
-from supported import check_config
+from supported import obstacle
 
 SMALL = {
     "vocab_size": 384,
@@ -46,7 +47,7 @@ def config_of(kind: str, **values: Any) -> dict[str, Any]:
 )
 def test_decoders_built_like_llama_are_let_through(kind: str, tmp_path: Path) -> None:
     config = config_of(kind, **SMALL)
-    check_config("acme/model", config)
+    assert not obstacle(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
 
@@ -54,7 +55,7 @@ def test_decoders_built_like_llama_are_let_through(kind: str, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["t5", "mt5"])
 def test_encoder_decoders_of_t5s_family_are_let_through(kind: str, tmp_path: Path) -> None:
     config = config_of(kind, **SMALL_T5)
-    check_config("acme/model", config)
+    assert not obstacle(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
 
@@ -73,7 +74,7 @@ def test_weights_are_counted_once_where_a_kind_ties_them_without_saying_so(kind:
 def test_an_early_t5_that_does_not_count_its_decoder_layers_is_let_through(tmp_path: Path) -> None:
     config = config_of("t5", **SMALL_T5)
     del config["num_decoder_layers"]
-    check_config("acme/model", config)
+    assert not obstacle(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
 
@@ -104,20 +105,17 @@ def test_an_early_t5_that_does_not_count_its_decoder_layers_is_let_through(tmp_p
     ],
 )
 def test_models_built_otherwise_are_refused_with_what_stands_in_the_way(kind: str, reason: str) -> None:
-    with pytest.raises(
-        TrainingError, match=f"^acme/model cannot be trained: .*(?:{reason}).*supported are text decoders"
-    ):
-        check_config("acme/model", config_of(kind))
+    assert re.search(reason, obstacle(config_of(kind)))
 
 
 def test_weights_that_are_quantised_already_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"quantised already \(gptq\), take the original"):
-        check_config("acme/model", {**config_of("llama", **SMALL), "quantization_config": {"quant_method": "gptq"}})
+    config = {**config_of("llama", **SMALL), "quantization_config": {"quant_method": "gptq"}}
+    assert "quantised already (gptq), take the original" in obstacle(config)
 
 
 def test_a_decoder_with_another_head_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"it is a LlamaForSequenceClassification, which is no decoder"):
-        check_config("acme/model", {**config_of("llama", **SMALL), "architectures": ["LlamaForSequenceClassification"]})
+    config = {**config_of("llama", **SMALL), "architectures": ["LlamaForSequenceClassification"]}
+    assert obstacle(config) == "it is a LlamaForSequenceClassification, which is no decoder"
 
 
 def test_a_model_with_more_weights_than_its_sizes_say_is_refused(tmp_path: Path) -> None:
