@@ -34,7 +34,8 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
     for what, wanted, prefix in _stored(workspace, run, settings):
         count, size = _delete_prefix(workspace, prefix, really=wanted)
         if count:
-            told = f"{what}: {count} {'object' if count == 1 else 'objects'}, {size / 1e6:,.1f} MB"
+            megabytes = f"{size / 1e6:,.1f} MB" if size >= 1e5 else "under 0.1 MB"
+            told = f"{what}: {count} {'object' if count == 1 else 'objects'}, {megabytes}"
             if wanted:
                 removed.append(told)
             else:
@@ -84,12 +85,12 @@ def _stored(workspace: Workspace, run: runs.Run, settings: CleanupSettings) -> I
     for first, names in tries.items():
         # Until a job has written its model, its checkpoints are all there is of it.
         written = settings.delete_model or any(artifacts.wrote_model(workspace, name) for name in names)
-        yield "checkpoints", settings.delete_checkpoints and written, workspace.paths.checkpoints(first)
+        yield f"checkpoints of {first}", settings.delete_checkpoints and written, workspace.paths.checkpoints(first)
     for name in trained:
-        yield "model archive", settings.delete_model, f"{workspace.paths.models}/{name}/"
+        yield f"model archive of {name}", settings.delete_model, f"{workspace.paths.models}/{name}/"
     uploaded = (run.section("upload") or {}).get("result") or {}
     if uploaded.get("dataset"):
-        yield "uploads", settings.delete_uploads, workspace.paths.uploads(uploaded["dataset"])
+        yield f"uploads of {uploaded['dataset']}", settings.delete_uploads, workspace.paths.uploads(uploaded["dataset"])
 
 
 _STOPS: dict[str, Callable[[Workspace, str], Any]] = {"training": training.stop, "processing": processing.stop}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -213,9 +214,10 @@ def client_examples(workspace: Workspace, target: Deployed, prompt: str = "Hello
             'print(json.loads(answer["Body"].read()))\n'
         ),
         "AWS CLI": (
+            # Versions 1 and 2 of the CLI take a body from a file alike.
+            f"echo {shlex.quote(json.dumps(request))} > request.json\n"
             f"aws sagemaker-runtime invoke-endpoint --region {region} --endpoint-name {name} \\\n"
-            "    --content-type application/json --cli-binary-format raw-in-base64-out \\\n"
-            f"    --body '{json.dumps(request)}' answer.json\n"
+            "    --content-type application/json --body fileb://request.json answer.json && cat answer.json\n"
         ),
     }
     if target.family == "causal":

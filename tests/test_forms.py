@@ -75,6 +75,19 @@ def test_parameters_are_taken_from_a_notebooks_namespace() -> None:
         Form("upload", namespace)
 
 
+def test_what_was_made_before_is_not_shown_when_the_next_turn_fails() -> None:
+    namespace: dict[str, object] = {
+        name: field.default for name, field in kit_settings.TrainSettings.model_fields.items()
+    }
+    form = Form("train", namespace)
+    namespace |= {"job": "of the last turn", "mine": 1}
+    controls(form)["Epochs"].value = 0.0
+    with pytest.raises(SettingsError):
+        form.settings()
+    assert "job" not in namespace
+    assert namespace["mine"] == 1
+
+
 def test_all_problems_come_in_one_error_and_are_shown_beside_the_form() -> None:
     form = Form("train", epochs=0.0, lora_r=0, method="loara")
     with pytest.raises(SettingsError) as caught:

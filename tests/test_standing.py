@@ -25,6 +25,25 @@ def test_an_empty_run_name_is_shown_as_the_newest_run(workspace: Workspace) -> N
     assert dict(standing.run()(chosen).facts)["run"] == "a-run"
 
 
+def test_what_was_made_of_an_earlier_job_is_not_said_to_be_done(workspace: Workspace) -> None:
+    run = runs.open_run(workspace, "again", create=True)
+    run.save("start", settings={"model_id": "smollm2-135m-instruct"})
+    for step in ("download", "deploy", "invoke"):
+        run.save(step, result={"job_name": "job-1"} if step != "invoke" else {"endpoint_name": "end-1"})
+    run.save("deploy", result={"job_name": "job-1", "endpoint_name": "end-1"})
+    run.save("train", result={"job_name": "job-2", "model_id": "tiny-llama"})
+    asked = settings.CleanupSettings(user_id=workspace.user_id)
+    found = dict(standing.run()(asked).facts)
+    assert found["base model"] == "tiny-llama"
+    assert found["endpoint"] == "end-1, with the model of job-1"
+    assert found["done so far"] == "03_train"
+    run.save("deploy", result={"job_name": "job-2", "endpoint_name": "end-2"})
+    assert dict(standing.run()(asked).facts)["done so far"] == "03_train, 06_deploy"
+    run.save("invoke", result={"endpoint_name": "end-2"})
+    found = dict(standing.run()(asked).facts)
+    assert (found["endpoint"], found["done so far"]) == ("end-2", "03_train, 06_deploy, 07_invoke")
+
+
 def test_the_notebook_that_has_to_run_before_is_named(workspace: Workspace) -> None:
     runs.open_run(workspace, "new", create=True)
     for step, needed in (("monitor", "03_train"), ("download", "03_train"), ("invoke", "06_deploy")):

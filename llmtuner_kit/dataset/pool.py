@@ -74,8 +74,9 @@ def _serve(source: _Shared, context: Context, results: queue.Queue[Any]) -> None
     try:
         while (chunk := source.take()) is not None:
             if process is None:
+                # In a group of its own: Jupyter's ■ and Ctrl-C mean this program, and its workers end when it lets go.
                 process = subprocess.Popen(
-                    [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                    [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
                 )
                 _send(process.stdin, context)
             _send(process.stdin, chunk)

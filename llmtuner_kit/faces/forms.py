@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,6 +32,11 @@ _LABELS = {
     "lora_dropout": "LoRA dropout", "budget_usd": "Budget in USD", "role_arn": "Role ARN",
     "kms_key_id": "KMS key", "top_p": "Top p", "max_length": "Longest row in tokens",
 }  # fmt: skip
+RESULTS = {
+    "start": "started", "upload": "uploaded", "prepare": "prepared", "train": "job", "monitor": "snapshot",
+    "download": "downloaded", "deploy": "endpoint", "invoke": "settings", "cleanup": "cleaned",
+}  # fmt: skip
+"""What the cell below the form makes for the last cell of the notebook, by step."""
 _LABEL_STYLE = {"description_width": "13em"}
 # Numbers are short; choices, names, paths and texts need room.
 _SHORT, _LONG = {"width": "26em", "flex": "0 0 auto"}, {"width": "36em", "flex": "0 0 auto"}
@@ -71,6 +76,7 @@ class Form:
             raise kit_settings.unknown_names(step, sorted(unknown))
         self.step = step
         self._model = model
+        self._namespace = namespace
         # What a control cannot hold (a misspelt choice of a list) stays here until the control is used.
         self._given = dict(parameters)
         self._controls = {
@@ -102,7 +108,12 @@ class Form:
         }
 
     def settings(self) -> Any:
-        """The checked settings, of the run that is shown. Raises one SettingsError with all problems."""
+        """The checked settings, of the run that is shown. Raises one SettingsError with all problems.
+
+        What the next cell made before is forgotten: should it fail this time, the last cell must not show that.
+        """
+        if isinstance(self._namespace, MutableMapping):
+            self._namespace.pop(RESULTS[self.step], None)
         settings = kit_settings.load(self.step, self.values())
         if self._look is None:
             return settings

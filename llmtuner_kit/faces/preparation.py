@@ -121,7 +121,7 @@ def prepared(made: Prepared) -> Card:
         ("dataset", f"{made.dataset}, version {made.version}"),
         ("where", made.uri),
         ("rows that came in", report.rows_in),
-        ("accepted + rejected + duplicates", f"{report.accepted} + {report.rejected} + {report.duplicates}"),
+        ("accepted + rejected + duplicates", f"{report.accepted:,} + {report.rejected:,} + {report.duplicates:,}"),
         *([("large originals of rejected rows", _originals(report))] if report.originals else []),
         ("held-out rows whose question is trained on", report.leaks),
         ("languages", ", ".join(f"{_language(code)} {share:.0%}" for code, share in [*report.languages.items()][:6])),

@@ -30,7 +30,7 @@ _STYLE = (
     "<style>.lt{font-family:system-ui,sans-serif;line-height:1.4;max-width:62em}.lt table{border-collapse:collapse;margin:.4em 0}"
     ".lt td,.lt th{text-align:left!important;padding:.2em .8em .2em 0;vertical-align:top;"
     "border-bottom:1px solid #8884;white-space:pre-line}.lt caption{text-align:left;font-weight:600;white-space:pre-line}.lt caption div{font-weight:400}.lt h4{margin:.2em 0 .4em;white-space:pre-line}.lt h4:empty{display:none}.lt summary{cursor:pointer;font-weight:600;margin:.5em 0}.lt tr>th,.lt .n td:first-child{white-space:nowrap}.lt p{margin:.3em 0}.lt .t{background:#2a78;border-radius:2px}"
-    ".lt img{max-width:100%}[data-jp-theme-light=false] .lt img{filter:invert(.9) hue-rotate(180deg)}.lt a{color:var(--jp-content-link-color,LinkText)}.lt pre{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:.3em 0}.lt .m{line-height:1.9}</style>"
+    ".lt td,.lt p,.lt pre,.lt .m{unicode-bidi:plaintext}.lt img{max-width:100%}[data-jp-theme-light=false] .lt img{filter:invert(.9) hue-rotate(180deg)}.lt a{color:var(--jp-content-link-color,LinkText)}.lt pre{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:.3em 0}.lt .m{line-height:1.9}</style>"
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -127,14 +127,25 @@ _READY: dict[type[RunSettings], Callable[[Run, Any], Any]] = {DownloadSettings: 
 def _made(found: Run) -> list[tuple[str, str]]:
     """What the steps have left behind so far."""
     results: dict[str, dict[str, Any]] = {step: (found.section(step) or {}).get("result") or {} for step in STEPS}
+    job, deployed = str(results["train"].get("job_name", "")), results["deploy"]
+    chosen = ((found.section("start") or {}).get("settings") or {}).get("model_id", "")
+    serving = f", with the model of {deployed['job_name']}" if deployed.get("job_name", job) != job else ""
     made = [
-        ("base model", str(((found.section("start") or {}).get("settings") or {}).get("model_id", ""))),
+        ("base model", str(results["train"].get("model_id") or chosen)),
         ("dataset", str(results["prepare"].get("dataset") or results["upload"].get("dataset") or "")),
-        ("training job", str(results["train"].get("job_name", ""))),
-        ("endpoint", str(results["deploy"].get("endpoint_name", ""))),
-        ("done so far", ", ".join(notebook_of(step) for step, result in results.items() if result)),
+        ("training job", job),
+        ("endpoint", f"{deployed.get('endpoint_name', '')}{serving}"),
+        ("done so far", ", ".join(notebook_of(step) for step in _done(results, job))),
     ]
     return [(name, text) for name, text in made if text]
+
+
+def _done(results: Mapping[str, Mapping[str, Any]], job: str) -> list[str]:
+    """The steps that have a result; of an earlier training job's steps none, as they are still to do for this one."""
+    earlier = {step for step, result in results.items() if result.get("job_name", job) != job}
+    if "deploy" in earlier or results["invoke"].get("endpoint_name") != results["deploy"].get("endpoint_name"):
+        earlier.add("invoke")
+    return [step for step, result in results.items() if result and step not in earlier]
 
 
 def refusal(made: Any, *checks: Callable[[Any], Any]) -> str:

@@ -13,6 +13,7 @@ from llmtuner_kit.dataset import Prepared
 from llmtuner_kit.faces import endings, preparation, standing
 from llmtuner_kit.faces.show import Card, Chart, Folded, Link, Table, duration, listed, shortened, size
 from llmtuner_kit.monitoring import Snapshot
+from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.training import Quote, TrainingJob
 from llmtuner_kit.uploads import Upload
@@ -38,7 +39,11 @@ def live_quote() -> standing.OnRun:
             known[key] = quotes.measured_speed(workspace, model, settings)
         return known[key]
 
-    return standing.OnRun(lambda run, settings: quote(quotes.quote(run.workspace, settings, run, measure)))
+    def look(run: Run, settings: TrainSettings) -> Card:
+        card = quote(quotes.quote(run.workspace, settings, run, measure))
+        return dataclasses.replace(card, facts=[("dataset", run.result("prepare").get("dataset", "")), *card.facts])
+
+    return standing.OnRun(look)
 
 
 def upload(made: Upload) -> Card:
@@ -108,7 +113,8 @@ def _end(made: Quote) -> tuple[str, str]:
 
 
 def _range(seconds: tuple[float, float]) -> str:
-    return f"{duration(seconds[0])} to {duration(seconds[1])}"
+    low, high = map(duration, seconds)
+    return f"{low} to {high}" if low != high else low if max(seconds) >= 1 else "under 1 s"
 
 
 def training_job(made: TrainingJob) -> Card:

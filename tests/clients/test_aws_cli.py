@@ -14,6 +14,11 @@ import pytest
 from clients.conftest import BUCKET, FAST, PROGRAMS, ROLE, SERVING_IMAGE, Bench, unique
 from llmtuner_local.home import cache_folder
 
+from llmtuner_kit import inference
+from llmtuner_kit.inference import Deployed
+from llmtuner_kit.settings import StartSettings
+from llmtuner_kit.workspace import open_workspace
+
 VERSION = "1.46.3"
 Aws = Callable[..., Any]
 
@@ -98,6 +103,12 @@ def test_cli_journey(aws: Aws, bench: Bench, tmp_path: Path, programs: Path, she
     assert aws("sagemaker", "describe-endpoint", *names)["EndpointStatus"] == "InService"
     aws("sagemaker", "wait", "endpoint-in-service", *names)
     assert _invoke(aws, endpoint, tmp_path) == {"echo": "hi", "name": model}
+    example = inference.client_examples(open_workspace(StartSettings()), Deployed(endpoint, "seq2seq"), "it's on")
+    shell = shell_variables | {"PATH": f"{programs}:{shell_variables['PATH']}"}
+    pasted = subprocess.run(
+        ["sh", "-c", example["AWS CLI"]], cwd=tmp_path, env=shell, capture_output=True, text=True, check=True
+    )
+    assert pasted.stdout.endswith(json.dumps({"echo": "it's on", "name": model}))
     aws("sagemaker", "update-endpoint", *names, "--endpoint-config-name", f"{model}-b")
     sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig=FAST)
     assert _invoke(aws, endpoint, tmp_path)["name"] == f"{model}-b"

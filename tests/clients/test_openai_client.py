@@ -14,6 +14,11 @@ from clients.conftest import FAST, ROLE, SERVING_IMAGE, Bench, unique
 from llmtuner_local.emulator.openai_door import PREFIX, token_problem
 from sagemaker.core.token_generator import generate_token
 
+from llmtuner_kit import inference
+from llmtuner_kit.inference import Deployed
+from llmtuner_kit.settings import StartSettings
+from llmtuner_kit.workspace import open_workspace
+
 
 @pytest.fixture
 def endpoint(bench: Bench) -> Iterator[str]:
@@ -55,6 +60,18 @@ def test_openai_journey(bench: Bench, endpoint: str) -> None:
         with client(endpoint, token) as stranger, pytest.raises(openai.PermissionDeniedError) as refused:
             stranger.chat.completions.create(model="", messages=messages)
         assert refused.value.code == "access_denied"
+
+
+def test_the_examples_of_07_invoke_run_as_they_are(
+    bench: Bench, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = open_workspace(StartSettings())
+    chat = inference.client_examples(workspace, Deployed(endpoint, "causal"), "one two")
+    exec(chat["OpenAI client"], {})
+    assert "content='one two'" in capsys.readouterr().out
+    texts = inference.client_examples(workspace, Deployed(endpoint, "seq2seq"), "one two")
+    exec(texts["boto3"], {})
+    assert "{'echo': 'one two', " in capsys.readouterr().out
 
 
 def _aged(token: str) -> str:

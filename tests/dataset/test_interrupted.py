@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,3 +72,17 @@ def test_a_killed_preparation_goes_on_and_makes_the_same_bytes(tmp_path: Path) -
     for name in names:
         assert (again / name).read_bytes() == (whole / name).read_bytes(), name
     assert sum(1 for _ in map(json.loads, (again / "duplicates.jsonl").read_text().splitlines())) == 20
+
+
+def test_an_interrupted_preparation_ends_at_once_and_its_workers_say_nothing(tmp_path: Path) -> None:
+    given, work = tmp_path / "given", tmp_path / "work"
+    given.mkdir()
+    (given / "rows.jsonl").write_bytes(as_bytes(distinct(2_000)))
+    started = command(given, tmp_path / "out", work)
+    process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not list(work.glob("*.json")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # as Jupyter interrupts a kernel, and a terminal what runs in it
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert said.count("Traceback") == 1  # this program's own

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from llmtuner_kit import settings as kit_settings
-from llmtuner_kit.faces import notebooks
+from llmtuner_kit.faces import forms, notebooks
 
 ROOT = Path(__file__).parents[2]
 FOUND = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -73,6 +73,17 @@ def test_no_text_has_a_number_that_could_go_stale(path: Path) -> None:
 def test_parts_are_parameters_form_action_result_in_order(path: Path) -> None:
     assert [cell.id for cell in code(path)] == ["parameters", "form", "run", "result"]
     assert list(cells(path)) == ["title", "parameters", "form-note", "form", "run-note", "run", "result-note", "result"]
+
+
+@each
+def test_the_last_cell_shows_nothing_when_the_action_before_it_has_failed(path: Path) -> None:
+    _, _, action, result = code(path)
+    name = forms.RESULTS[notebooks.step_of(path)]
+    names = [node for node in ast.walk(ast.parse(action.source)) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    first = ast.parse(result.source).body[0]
+    assert name in made
+    assert name in {node.id for node in ast.walk(first) if isinstance(node, ast.Name)}
 
 
 @each
