@@ -40,6 +40,8 @@ class Reference:
 
 def parse(text: str) -> Reference:
     """What kind of name it is; whether there is such a model is not asked. Raises SettingsError for no name at all."""
+    if not text:
+        raise SettingsError("No base model is named.", valid=OTHERS, fix="name one, or choose one of the list")
     if text.startswith("s3://"):
         uri = text.rstrip("/") + "/"
         if not _S3.match(uri):

@@ -79,7 +79,7 @@ class StartSettings(RunSettings):
     run_name: Label = Field("", description="name of the run to create or resume; empty: a new name from today's date")
     model_id: Model = Field(
         "smollm2-135m-instruct",
-        description="base model to tune: one of the list, or another's Hub name, s3:// prefix or folder",
+        description="base model to tune: one of the list, a Hub name, an s3:// prefix or a folder",
     )
 
     @field_validator("model_id")

@@ -54,7 +54,7 @@ def test_unknown_step_names_the_steps() -> None:
         ("start", {"user_id": "me/you"}, "user_id"),
         ("start", {"bucket": "Has.Dots"}, "bucket"),
         ("start", {"target": "moon"}, "target"),
-        ("start", {"model_id": ""}, "'' is no base model the kit knows"),
+        ("start", {"model_id": ""}, "No base model is named"),
     ],
 )
 def test_what_does_not_hold_is_named(step: str, values: dict[str, object], field: str) -> None:

@@ -321,8 +321,9 @@ class OpenChoice(ipywidgets.VBox):
     ) -> None:
         self._listed = {item for _, item in (*empty, *options)}
         choices = [*empty, *options, (_ANOTHER, _ANOTHER)]
-        self._list = ipywidgets.Dropdown(options=choices, **looks)
-        below = looks | {"description": "Its name or place", "placeholder": "ORG/MODEL, s3://BUCKET/PREFIX/, ./FOLDER"}
+        inside = looks | {"layout": {"width": "auto"}}
+        self._list = ipywidgets.Dropdown(options=choices, **inside)
+        below = inside | {"description": "Its name or place", "placeholder": "ORG/MODEL, s3://… or ./FOLDER"}
         self._line = ipywidgets.Text(continuous_update=False, **below)
         super().__init__([self._list, self._line], layout=looks["layout"])
         self.observe(self._follow, names="value")
