@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -89,13 +90,11 @@ def start_localstack(home: Path, state: dict[str, Any]) -> None:
         return
     file.stop(5)
     python = install()
-    port = _port("LLMTUNER_LOCALSTACK_PORT", 4566, "LocalStack", state.get("localstack_port"))
     root = home / "localstack"
     root.mkdir(exist_ok=True)
     environment = _environment() | {
         "SERVICES": SERVICES,
         "OVERRIDE_IN_DOCKER": "0",  # a /.dockerenv on the host would make it ignore FILESYSTEM_ROOT
-        "GATEWAY_LISTEN": f"127.0.0.1:{port}",
         "DNS_ADDRESS": "0",
         "FILESYSTEM_ROOT": str(root),
         "XDG_CACHE_HOME": str(python.parents[1] / "cache"),
@@ -111,9 +110,13 @@ def start_localstack(home: Path, state: dict[str, Any]) -> None:
     }
     catalog = _seed_catalog(python.parents[1], root)
     command = [str(python), str(Path(__file__).parent / "localstack" / "launcher.py")]
-    state |= {"localstack_port": port, "localstack_url": f"http://127.0.0.1:{port}"}
-    _start(home, state, "localstack", file, command, environment)
-    _wait(home, file, port, "/_localstack/health", "LocalStack", "localstack")
+
+    def start(port: int) -> None:
+        state.update(localstack_port=port, localstack_url=f"http://127.0.0.1:{port}")
+        _start(home, state, "localstack", file, command, environment | {"GATEWAY_LISTEN": f"127.0.0.1:{port}"})
+        _wait(home, file, port, "/_localstack/health", "LocalStack", "localstack")
+
+    _on_port("LLMTUNER_LOCALSTACK_PORT", 4566, "LocalStack", state.get("localstack_port"), start)
     _keep_catalog(python.parents[1], catalog)
 
 
@@ -125,13 +128,16 @@ def start_emulator(home: Path, state: dict[str, Any]) -> None:
         if same and _answers_soon(running, state.get("sagemaker_url"), "/_health"):
             return
     file.stop(10)
-    port = _port("LLMTUNER_SAGEMAKER_PORT", 4580, "the SageMaker emulator", state.get("sagemaker_port"))
-    command = [sys.executable, "-m", "llmtuner_local.emulator", "--home", str(home), "--port", str(port)]
+    command = [sys.executable, "-m", "llmtuner_local.emulator", "--home", str(home)]
     command += ["--localstack-url", state["localstack_url"]]
-    url = f"http://127.0.0.1:{port}"
-    state |= {"emulator_on": state["localstack_url"], "sagemaker_port": port, "sagemaker_url": url}
-    _start(home, state, "emulator", file, command, _environment())
-    _wait(home, file, port, "/_health", "the SageMaker emulator", "emulator")
+
+    def start(port: int) -> None:
+        url = f"http://127.0.0.1:{port}"
+        state.update(emulator_on=state["localstack_url"], sagemaker_port=port, sagemaker_url=url)
+        _start(home, state, "emulator", file, [*command, "--port", str(port)], _environment())
+        _wait(home, file, port, "/_health", "the SageMaker emulator", "emulator")
+
+    _on_port("LLMTUNER_SAGEMAKER_PORT", 4580, "the SageMaker emulator", state.get("sagemaker_port"), start)
 
 
 def _start(
@@ -181,8 +187,23 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 
 
+def _on_port(variable: str, default: int, who: str, last: int | None, start: Callable[[int], None]) -> None:
+    """Start a server on its port; where nobody has named that, on a free one when somebody else is faster."""
+    port = _port(variable, default, who, last)
+    try:
+        start(port)
+    except LocalError:
+        if variable in os.environ or can_listen(port):
+            raise
+        start(free_port())
+
+
 def _port(variable: str, default: int, who: str, last: int | None) -> int:
-    wanted = os.environ.get(variable, str(default))
+    """The port that is named, or else the usual one, which another user of this machine may have already."""
+    wanted = os.environ.get(variable)
+    if wanted is None:
+        usual = last or default
+        return usual if _is_free(usual, patience=_END_SECONDS if last else 0) else free_port()
     if not wanted.isdecimal() or int(wanted) > 65535:
         raise LocalError(f"{variable} is {wanted!r}. Valid: a port number, or 0 for any free port.")
     if port := int(wanted):

@@ -109,6 +109,39 @@ def test_taken_port_is_named_with_what_to_do_and_nothing_is_started(local: Local
     assert not (local.home / "local.json").exists()
 
 
+def test_the_usual_port_is_left_to_who_has_it_and_a_free_one_is_taken_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMTUNER_SAGEMAKER_PORT")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        usual = other.getsockname()[1]
+        asked: list[int] = []
+        servers._on_port("LLMTUNER_SAGEMAKER_PORT", usual, "the SageMaker emulator", None, asked.append)
+    assert asked != [usual]
+    servers._on_port("LLMTUNER_SAGEMAKER_PORT", usual, "the SageMaker emulator", asked[0], asked.append)
+    assert asked == [asked[0]] * 2
+
+
+def test_who_is_slower_at_the_usual_port_takes_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMTUNER_SAGEMAKER_PORT")
+    asked: list[int] = []
+    with socket.socket() as faster:
+
+        def start(port: int) -> None:
+            asked.append(port)
+            if len(asked) == 1:
+                faster.bind(("127.0.0.1", port))
+                raise LocalError("the SageMaker emulator ended while starting")
+
+        servers._on_port("LLMTUNER_SAGEMAKER_PORT", processes.free_port(), "the SageMaker emulator", None, start)
+    assert len(set(asked)) == 2
+
+    def broken(_: int) -> None:
+        raise LocalError("no memory")
+
+    with pytest.raises(LocalError, match="no memory"):  # another reason than the port
+        servers._on_port("LLMTUNER_SAGEMAKER_PORT", processes.free_port(), "the SageMaker emulator", None, broken)
+
+
 def test_ports_of_servers_are_not_those_of_outgoing_connections() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert all(1024 < processes.free_port() < lowest for _ in range(20))
