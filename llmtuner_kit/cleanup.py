@@ -88,6 +88,10 @@ def _stored(workspace: Workspace, run: runs.Run, settings: CleanupSettings) -> I
         yield f"checkpoints of {first}", settings.delete_checkpoints and written, workspace.paths.checkpoints(first)
     for name in trained:
         yield f"model archive of {name}", settings.delete_model, f"{workspace.paths.models}/{name}/"
+    base = ((run.section("start") or {}).get("result") or {}).get("base_model")
+    if base:  # other runs may need it too
+        prefix = workspace.paths.base_model(base["model_id"], base["revision"])
+        yield f"base model {base['model_id']}", False, prefix
     uploaded = (run.section("upload") or {}).get("result") or {}
     if uploaded.get("dataset"):
         yield f"uploads of {uploaded['dataset']}", settings.delete_uploads, workspace.paths.uploads(uploaded["dataset"])

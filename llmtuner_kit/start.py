@@ -49,7 +49,7 @@ def begin(settings: StartSettings) -> Start:
         "account_id": workspace.aws.account_id,
         "bucket": workspace.bucket,
         "user_id": workspace.user_id,
-        "base_model": {"model_id": model.model_id, "revision": model.revision},
+        "base_model": {"model_id": model.model_id, "revision": base_models.revision(model)},
         "findings": [{"name": item.name, "level": item.level, "text": item.text} for item in findings],
     }
     run.save("start", settings=settings.model_dump(), result=result)
