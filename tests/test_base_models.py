@@ -14,6 +14,7 @@ from fake_hub import COMMIT, serving
 from llmtuner_kit import (
     base_models,
     catalog,
+    cleanup,
     dataset,
     endpoint_quotes,
     model_names,
@@ -144,6 +145,8 @@ def test_a_model_of_ones_own_is_trained_checked_and_quoted_for_serving(
     shutil.rmtree(folder)
     asked = settings.DeploySettings(run_name="sums", user_id=workspace.user_id)
     assert endpoint_quotes.quote(workspace, asked).model == model
+    ended = cleanup.clean_up(workspace, settings.CleanupSettings(run_name="sums", user_id=workspace.user_id))
+    assert [item for item in ended.kept if item.startswith("base model kranich-chat-v2: 7 objects")]
 
 
 def test_a_prefix_is_copied_as_it_was_when_the_run_began(workspace: Workspace, folder: Path, tmp_path: Path) -> None:
