@@ -44,11 +44,11 @@ def install() -> Path:
     folder = cache_folder() / f"localstack-{LOCALSTACK_VERSION}"
     python = folder / "bin" / "python"
     marker = folder / ".complete"
-    if marker.exists():
+    if marker.exists() and python.exists():  # its Python is gone where the system has been upgraded
         return python
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.parent / f".localstack-{LOCALSTACK_VERSION}.lock"):
-        if not marker.exists():
+        if not (marker.exists() and python.exists()):
             print("Installing LocalStack into an environment of its own (once, about half a minute).", file=sys.stderr)
             requirements = Path(__file__).parent / "localstack" / "requirements.txt"
             shutil.rmtree(folder, ignore_errors=True)
