@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11 to 3.14: `make demo` and `make test`.
 # The first Python that is supported and can make an environment; another: `make demo PYTHON=/path/to/python3.13`.
 SUITS := import ensurepip, os, sys, venv; assert (3, 11) <= sys.version_info < (3, 15); print(os.path.realpath(sys.executable))
-PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do $$name -c '$(SUITS)' 2>&- && break; done)
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do $$name -c '$(SUITS)' 2>/dev/null && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
@@ -59,6 +59,6 @@ $(VENV)/.ready-run $(VENV)/.ready-test: pyproject.toml constraints.txt $(BIN)/py
 # Missing too where the Python it was made with is gone.
 $(BIN)/python:
 	@$(or $(PYTHON),false) -c '$(SUITS)' >/dev/null 2>&1 || { python="$(or $(PYTHON),python3)"; \
-	    echo "Needed: Python 3.11 to 3.14 with venv. Here: $$($$python --version 2>&1)$$($$python -c 'import ensurepip' 2>/dev/null || echo ' without venv')."; \
+	    echo "Needed: Python 3.11 to 3.14 with venv. Here: $$($$python --version 2>&1)$$($$python -c 'import ensurepip' 2>&1 | grep -q ensurepip && echo ' without venv')."; \
 	    echo "On Debian and Ubuntu: sudo apt install python3-venv. Another Python: make demo PYTHON=/path/to/python3.13"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
