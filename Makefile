@@ -51,7 +51,7 @@ $(VENV)/.ready-run $(VENV)/.ready-test: pyproject.toml constraints.txt $(BIN)/py
 	@echo "Setting up $(VENV): a few minutes the first time, nothing after that."
 	$(PIP) torch
 	$(PIP) --editable ".[$(EXTRAS)]"
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m llmtuner_local base-model smollm2-135m-instruct tiny-llama tiny-t5 & \
 	    $(BIN)/python -m llmtuner_local install && wait $$!
 	touch $(VENV)/.ready-run $@
