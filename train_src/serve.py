@@ -269,6 +269,12 @@ async def _hang_up(http: HttpRequest) -> None:
         continue
 
 
+def model_folder() -> Path:
+    """Where SageMaker unpacks the archive; where the local cloud has no namespaces, /opt/ml is SAGEMAKER_BASE_DIR."""
+    base = os.environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
+    return Path(os.environ.get("SM_MODEL_DIR") or f"{base}/model")
+
+
 def create_app(folder: Path) -> Starlette:
     """The ASGI application; loading starts with it and goes on behind /ping."""
     server = Server(folder)
@@ -293,6 +299,5 @@ def _routes(server: Server) -> Iterator[Route]:
 
 
 if __name__ == "__main__":
-    model_folder = Path(os.environ.get("SM_MODEL_DIR") or "/opt/ml/model")
     host = os.environ.get("LLMTUNER_HOST", "0.0.0.0")  # noqa: S104 (SageMaker calls the container from outside)
-    uvicorn.run(create_app(model_folder), host=host, port=PORT, log_level="warning")
+    uvicorn.run(create_app(model_folder()), host=host, port=PORT, log_level="warning")

@@ -368,3 +368,21 @@ def test_an_encoder_decoder_archive_answers_and_stops(seq2seq: Generator) -> Non
     pieces = list(seq2seq.stream(ids, Sampling(max_new_tokens=40)))
     assert "".join(piece.text for piece in pieces).startswith("Thing")
     assert pieces[-1].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "/opt/ml/model"),
+        ({"SAGEMAKER_BASE_DIR": "/state/opt-ml"}, "/state/opt-ml/model"),  # the local cloud without namespaces
+        ({"SAGEMAKER_BASE_DIR": "/state/opt-ml", "SM_MODEL_DIR": "/archive"}, "/archive"),
+    ],
+)
+def test_archive_is_served_from_where_the_container_has_it(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
+) -> None:
+    for name in ("SM_MODEL_DIR", "SAGEMAKER_BASE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert serve.model_folder() == Path(folder)
