@@ -53,9 +53,11 @@ def build(
     plain = _ordered(expand.expand(list(sources), work / "expanded"), settings)
     plan = Plan(plain, settings)
     total = sum(source.size for source in plain)
+    context = Context(settings, encoding, work)
+    _read_pages(plan, context, progress, workers)
     found: dict[int, Summary] = {}
     tally, merged = Tally(), 0
-    for number, summary in pool.run(plan, Context(settings, encoding, work), workers):
+    for number, summary in pool.run(plan, context, workers):
         found[number] = summary
         progress("reading and checking rows", min(plan.bytes_planned, total), total)
         # In the order of the chunks, whichever is done first; what is merged need not be kept.
@@ -81,6 +83,15 @@ def build(
     rejected.bring((name for summary in summaries for name in summary.originals), work, folder)
     report = _report(store, twins, where, folder, samples, plan, summaries, tally, encoding, model_id)
     return dataclasses.replace(report, leaks=leaks, repeats=_repeats(store, twins, where, settings))
+
+
+def _read_pages(plan: Plan, context: Context, progress: Progress, workers: int) -> None:
+    """Read long PDFs by all workers, as one of them would be at a single document for minutes."""
+    ranges = list(plan.page_ranges(context.folder))
+    done, total = 0, sum(part.size for part in ranges)
+    for _, size in pool.run(ranges, context, workers):
+        done += size
+        progress("reading pages", done, total)
 
 
 def _ordered(sources: list[Source], settings: PrepareSettings) -> list[Source]:
@@ -302,8 +313,11 @@ def _source_reports(
 ) -> tuple[SourceReport, ...]:
     repeated = np.bincount(store.chunk_numbers()[twins.kind != 0], minlength=len(summaries))
     reports = []
+    of_source: dict[int, list[int]] = {}
+    for number, summary in enumerate(summaries):
+        of_source.setdefault(summary.source, []).append(number)
     for index, source in enumerate(plan.sources):
-        mine = [number for number, summary in enumerate(summaries) if summary.source == index]
+        mine = of_source.get(index, [])
         encoding = plan.encodings.get(index)
         again = int(repeated[mine].sum())
         reports.append(

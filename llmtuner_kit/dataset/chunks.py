@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit.dataset import characters, kinds, lines, shapes, tables, templates
+from llmtuner_kit.dataset import characters, kinds, lines, page_ranges, shapes, tables, templates
+from llmtuner_kit.dataset.page_ranges import PageRange
 from llmtuner_kit.dataset.records import Record, Stretch
 from llmtuner_kit.dataset.shapes import ColumnMapping, NoColumnError
 from llmtuner_kit.dataset.templates import OF_DOCUMENTS, Templates
@@ -44,6 +45,7 @@ class Chunk:
         number: position among all chunks, from 0.
         source: position of its file among the sources.
         told: the mapping from the settings, spelled as this file spells it.
+        ranges: where the pages of a long PDF lie, once they are read.
     """
 
     number: int
@@ -57,6 +59,7 @@ class Chunk:
     first_row: int = 1
     records: tuple[Record, ...] = ()
     told: ColumnMapping | None = None
+    ranges: tuple[str, ...] = ()
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Plan:
 
     Attributes:
         sample: of files of rows only the first ones, those that the mapping is looked for in.
+        ranges: where the pages of long PDFs will lie, by the position of the source.
         named: whether a file has the columns that the settings name; what another lacks is then no mistake.
     """
 
@@ -74,6 +78,7 @@ class Plan:
     encodings: dict[int, characters.TextEncoding] = field(default_factory=dict)
     bytes_planned: int = 0
     named: bool = False
+    ranges: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _lacking: NoColumnError | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -89,6 +94,16 @@ class Plan:
         if self._lacking and not self.named:
             raise self._lacking
 
+    def page_ranges(self, folder: Path) -> Iterator[PageRange]:
+        """The pages of long PDFs that have not been read into `folder`; to be read before the chunks are."""
+        first = 0
+        for index, source in enumerate(self.sources):
+            if source.kind == "pdf" and not source.broken:
+                found = page_ranges.of_document(source.path, source.name, folder, first)
+                first += len(found)
+                self.ranges[index] = tuple(part.target for part in found)
+                yield from (part for part in found if not Path(part.target).exists())
+
     def _of(self, index: int, source: Source) -> Iterator[Chunk]:
         if source.broken:
             # Named by its place however small: an archive may be the original of thousands of members.
@@ -102,7 +117,8 @@ class Plan:
             if source.kind == "text" and source.size > CHUNK_BYTES:
                 yield from _ranges(index, source, encoding, None, at_blank=True)
             else:
-                yield Chunk(0, index, source.name, source.kind, encoding, str(source.path))
+                ranges = self.ranges.get(index, ())
+                yield Chunk(0, index, source.name, source.kind, encoding, str(source.path), ranges=ranges)
             return
         records, told = self._probed(source, encoding)
         if source.kind == "jsonl":

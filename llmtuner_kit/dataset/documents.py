@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llmtuner_kit.dataset import characters, layout, pages, passages, web, word
+from llmtuner_kit.dataset import characters, layout, page_ranges, pages, passages, web, word
 from llmtuner_kit.dataset.defects import RowError
 from llmtuner_kit.dataset.records import Passage
 
 
-def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int = 0) -> list[Passage]:
+def sections_of(
+    path: Path, kind: str, encoding: str, start: int = 0, end: int = 0, ranges: Sequence[str] = ()
+) -> list[Passage]:
     """The sections of a document with their headings. Raises RowError when it cannot be read.
 
     `start` and `end` are a stretch of a text's bytes; of a PDF `end` pages are read. 0: all.
+    `ranges`: where the pages of a PDF lie that has been read already.
     """
     if kind in _LARGEST:
         size = (end or path.stat().st_size) - start
@@ -27,7 +31,14 @@ def sections_of(path: Path, kind: str, encoding: str, start: int = 0, end: int =
         if problem:
             raise RowError(*problem)
         return list(_OF_TEXT[kind](text.replace("\r\n", "\n").lstrip("\ufeff")))
-    return list(layout.sections(pages.read(path, end)) if kind == "pdf" else word.sections(path))
+    if kind == "pdf":
+        return list(layout.sections(page_ranges.joined(ranges) if ranges else _pages(path, end)))
+    return list(word.sections(path))
+
+
+def _pages(path: Path, end: int) -> list[pages.Block]:
+    with contextlib.closing(pages.Document(path)) as document:
+        return document.blocks(0, end)
 
 
 def _bytes(path: Path, start: int, end: int) -> bytes:

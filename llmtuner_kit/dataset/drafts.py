@@ -137,7 +137,7 @@ def _document(
 ) -> Iterator[tuple[Record, Row | RowError]]:
     path = Path(chunk.path)
     try:
-        sections = documents.sections_of(path, chunk.kind, chunk.encoding, chunk.start, chunk.end)
+        sections = documents.sections_of(path, chunk.kind, chunk.encoding, chunk.start, chunk.end, chunk.ranges)
         if not sections:
             raise RowError("no_text", "there is no text in this file")
     except RowError as problem:

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmtuner_kit.dataset import markdown
-from llmtuner_kit.dataset.pages import Line, Table
+from llmtuner_kit.dataset.pages import Block, Line, Table
 from llmtuner_kit.dataset.records import Passage
 
-Block = Line | Table
 _CONTENTS = re.compile(r"(?:\.\s?){4,}\s*[\divx]*$|^[.\s]{4,}[\divx]+$")
 _BULLET = re.compile(r"^[•●▪■◦‣–—*\uf0b7\uf0a7-]\s+(?=\S)|^[•●▪■◦‣\uf0b7\uf0a7]")
 _NUMBERED = re.compile(r"^\d{1,2}[.)]\s+\S")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -87,22 +88,65 @@ class Table:
     rows: tuple[tuple[tuple[str, ...], ...], ...]
 
 
-def read(path: Path, most: int = 0) -> list[Line | Table]:
-    """The lines and tables of all pages, or of the first `most`, in their order. Raises RowError for a broken file."""
-    import pdfplumber
+Block = Line | Table
+
+
+class Document:
+    """A PDF that is open, to be read in stretches: what it takes long to find, its pages, is found once."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises RowError for a broken or protected file."""
+        import pdfplumber
+        from pdfminer.pdfpage import PDFPage
+
+        logging.getLogger("pdfminer").setLevel(logging.ERROR)  # it warns of every oddity of a font
+        self.path = path
+        self._file = path.open("rb")
+        try:
+            self._pdf = pdfplumber.open(self._file)
+        except Exception as error:
+            self._file.close()
+            raise _unreadable(error) from error
+        self._found: list[PDFPage] = []
+        self._more = PDFPage.create_pages(self._pdf.doc)
+
+    def blocks(self, start: int = 0, end: int = 0) -> list[Block]:
+        """The lines and tables of the pages from `start`, counted from 0, up to `end` or the last, in their order."""
+        from llmtuner_kit.dataset.light_page import LightPage
+
+        try:
+            self._found += itertools.islice(self._more, end - len(self._found)) if end else self._more
+            pages = enumerate(self._found[start : end or None], start + 1)
+            return [block for number, page in pages for block in _page(LightPage(self._pdf, page, number))]
+        except Exception as error:  # of many types, whatever a broken file makes fail
+            raise _unreadable(error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def count(path: Path) -> int:
+    """How many pages a PDF says that it has; of one that cannot be opened 0."""
+    from pdfminer.pdfdocument import PDFDocument
+    from pdfminer.pdfparser import PDFParser
+    from pdfminer.pdftypes import int_value, resolve1
+
+    with path.open("rb") as file:
+        try:
+            return int_value(resolve1(PDFDocument(PDFParser(file)).catalog["Pages"])["Count"])
+        except Exception:  # noqa: BLE001 (of many types, whatever a broken file makes fail; reading it will tell)
+            return 0
+
+
+def _unreadable(error: Exception) -> RowError:
     from pdfminer.pdfdocument import PDFPasswordIncorrect
 
-    logging.getLogger("pdfminer").setLevel(logging.ERROR)  # it warns of every oddity of a font
-    try:
-        with pdfplumber.open(path) as document:
-            return [block for page in document.pages[: most or None] for block in _page(page)]
-    except Exception as error:  # of many types, whatever a broken file makes fail
-        protected = any(isinstance(cause, PDFPasswordIncorrect) for cause in error.args)
-        reason = "the PDF is protected by a password" if protected else f"not a PDF, or broken: {error}"
-        raise RowError("unreadable_file", reason) from error
+    protected = any(isinstance(cause, PDFPasswordIncorrect) for cause in error.args)
+    reason = "the PDF is protected by a password" if protected else f"not a PDF, or broken: {error}"
+    return RowError("unreadable_file", reason)
 
 
-def _page(page: Page) -> Iterator[Line | Table]:
+def _page(page: Page) -> Iterator[Block]:
     page = _turned(page)
     upright = page.filter(lambda item: item["object_type"] != "char" or abs(_angle(item)) < 5)
     if len({(letter["text"], round(letter["x0"]), round(letter["top"])) for letter in upright.chars}) < len(
@@ -137,7 +181,7 @@ def _crossings(page: Page) -> int:
 
 def _turned(page: Page) -> Page:
     """The page with most of its text upright, whichever way it is shown: wide tables often lie on their side."""
-    from pdfplumber.page import Page
+    from llmtuner_kit.dataset.light_page import LightPage
 
     sides = Counter(round(_angle(letter) / 90) % 4 for letter in page.chars)
     side = sides.most_common(1)[0][0] if sides else 0
@@ -145,7 +189,7 @@ def _turned(page: Page) -> Page:
         return page
     sheet = page.page_obj
     sheet.rotate = sheet.attrs["Rotate"] = (sheet.rotate + 90 * side) % 360
-    return Page(page.pdf, sheet, page.page_number)
+    return LightPage(page.pdf, sheet, page.page_number)
 
 
 def _angle(letter: dict[str, Any]) -> float:
@@ -155,9 +199,14 @@ def _angle(letter: dict[str, Any]) -> float:
 
 def _word(word: dict[str, Any]) -> Word:
     letter = word["chars"][0]
-    font, size = str(letter["fontname"]), round(2 * letter["size"]) / 2 or 1.0
-    bold, typewritten = bool(_BOLD.search(font)), bool(_TYPEWRITER.search(font))
-    return Word(word["text"], word["x0"], word["x1"], word["bottom"], size, bold, typewritten)
+    size = round(2 * letter["size"]) / 2 or 1.0
+    return Word(word["text"], word["x0"], word["x1"], word["bottom"], size, *_face(str(letter["fontname"])))
+
+
+@functools.lru_cache(1000)
+def _face(font: str) -> tuple[bool, bool]:
+    """Whether a font is bold, and whether all its letters are of one width."""
+    return bool(_BOLD.search(font)), bool(_TYPEWRITER.search(font))
 
 
 def _holds(box: tuple[float, float, float, float], word: Word) -> bool:

@@ -1,4 +1,7 @@
-"""Worker processes: chunks go in, summaries come out as they are done, never more in hand than there are workers."""
+"""Worker processes: chunks go in, summaries come out as they are done, never more in hand than there are workers.
+
+So it is with ranges of pages, which come before the chunks that are made of them.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,20 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from llmtuner_kit.dataset.chunks import Chunk
-from llmtuner_kit.dataset.worker import Context, Summary, Worker
+from llmtuner_kit.dataset.page_ranges import PageRange
+from llmtuner_kit.dataset.worker import Context, Worker
 from llmtuner_kit.errors import KitError
 
+Work = Chunk | PageRange
 
-def run(chunks: Iterable[Chunk], context: Context, workers: int = 0) -> Iterator[tuple[int, Summary]]:
-    """(number, summary) of every chunk, in the order they are done. `workers` 0: one a core.
+
+def run(chunks: Iterable[Work], context: Context, workers: int = 0) -> Iterator[tuple[int, Any]]:
+    """(number, what the worker answers) of every chunk, in the order they are done. `workers` 0: one a core.
 
     The first exception, of a worker or of the chunks themselves, ends the run and is raised here.
     """
     source = _Shared(chunks)
-    results: queue.Queue[tuple[int, Summary] | BaseException | None] = queue.Queue()
+    results: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue()
     count = workers or len(os.sched_getaffinity(0))
     threads = [threading.Thread(target=_serve, args=(source, context, results), daemon=True) for _ in range(count)]
     for thread in threads:
@@ -55,12 +61,12 @@ _WORKER = "from llmtuner_kit.dataset.pool import main; main()"
 class _Shared:
     """An iterator that several threads take from."""
 
-    def __init__(self, chunks: Iterable[Chunk]) -> None:
+    def __init__(self, chunks: Iterable[Work]) -> None:
         self._chunks = iter(chunks)
         self._lock = threading.Lock()
         self._stopped = False
 
-    def take(self) -> Chunk | None:
+    def take(self) -> Work | None:
         with self._lock:
             return None if self._stopped else next(self._chunks, None)
 
@@ -130,7 +136,7 @@ def main() -> None:
     worker = Worker(context)
     while (chunk := _receive(sys.stdin.buffer)) is not None:
         try:
-            answer: object = worker.process(chunk)
+            answer: object = worker.read(chunk) if isinstance(chunk, PageRange) else worker.process(chunk)
         except Exception as error:  # noqa: BLE001 (it travels to the side that asked)
             answer = error
         _send(answers, answer)

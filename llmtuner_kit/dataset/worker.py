@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtuner_kit.dataset import conversion, languages, near, overlong, rejected
+from llmtuner_kit.dataset import conversion, languages, near, overlong, page_ranges, rejected
 from llmtuner_kit.dataset.checks import Finding
 from llmtuner_kit.dataset.chunks import Chunk
 from llmtuner_kit.dataset.drafts import Draft, drafts_of
+from llmtuner_kit.dataset.page_ranges import PageRange
 from llmtuner_kit.dataset.records import Record
 from llmtuner_kit.dataset.report import Tally
 from llmtuner_kit.dataset.tokens import Count, Encoding
@@ -73,6 +74,12 @@ class Worker:
         self._context = context
         self._settings, self._encoding = context.settings, context.encoding
         self._rejected = rejected.Writer(context.folder)
+        self._pages = page_ranges.Reader()
+
+    def read(self, part: PageRange) -> int:
+        """Write down what is on a range of pages; returns its share of the document's bytes."""
+        _put(Path(part.target), self._pages.read(part))
+        return part.size
 
     def process(self, chunk: Chunk) -> Summary:
         """Write the chunk's files and return its summary; a chunk that is done already only gives its summary."""
@@ -92,6 +99,7 @@ class Worker:
 
     def close(self) -> None:
         """End the counting process."""
+        self._pages.close()
         if "_counter" in self.__dict__:
             self._counter.close()
 
