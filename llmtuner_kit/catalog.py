@@ -142,15 +142,21 @@ INSTANCES: tuple[Instance, ...] = (
     Instance("ml.g5.12xlarge", "A10G", 4, 24, 70.0, 600.0, 48, 192),
     Instance("ml.g5.24xlarge", "A10G", 4, 24, 70.0, 600.0, 96, 384),
     Instance("ml.g5.48xlarge", "A10G", 8, 24, 70.0, 600.0, 192, 768),
+    Instance("ml.g6.xlarge", "L4", 1, 24, 121.0, 300.0, 4, 16),
     Instance("ml.g6.2xlarge", "L4", 1, 24, 121.0, 300.0, 8, 32),
     Instance("ml.g6.4xlarge", "L4", 1, 24, 121.0, 300.0, 16, 64),
     Instance("ml.g6.12xlarge", "L4", 4, 24, 121.0, 300.0, 48, 192),
+    Instance("ml.g6.48xlarge", "L4", 8, 24, 121.0, 300.0, 192, 768),
     Instance("ml.g6e.2xlarge", "L40S", 1, 48, 362.0, 864.0, 8, 64),
     Instance("ml.g6e.4xlarge", "L40S", 1, 48, 362.0, 864.0, 16, 128),
     Instance("ml.g6e.8xlarge", "L40S", 1, 48, 362.0, 864.0, 32, 256),
     Instance("ml.g6e.12xlarge", "L40S", 4, 48, 362.0, 864.0, 48, 384),
+    Instance("ml.g6e.48xlarge", "L40S", 8, 48, 362.0, 864.0, 192, 1536),
     Instance("ml.g4dn.xlarge", "T4", 1, 16, 0.0, 320.0, 4, 16),
     Instance("ml.p4d.24xlarge", "A100", 8, 40, 312.0, 1555.0, 96, 1152),
+    Instance("ml.p4de.24xlarge", "A100", 8, 80, 312.0, 2039.0, 96, 1152),
+    Instance("ml.p5.48xlarge", "H100", 8, 80, 989.0, 3350.0, 192, 2048),
+    Instance("ml.p5en.48xlarge", "H200", 8, 141, 989.0, 4800.0, 192, 2048),
 )
 
 

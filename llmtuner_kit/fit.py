@@ -32,7 +32,7 @@ MOST_TOKENS_PER_SECOND = (17_000.0, 30_000.0)
 PARALLEL_SHARE = 0.8
 # Bytes a second at which spread weights reach a GPU: over PCIe, over NVLink, over the network between machines. Modelled.
 _PCIE_RATE, _NVLINK_RATE, _NETWORK_RATE = (3e9, 12e9), (60e9, 200e9), (0.5e9, 3e9)
-_NVLINKED = ("A100",)
+_NVLINKED = ("A100", "H100", "H200")
 # fp32 peak of a GPU without bf16 (T4), in TFLOP/s.
 FP32_TFLOPS = 8.1
 # Reading 4-bit weights back to bf16 for every product costs little in large passes (2 % measured) and more in small ones.
