@@ -1,0 +1,35 @@
+"""LocalStack's own environment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llmtuner_local import servers
+
+
+def test_localstack_is_installed_anew_when_the_python_it_was_installed_with_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system that has been upgraded has another Python: links to the old one lead nowhere."""
+    monkeypatch.setenv("LLMTUNER_CACHE", str(tmp_path))
+    folder = tmp_path / f"localstack-{servers.LOCALSTACK_VERSION}"
+    commands = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command[1:3])
+        if command[1:3] == ["-m", "venv"]:
+            (folder / "bin").mkdir(parents=True)
+            (folder / "bin" / "python").symlink_to(sys.executable)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert servers.install() == folder / "bin" / "python"
+    servers.install()
+    assert commands == [["-m", "venv"], ["-m", "pip"]], "once, and kept"
+    (folder / "bin" / "python").unlink()
+    (folder / "bin" / "python").symlink_to(tmp_path / "gone")
+    servers.install()
+    assert commands == [["-m", "venv"], ["-m", "pip"]] * 2
