@@ -77,6 +77,12 @@ def remember(workspace: Workspace, model: BaseModel) -> None:
     client.put_object(Bucket=workspace.bucket, Key=prefix + DESCRIPTION, Body=description)
 
 
+def staged(workspace: Workspace, model: BaseModel) -> ModelFolder:
+    """A remembered model's files in the user's prefix, with or without its weights."""
+    prefix = workspace.paths.base_model(model.model_id, model.revision)
+    return model_folders.open_folder(workspace.paths.uri(prefix), lambda: workspace.aws.client("s3"))
+
+
 def unchanged(workspace: Workspace, model: BaseModel) -> ModelFolder:
     """The files a model comes from. Raises ConflictError when they are not those it was described by."""
     found = model_folders.open_folder(model.source, lambda: workspace.aws.client("s3"))

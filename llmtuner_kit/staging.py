@@ -1,5 +1,4 @@
-"""What a job reads besides its data, put into the user's prefix once: the training code and a base model that is
-not the Hub's.
+"""What a job reads besides its data, put into the user's prefix once: the training code, and a base model not the Hub's.
 
 Both lie under a name that follows from their content, so the same code or model is sent once and never replaced.
 """
@@ -7,12 +6,17 @@ Both lie under a name that follows from their content, so the same code or model
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from llmtuner_kit import base_models, catalog, job_code, paths
 from llmtuner_kit.aws import object_sizes
+from llmtuner_kit.sending import Sender
 from llmtuner_kit.workspace import Workspace
+
+# Bytes of a base model that take a while to be copied.
+_WORTH_TELLING = 10**9
 
 
 def code_files(folder: Path) -> dict[str, bytes]:
@@ -42,42 +46,46 @@ def stage_code(workspace: Workspace) -> tuple[str, str]:
 
 def stage(workspace: Workspace, prefix: str, files: Mapping[str, bytes]) -> str:
     """Put files under a prefix that carries their hash, once; its URI."""
-    _put_missing(workspace, prefix, files)
+    client = workspace.aws.client("s3")
+    there = object_sizes(client, workspace.bucket, prefix)
+    for name in _missing(prefix, {name: len(content) for name, content in files.items()}, there):
+        client.put_object(Bucket=workspace.bucket, Key=prefix + name, Body=files[name])
     return workspace.paths.uri(prefix)
 
 
 def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
-    """Put a base model of this machine or of another prefix under its revision, once; the URI of the prefix."""
+    """Put a base model of this machine or of another prefix under its revision, once; the URI of the prefix.
+
+    Raises ConflictError or NotFoundError where it is not there yet and its source is no longer what it was.
+    """
     prefix = workspace.paths.base_model(model.model_id, base_models.revision(model))
-    if model.source.startswith("s3://"):
-        _copy_missing(workspace, prefix, model.source, base_models.unchanged(workspace, model).weights)
-    elif model.source:
-        names = base_models.unchanged(workspace, model).weights
-        _put_missing(workspace, prefix, {name: Path(model.source) / name for name in names})
-    else:
+    if not model.source:
         folder = catalog.base_model_folder(model.model_id)
-        _put_missing(workspace, prefix, {path.name: path for path in sorted(folder.iterdir()) if path.is_file()})
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        there = object_sizes(workspace.aws.client("s3"), workspace.bucket, prefix)
+        _bring(workspace, model, str(folder), prefix, _missing(prefix, sizes, there))
+        return workspace.paths.uri(prefix)
+    staged = base_models.staged(workspace, model)
+    if missing := [name for name in staged.weights if name not in staged.files]:
+        found = base_models.unchanged(workspace, model)
+        _bring(workspace, model, model.source, prefix, {name: found.files[name] for name in missing})
     return workspace.paths.uri(prefix)
 
 
-def _copy_missing(workspace: Workspace, prefix: str, source: str, names: Sequence[str]) -> None:
-    """Copy files from another prefix, inside S3."""
-    client, (bucket, start) = workspace.aws.client("s3"), paths.split_uri(source)
-    there, sizes = object_sizes(client, workspace.bucket, prefix), object_sizes(client, bucket, start)
-    for name in names:
-        if there.get(prefix + name) != sizes[start + name]:
-            client.copy({"Bucket": bucket, "Key": start + name}, workspace.bucket, prefix + name)
+def _missing(prefix: str, sizes: Mapping[str, int], there: Mapping[str, int]) -> dict[str, int]:
+    """The prefix carries a hash, so equal names and sizes are equal files."""
+    return {name: size for name, size in sizes.items() if there.get(prefix + name) != size}
 
 
-def _put_missing(workspace: Workspace, prefix: str, files: Mapping[str, bytes | Path]) -> None:
-    """Upload what is not there yet; the prefix carries a hash, so equal names and sizes are equal files."""
+def _bring(workspace: Workspace, model: catalog.BaseModel, source: str, prefix: str, sizes: Mapping[str, int]) -> None:
+    """Send files from a folder, or copy them from another prefix inside S3."""
     client = workspace.aws.client("s3")
-    there = object_sizes(client, workspace.bucket, prefix)
-    for name, content in files.items():
-        size = content.stat().st_size if isinstance(content, Path) else len(content)
-        if there.get(prefix + name) == size:
-            continue
-        if isinstance(content, Path):
-            client.upload_file(str(content), workspace.bucket, prefix + name)
-        else:
-            client.put_object(Bucket=workspace.bucket, Key=prefix + name, Body=content)
+    if (total := sum(sizes.values())) >= _WORTH_TELLING:
+        sys.stderr.write(f"{model.title}, {total / 1e9:.1f} GB, is being copied to your prefix: once for all runs.\n")
+    if source.startswith("s3://"):
+        bucket, start = paths.split_uri(source)
+        for name in sizes:
+            client.copy({"Bucket": bucket, "Key": start + name}, workspace.bucket, prefix + name)
+    else:
+        with Sender(client, workspace.bucket) as sender:
+            sender.send([(prefix + name, Path(source) / name) for name in sizes], prefix)

@@ -163,6 +163,8 @@ def test_a_prefix_is_copied_as_it_was_when_the_run_began(workspace: Workspace, f
     assert staged[f"{prefix}model.safetensors"] == (folder / "model.safetensors").stat().st_size
     client.put_object(Bucket=workspace.bucket, Key="shared/models/v3/model.safetensors", Body=b"others")
     assert base_models.of_run(run) == model  # what it was described by stays
+    assert staging.stage_model(workspace, model).endswith(prefix)  # nor is its source asked for again
+    client.delete_object(Bucket=workspace.bucket, Key=f"{prefix}model.safetensors")
     with pytest.raises(ConflictError, match="has changed since the run began"):
         staging.stage_model(workspace, model)
     with pytest.raises(NotFoundError, match="holds no model"):
