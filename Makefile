@@ -16,7 +16,7 @@ help: ## list the commands
 
 demo: setup ## the whole journey offline: tickets in, tuned model out, base against tuned
 	$(BIN)/llmtuner pipeline notebooks/samples/support-tickets.yaml --fresh
-	$(BIN)/llmtuner report --pipeline notebooks/samples/support-tickets.yaml
+	$(BIN)/llmtuner report notebooks/samples/support-tickets.yaml
 	@echo "By hand from here: make lab, or source $(BIN)/activate and llmtuner --help"
 
 lab: setup ## JupyterLab on the first notebook

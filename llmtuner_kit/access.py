@@ -172,6 +172,7 @@ def trust_policy(account_id: str = "") -> Policy:
 def execution_role(aws: Aws, role_arn: str = "", user_id: str = "") -> str:
     """The ARN given, else the user's own role, else the shared one; raises NotFoundError with the command for it."""
     if role_arn:
+        _require_role(aws, role_arn)
         return role_arn
     for name in dict.fromkeys((role_name(user_id), ROLE_NAME)):
         found = _role_arn(aws, name)
@@ -181,6 +182,22 @@ def execution_role(aws: Aws, role_arn: str = "", user_id: str = "") -> str:
         f"Account {aws.account_id} has no role {ROLE_NAME!r} for SageMaker.",
         fix="run `llmtuner access role --create`, or set role_arn to a role that trusts sagemaker.amazonaws.com",
     )
+
+
+def _require_role(aws: Aws, role_arn: str) -> None:
+    """Raises NotFoundError for a role that IAM does not know; where it may not be asked, SageMaker will tell.
+
+    SageMaker says the same of one that is not there and of one made a moment ago, which is worth to be waited for.
+    """
+    try:
+        known = _role_arn(aws, role_arn.rsplit("/", 1)[-1])
+    except ClientError:
+        return
+    if not known and f":{aws.account_id}:" in role_arn:
+        raise NotFoundError(
+            f"Account {aws.account_id} has no role {role_arn}.",
+            fix="leave role_arn empty for the kit's own (`llmtuner access role --create`), or name one that exists",
+        )
 
 
 def _role_arn(aws: Aws, name: str) -> str:
@@ -206,6 +223,7 @@ def create_execution_role(aws: Aws, bucket: str, user_id: str = "") -> str:
             AssumeRolePolicyDocument=trust,
             Description=f"What jobs and endpoints {whose} may do",
         )["Role"]["Arn"]
+        client.get_waiter("role_exists").wait(RoleName=name)
     client.put_role_policy(
         RoleName=name,
         PolicyName="llmtuner",

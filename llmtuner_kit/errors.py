@@ -29,7 +29,12 @@ class KitError(Exception):
         problem: what is wrong, with the value.
         valid: what would have been accepted, when that can be said.
         fix: the next step, for the form and for a headless run.
+
+    Attributes:
+        exit_code: what the command line ends with; those there are stand in `llmtuner --help`.
     """
+
+    exit_code = 1
 
     def __init__(self, problem: str, *, valid: str = "", fix: str = "") -> None:
         self.problem, self.valid, self.fix = problem, valid, fix
@@ -66,6 +71,8 @@ class SettingsError(KitError, ValueError):
     It is a ValueError too, so that pydantic collects it with the other problems of a form.
     """
 
+    exit_code = 2
+
     @classmethod
     def of(cls, problems: Sequence[str], *, fix: str = "") -> SettingsError:
         """Build one error from a list of lines `field: what is wrong`."""
@@ -92,9 +99,13 @@ class AccessError(KitError):
 class QuotaError(KitError):
     """The account's limit is reached."""
 
+    exit_code = 3
+
 
 class BudgetError(KitError):
     """The quote is above what was allowed."""
+
+    exit_code = 3
 
 
 class NotReadyError(KitError):

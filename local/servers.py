@@ -198,14 +198,20 @@ def _on_port(variable: str, default: int, who: str, last: int | None, start: Cal
         start(free_port())
 
 
+def check_ports() -> None:
+    """Raises LocalError for a variable that names no port, before anything is started."""
+    for variable in ("LLMTUNER_LOCALSTACK_PORT", "LLMTUNER_SAGEMAKER_PORT"):
+        wanted = os.environ.get(variable, "0")
+        if not wanted.isdecimal() or int(wanted) > 65535:
+            raise LocalError(f"{variable} is {wanted!r}. Valid: a port number, or 0 for any free port.")
+
+
 def _port(variable: str, default: int, who: str, last: int | None) -> int:
     """The port that is named, or else the usual one, which another user of this machine may have already."""
     wanted = os.environ.get(variable)
     if wanted is None:
         usual = last or default
         return usual if _is_free(usual, patience=_END_SECONDS if last else 0) else free_port()
-    if not wanted.isdecimal() or int(wanted) > 65535:
-        raise LocalError(f"{variable} is {wanted!r}. Valid: a port number, or 0 for any free port.")
     if port := int(wanted):
         if _is_free(port, patience=_END_SECONDS if port == last else 0):
             return port

@@ -30,6 +30,7 @@ _SUPERVISED = {
 def up() -> dict[str, Any]:
     """Make sure that the local cloud runs and its profile is written; returns its addresses."""
     check_forced_mode()
+    servers.check_ports()
     home = home_folder()
     with _disk_errors_in_words(home), locked(home / ".lock"):
         state = _state(home)

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from llmtuner_kit import access
+from llmtuner_kit.errors import NotFoundError
 from llmtuner_kit.faces.cli import main
 from llmtuner_kit.workspace import Workspace
 
@@ -31,6 +32,16 @@ def test_access_role_is_created_once_and_found_again(cloud: Path) -> None:
     made = run("access", "role", "--create", "--target", "local").strip()
     assert made == "arn:aws:iam::000000000000:role/llmtuner-execution"
     assert run("access", "role", "--target", "local").strip() == made
+
+
+def test_a_role_that_is_not_there_is_told_before_a_job_is_asked_for(workspace: Workspace) -> None:
+    place = f"arn:aws:iam::{workspace.aws.account_id}:role/"
+    with pytest.raises(NotFoundError, match="has no role arn:aws:iam::000000000000:role/nobody"):
+        access.execution_role(workspace.aws, f"{place}nobody")
+    made = access.create_execution_role(workspace.aws, workspace.bucket, workspace.user_id)
+    assert access.execution_role(workspace.aws, made) == made
+    elsewhere = "arn:aws:iam::123456789012:role/theirs"
+    assert access.execution_role(workspace.aws, elsewhere) == elsewhere
 
 
 def test_a_role_that_sagemaker_cannot_take_is_brought_up_to_date(workspace: Workspace) -> None:
@@ -56,6 +67,6 @@ def test_prices_show_names_source_and_unknown() -> None:
 
 def test_missing_configuration_is_one_plain_message(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(main, ["access", "show"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "No AWS region is set." in done.output
     assert "Traceback" not in done.output

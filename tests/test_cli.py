@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from llmtuner_kit import errors
 from llmtuner_kit.faces import notebooks
 from llmtuner_kit.faces.cli import main
 
@@ -41,6 +42,10 @@ def test_the_first_page_says_how_to_begin() -> None:
         (["run", str(ROOT / "README.md")], "not one of the kit's notebooks"),
         (["run", TRAIN, "-p", "lora_rank", "8"], "did you mean lora_r?"),
         (["run", TRAIN, "-p", "epochs", "["], "the value cannot be read"),
+        (["run", TRAIN, "-p", "epochs"], "-p epochs has no value; say -p epochs VALUE"),
+        (["run", TRAIN, "-p", "epochs", "-p", "seed", "1"], "-p epochs has no value"),
+        (["run", TRAIN, "-p"], "-p NAME has no value"),
+        (["run", TRAIN, "-p", "lora_rank=8"], "did you mean lora_r?"),
         (["run", TRAIN, "-f", str(ROOT / "LICENSE")], "is not YAML"),
         (["run", TRAIN, "-f", str(ROOT / "constraints.txt")], "holds no parameters"),
     ],
@@ -50,6 +55,21 @@ def test_a_mistake_is_answered_with_what_to_do(arguments: list[str], told: str) 
     assert done.exit_code != 0
     assert told in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_parameter_is_two_words_or_joined_by_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+    done = notebooks.Executed(Path(TRAIN), Path("out"), 1.0)
+    monkeypatch.setattr(notebooks, "run", lambda _, parameters, __: given.append(parameters) or done)
+    assert run("run", TRAIN, "-p", "epochs=2", "-p", "run_name", "a=b", "-p", "seed", "-1").exit_code == 0
+    assert given == [{"epochs": 2, "run_name": "a=b", "seed": -1}]
+
+
+def test_every_exit_code_is_on_the_first_page() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.KitError)]
+    shown = run("--help").output
+    for code in {kind.exit_code for kind in kinds} | {0, 130}:
+        assert f"\n    {code}  " in shown
 
 
 def test_an_interrupted_command_says_that_it_goes_on_and_ends_as_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,5 +108,5 @@ def test_a_notebook_that_is_not_there_is_answered_with_the_likeliest(
 
 def test_a_pipeline_that_has_not_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where pipelines keep what they have done
-    shown = run("report", "--pipeline", str(ROOT / "notebooks/samples/support-tickets.yaml"))
+    shown = run("report", str(ROOT / "notebooks/samples/support-tickets.yaml"))
     assert "Nothing of it has run yet" in shown.output

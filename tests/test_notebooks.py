@@ -68,16 +68,20 @@ def test_a_failing_cell_fails_the_run_with_its_own_message_and_stops_there(tmp_p
     assert not (tmp_path / "later").exists()
 
 
-def test_the_command_ends_with_exit_code_one_and_the_message(tmp_path: Path) -> None:
-    path = small(tmp_path, "raise ValueError('it broke')")
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("ValueError('it broke')", 1), ("__import__('llmtuner_kit.errors').errors.BudgetError('it broke')", 3)],
+)
+def test_the_command_ends_with_the_exit_code_of_its_cell_and_the_message(tmp_path: Path, error: str, code: int) -> None:
+    path = small(tmp_path, f"raise {error}")
     result = CliRunner().invoke(cli.main, ["run", str(path), "-o", str(tmp_path / "out.ipynb")])
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert "it broke" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_texts_from_the_command_line_stay_texts() -> None:
     result = CliRunner().invoke(cli.main, ["run", str(UPLOAD), "-p", "user_id", "0123", "-p", "sauce", "1"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "user_id" not in result.stderr
     assert "sauce" in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ class _Plain(click.Group):
             return super().invoke(context)
         except KitError as error:
             click.echo(click.style(type(error).__name__, bold=True) + f": {error}", err=True)
-            context.exit(1)
+            context.exit(error.exit_code)
         except KeyboardInterrupt:
             told = "the same command goes on where it stopped; a job or endpoint that was started runs on"
             click.echo(f"\n{click.style('Interrupted', bold=True)}: {told}", err=True)
@@ -35,7 +36,36 @@ First steps, on this machine and for free:
   llmtuner local up                                         start the local cloud
   llmtuner run notebooks/00_start.ipynb -p run_name demo    one notebook, headless
   llmtuner pipeline notebooks/samples/support-tickets.yaml  all nine, on a worked sample
+
+\b
+Exit codes:
+  0  done
+  1  failed, with the reason: a job, an endpoint, a file, a service
+  2  wrong use: a command, an option, a parameter
+  3  not allowed to cost that: a budget or a quota
+  130  interrupted; 143  told to end
 """
+
+
+class _Run(click.Command):
+    """Takes a parameter as two words or, as other tools have it, as NAME=VALUE."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given: list[str] = []
+        words = iter(args)
+        for word in words:
+            given.append(word)
+            if word != "-p":
+                continue
+            name = next(words, "")
+            if re.match(r"[A-Za-z_]\w*=", name):
+                given += name.split("=", 1)
+                continue
+            value = next(words, "-p")
+            if not name or value == "-p":
+                raise click.UsageError(f"-p {name or 'NAME'} has no value; say -p {name or 'NAME'} VALUE.", ctx)
+            given += [name, value]
+        return super().parse_args(ctx, given)
 
 
 @click.group(cls=_Plain, epilog=_FIRST_STEPS)
@@ -44,9 +74,16 @@ def main() -> None:
     """From your own files to a fine-tuned model at a SageMaker endpoint."""
 
 
-@main.command(short_help="Run one notebook headless, strict about names and values.")
+@main.command(cls=_Run, short_help="Run one notebook headless, strict about names and values.")
 @click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="one parameter of the notebook")
+@click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="one parameter of the notebook; or NAME=VALUE",
+)
 @click.option("-f", "file", type=click.Path(exists=True, dir_okay=False), help="parameters from a YAML file")
 @click.option("-o", "output", metavar="FILE", default="", help="the executed notebook; default: out/NOTEBOOK")
 @click.option("--help-notebook", is_flag=True, help="list the notebook's parameters and run nothing")
@@ -108,9 +145,12 @@ def pipeline(file: Path, *, fresh: bool) -> None:
 
 
 @main.command(short_help="What a pipeline came to: times, answers, money, HTML.")
-@click.option("--pipeline", "file", required=True, type=click.Path(path_type=Path), help="the pipeline's YAML file")
+@click.argument("file", type=click.Path(path_type=Path))
 def report(file: Path) -> None:
-    """What a pipeline came to: times, loss, base against tuned, money, and the HTML report."""
+    """What a pipeline came to: times, loss, base against tuned, money, and the HTML report.
+
+    FILE is the pipeline's YAML file.
+    """
     from llmtuner_kit.faces import pipelines
     from llmtuner_kit.faces import report as reports
 

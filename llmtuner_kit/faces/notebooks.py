@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmtuner_kit import errors
 from llmtuner_kit import settings as kit_settings
-from llmtuner_kit.errors import JobFailedError, NotFoundError, SettingsError
+from llmtuner_kit.errors import JobFailedError, KitError, NotFoundError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Executed:
 
 
 class NotebookError(JobFailedError):
-    """A cell failed; the message is the cell's."""
+    """A cell failed; the message is the cell's, and so is the exit code."""
 
 
 def step_of(notebook: Path) -> str:
@@ -124,9 +125,11 @@ def run(
                 extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except PapermillExecutionError as error:
-            raise NotebookError(
+            failed = NotebookError(
                 f"{path.name}, cell {error.exec_count}: {_reason(error)}\nThe notebook as far as it came: {target}"
-            ) from None
+            )
+            failed.exit_code = getattr(errors, error.ename, KitError).exit_code
+            raise failed from None
     return Executed(path, target, float(done.metadata.papermill["duration"]))
 
 

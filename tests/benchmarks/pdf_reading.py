@@ -22,6 +22,7 @@ import pdfplumber
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
+from llmtuner_kit import catalog
 from llmtuner_kit.dataset import pages
 from llmtuner_kit.dataset.build import build
 from llmtuner_kit.dataset.chunks import Source
@@ -63,7 +64,8 @@ def kit_whole(path: Path) -> None:
         out.mkdir()
         work.mkdir()
         source = Source(path.name, path, path.stat().st_size, "benchmark")
-        build([source], PrepareSettings(), open_encoding(MODEL, 0), MODEL, out, work, lambda *_: None)
+        encoding = open_encoding(catalog.base_model(MODEL), catalog.base_model_folder(MODEL), 0)
+        build([source], PrepareSettings(), encoding, MODEL, out, work, lambda *_: None)
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -81,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = options.files or [Path(folder) / "manual.pdf"]
         if not options.files:
-            write_manual(files[0], 160)
+            write_manual(files[0], 64)
         print(f"{'':28} {'pages':>5}  pdfplumber   kit  kit, all cores   seconds for 100 pages")
         for path in files:
             count = pages.count(path)
