@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmtuner_kit.errors import KitError, NotFoundError
 
@@ -45,9 +46,16 @@ def look_up(name: str, revision: str = "") -> HubModel:
 def fetch(name: str, commit: str, patterns: Sequence[str], folder: Path) -> None:
     """Files of a model into a folder; those that are there already are not fetched again."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Silent(tqdm):
+        """No bar: a few small files."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"disable": True})
 
     with _plainly(name):
-        snapshot_download(name, revision=commit, allow_patterns=list(patterns), local_dir=folder)
+        snapshot_download(name, revision=commit, allow_patterns=list(patterns), local_dir=folder, tqdm_class=Silent)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ _WEIGHTS = "model.safetensors"
 _SMALL = ("*.json", "*.jinja", "tokenizer.model")
 # The instance type of a model is the least on which LoRA of this rank fits, with rows of this length.
 _RANK, _LENGTH = 16, 2048
-_LARGEST = "ml.p4d.24xlarge"
+_LARGEST = "ml.p5en.48xlarge"
 
 S3 = Callable[[], Any]
 """Makes an S3 client, where one is needed."""

@@ -199,7 +199,12 @@ def _environment(model: catalog.BaseModel, user_id: str) -> dict[str, str]:
             valid="arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME-SUFFIX",
             fix=how,
         )
-    return {"HF_HOME": _HUB_FOLDER} | ({"HF_TOKEN_SECRET_ARN": secret} if secret else {})
+    mirror = os.environ.get("HF_ENDPOINT", "")  # of a company or a region; the kit's own look-ups go there too
+    return (
+        {"HF_HOME": _HUB_FOLDER}
+        | ({"HF_TOKEN_SECRET_ARN": secret} if secret else {})
+        | ({"HF_ENDPOINT": mirror} if mirror else {})
+    )
 
 
 def _time(made: Quote) -> dict[str, str]:

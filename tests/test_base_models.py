@@ -126,6 +126,13 @@ def wanted(workspace: Workspace) -> settings.TrainSettings:
     return settings.TrainSettings(run_name="sums", user_id=workspace.user_id, max_steps=2, evaluation_samples=1)
 
 
+def completed(workspace: Workspace) -> monitoring.Snapshot:
+    watch = settings.MonitorSettings(run_name="sums", user_id=workspace.user_id, poll_seconds=0.2)
+    *_, last = monitoring.watch(workspace, watch)
+    assert last.status == "Completed", last.failure_reason
+    return last
+
+
 @pytest.mark.slow
 def test_a_model_of_ones_own_is_trained_checked_and_quoted_for_serving(
     workspace: Workspace, folder: Path, tmp_path: Path
@@ -135,9 +142,7 @@ def test_a_model_of_ones_own_is_trained_checked_and_quoted_for_serving(
     job = training.start(workspace, wanted(workspace))
     assert job.request["HyperParameters"]["model_id"] == "kranich-chat-v2"
     assert job.request["HyperParameters"]["model_revision"] == model.revision
-    watch = settings.MonitorSettings(run_name="sums", user_id=workspace.user_id, poll_seconds=0.2)
-    *_, last = monitoring.watch(workspace, watch)
-    assert last.status == "Completed", last.failure_reason
+    completed(workspace)
     described = training.require_own_job(workspace, job.job_name)
     manifest = require_checked(workspace, described, archive_head(workspace, job.job_name))
     assert manifest["base"] == {"model_id": "kranich-chat-v2", "revision": model.revision, "family": "causal"}
@@ -174,11 +179,11 @@ def test_a_prefix_is_copied_as_it_was_when_the_run_began(workspace: Workspace, f
 
 
 @pytest.fixture
-def hub_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """What the Hub has as acme/Kranich-7B."""
-    with serving("acme/Kranich-7B", folder) as (address, _):
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """A Hub that has the folder as acme/Kranich-7B, and what it is asked."""
+    with serving("acme/Kranich-7B", folder) as (address, asked):
         told(monkeypatch, address, tmp_path)
-        yield folder
+        yield asked
     base_models._of_hub.cache_clear()
 
 
@@ -189,13 +194,19 @@ def told(monkeypatch: pytest.MonkeyPatch, address: str, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("LLMTUNER_CACHE", str(tmp_path / "cache"))
 
 
 def test_a_model_of_the_hub_is_looked_up_once_and_pinned_to_its_commit(
-    workspace: Workspace, hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace,
+    hub: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run = begun(workspace, "acme/Kranich-7B", tmp_path)
+    assert "Fetching" not in capfd.readouterr().err
     # From here on the Hub is not asked again.
     told(monkeypatch, "http://127.0.0.1:9", tmp_path)
     base_models._of_hub.cache_clear()
@@ -204,12 +215,24 @@ def test_a_model_of_the_hub_is_looked_up_once_and_pinned_to_its_commit(
     asked = wanted(workspace)
     plan = training.make_plan(workspace, asked, run, training.quote(workspace, asked, run))
     request = training.training_job_request(plan)
-    assert (plan.model_uri, request["Environment"]) == ("", {"HF_HOME": "/tmp/huggingface"})
+    assert (plan.model_uri, request["Environment"]["HF_ENDPOINT"]) == ("", "http://127.0.0.1:9")
     values = request["HyperParameters"]
     assert (values["model_id"], values["model_revision"]) == ("acme/Kranich-7B", COMMIT)
     assert base_models.of_job(workspace, {"HyperParameters": values}) == model
     with pytest.raises(NotFoundError, match="The Hub cannot be asked for acme/other"):
         base_models.resolve("acme/other", nowhere)
+
+
+@pytest.mark.slow
+def test_a_job_fetches_its_model_from_the_hub_at_the_commit_that_was_looked_up(
+    workspace: Workspace, hub: list[str], tmp_path: Path
+) -> None:
+    begun(workspace, "acme/Kranich-7B", tmp_path)
+    before = len(hub)
+    job = training.start(workspace, wanted(workspace))
+    assert completed(workspace).model_uri == job.model_uri
+    fetched = {line.rpartition("/")[2] for line in hub[before:] if f"/resolve/{COMMIT}/" in line}
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= fetched
 
 
 def test_what_the_hub_does_not_have_or_keeps_behind_a_gate_is_said(
