@@ -1,6 +1,6 @@
 """One pydantic model per notebook: the single source of fields, defaults, limits and help.
 
-The parameters cell of a notebook, its form, the headless runner, the REST API and the run record all take
+The parameters cell of a notebook, its form, the headless runner and the run record all take
 their fields from here. `load("train", {...})` checks everything at once and raises one SettingsError.
 """
 
