@@ -58,9 +58,10 @@ $(VENV)/.ready-run $(VENV)/.ready-test: pyproject.toml constraints.txt $(BIN)/py
 	    $(BIN)/python -m llmtuner_local install >/dev/null && wait $$!
 	touch $(VENV)/.ready-run $@
 
-# Missing too where the Python it was made with is gone.
+# Missing too where the Python it was made with is gone. Before 24.2 pip spends minutes on listing what it has installed.
 $(BIN)/python:
 	@$(or $(PYTHON),false) -c '$(SUITS)' >/dev/null 2>&1 || { python="$(or $(PYTHON),python3)"; \
 	    echo "Needed: Python 3.11 to 3.14 with venv. Here: $$($$python --version 2>&1)$$($$python -c 'import ensurepip' 2>&1 | grep -q ensurepip && echo ' without venv')."; \
 	    echo "On Debian and Ubuntu: sudo apt install python3-venv. Another Python: make demo PYTHON=/path/to/python3.13"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) pip
