@@ -23,6 +23,12 @@ OWNER_TAG, RUN_TAG = "llmtuner:owner", "llmtuner:run"
 SECRETS = "llmtuner/"  # how the names of secrets begin that an execution role may read
 _LONGEST_ROLE_NAME = 64
 _CREATIONS = ("CreateTrainingJob", "CreateProcessingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint")
+# What SageMaker does as the role of a job or a model that runs in a VPC.
+_IN_A_VPC = (
+    "CreateNetworkInterface", "CreateNetworkInterfacePermission", "DeleteNetworkInterface",
+    "DeleteNetworkInterfacePermission", "DescribeNetworkInterfaces", "DescribeVpcs", "DescribeDhcpOptions",
+    "DescribeSubnets", "DescribeSecurityGroups",
+)  # fmt: skip
 _OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 _SCALING = "sagemaker.application-autoscaling.amazonaws.com"
 
@@ -130,9 +136,12 @@ def _allow(
 
 
 def execution_role_policy(
-    bucket: str, account_id: str, region: str, user_id: str = "", partition: str = "aws"
+    bucket: str, account_id: str, region: str, user_id: str = "", partition: str = "aws", *, vpc: bool = False
 ) -> Policy:
-    """What a job or an endpoint may do: the kit's prefixes (or one user's), own logs and metrics, pulling images."""
+    """What a job or an endpoint may do: the kit's prefixes (or one user's), own logs and metrics, pulling images.
+
+    With `vpc` also to join a VPC of the account, for which SageMaker makes network interfaces as this role.
+    """
     prefix = f"users/{user_id}/" if user_id else "users/"
     objects, place = f"arn:{partition}:s3:::{bucket}", f"{region}:{account_id}"
     logs = f"arn:{partition}:logs:{place}:log-group:/aws/sagemaker/*"
@@ -157,6 +166,8 @@ def execution_role_policy(
         )], "*"),
         _allow("ModelToken", ["secretsmanager:GetSecretValue"], secret),
     ]  # fmt: skip
+    if vpc:
+        statements.append(_allow("Network", [f"ec2:{name}" for name in _IN_A_VPC], "*"))
     return {"Version": "2012-10-17", "Statement": statements}
 
 
@@ -209,8 +220,8 @@ def _role_arn(aws: Aws, name: str) -> str:
         raise
 
 
-def create_execution_role(aws: Aws, bucket: str, user_id: str = "") -> str:
-    """Make (or bring up to date) the shared execution role, or one user's own; its ARN."""
+def create_execution_role(aws: Aws, bucket: str, user_id: str = "", *, vpc: bool = False) -> str:
+    """Make (or bring up to date) the shared execution role, or one user's own; its ARN. `vpc`: it may join one."""
     client = aws.client("iam")
     name, trust = role_name(user_id), json.dumps(trust_policy(aws.account_id))
     arn = _role_arn(aws, name)
@@ -227,7 +238,9 @@ def create_execution_role(aws: Aws, bucket: str, user_id: str = "") -> str:
     client.put_role_policy(
         RoleName=name,
         PolicyName="llmtuner",
-        PolicyDocument=json.dumps(execution_role_policy(bucket, aws.account_id, aws.region, user_id, aws.partition)),
+        PolicyDocument=json.dumps(
+            execution_role_policy(bucket, aws.account_id, aws.region, user_id, aws.partition, vpc=vpc)
+        ),
     )
     return str(arn)
 

@@ -113,6 +113,7 @@ def deploy(workspace: Workspace, settings: DeploySettings) -> Endpoint:
     own = {JOB_TAG: job_name, EXPIRES_TAG: expires.isoformat(timespec="seconds")}
     tags = access.listed_tags(access.tags(workspace.user_id, run.name) | own)
     version = f"{archive['ETag'].strip(chr(34))}-{settings.instance_type}-{settings.min_instances}"
+    version += settings.subnets + settings.security_groups
     config_name = paths.fit_name(name, hashlib.sha256(version.encode()).hexdigest()[:8])
     arn, reused = _create(workspace, settings, model, job_name, name, config_name, tags)
     created = _creation_time(workspace, name)
@@ -199,7 +200,9 @@ def _create(
         role = access.execution_role(workspace.aws, settings.role_arn, workspace.user_id)
         image = images.serving_image(model.family, workspace.aws.region)
         data = workspace.paths.uri(workspace.paths.model_archive(job_name))
-        entry = model_request(config_name, model, settings.instance_type, image.uri, data, role, tags)
+        entry = model_request(
+            config_name, model, settings.instance_type, image.uri, data, role, tags, settings.vpc_config
+        )
         creation.once(client.create_model, **entry)
         creation.once(client.create_endpoint_config, **endpoint_config_request(config_name, settings, image.ami, tags))
         made = creation.once(client.create_endpoint, EndpointName=name, EndpointConfigName=config_name, Tags=tags)

@@ -20,11 +20,13 @@ def model_request(
     model_data_url: str,
     role_arn: str,
     tags: list[dict[str, str]],
+    vpc_config: dict[str, Any],
 ) -> dict[str, Any]:
-    """The CreateModel request. Pure."""
+    """The CreateModel request. Pure. `vpc_config` as the settings give it."""
     environment = serving_environment(model, catalog.instance(instance_type))
     container = {"Image": image, "ModelDataUrl": model_data_url, "Environment": environment}
-    return {"ModelName": name, "PrimaryContainer": container, "ExecutionRoleArn": role_arn, "Tags": tags}
+    request = {"ModelName": name, "PrimaryContainer": container, "ExecutionRoleArn": role_arn, "Tags": tags}
+    return request | vpc_config
 
 
 def serving_environment(model: catalog.BaseModel, instance: catalog.Instance) -> dict[str, str]:

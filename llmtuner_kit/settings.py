@@ -10,15 +10,12 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,51 +23,7 @@ from pydantic.fields import FieldInfo
 
 from llmtuner_kit import catalog, model_names, paths
 from llmtuner_kit.errors import SettingsError
-
-Target = Literal["local", "local-docker", "aws"]
-
-
-def _label(value: str, info: ValidationInfo) -> str:
-    return paths.check_label(value, str(info.field_name)) if value else value
-
-
-def _model(value: str) -> str:
-    return model_names.parse(value).text if value else value
-
-
-def _instance(value: str) -> str:
-    return catalog.instance(value).instance_type if value else value
-
-
-# Empty stands for what the field's description says. What a schema names as `choices` is offered (`values_of` below).
-Label = Annotated[str, AfterValidator(_label)]
-Model = Annotated[str, AfterValidator(_model), Field(json_schema_extra={"choices": "models"})]
-Instance = Annotated[str, AfterValidator(_instance), Field(json_schema_extra={"choices": "instances"})]
-Text = Annotated[str, Field(json_schema_extra={"multiline": True})]
-
-
-class RunSettings(BaseModel):
-    """What all nine notebooks share: where to work, as whom, on which run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
-
-    target: Target = Field("local", description="where jobs run: this machine, containers on this machine, or AWS")
-    region: str = Field("", description="AWS region; empty: the one your AWS configuration names")
-    user_id: Label = Field("", description="whose prefix of the bucket to use; empty: your login name")
-    bucket: str = Field("", description="S3 bucket; empty: the kit's own in this account and region")
-    run_name: Label = Field("", description="name of this run; empty: the newest run")
-
-    @field_validator("region")
-    @classmethod
-    def _region(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[a-z]+(-[a-z]+)+-\d+", value):
-            raise ValueError(f"{value!r} is no AWS region; valid: such as us-east-1 or eu-central-1")
-        return value
-
-    @field_validator("bucket")
-    @classmethod
-    def _bucket(cls, value: str) -> str:
-        return paths.check_bucket(value) if value else value
+from llmtuner_kit.run_settings import Instance, Label, Model, NetworkSettings, RunSettings, Text
 
 
 class StartSettings(RunSettings):
@@ -100,7 +53,7 @@ class UploadSettings(RunSettings):
         return str(Path(value).expanduser()) if value else value
 
 
-class PrepareSettings(RunSettings):
+class PrepareSettings(NetworkSettings):
     """02_prepare: files into instruction data, with a report on every row."""
 
     source: str = Field(
@@ -200,7 +153,7 @@ def row_numbers(text: str, most: int = 20) -> list[int]:
     return found
 
 
-class TrainSettings(RunSettings):
+class TrainSettings(NetworkSettings):
     """03_train: quote, then a LoRA training job."""
 
     model_id: Model = Field("", description="base model to tune; empty: the one chosen in 00_start")
@@ -257,7 +210,7 @@ class DownloadSettings(RunSettings):
     unpack: bool = Field(True, description="unpack the archive and check every file against its manifest")
 
 
-class DeploySettings(RunSettings):
+class DeploySettings(NetworkSettings):
     """06_deploy: a real-time endpoint with autoscaling."""
 
     job_name: str = Field("", description="training job whose model to deploy; empty: the one of this run")

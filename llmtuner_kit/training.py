@@ -40,6 +40,7 @@ _PASSED = (
 # Settings that say where, as whom and how long, but not what is trained: a job that was stopped goes on with others.
 _NO_INPUTS = {
     "run_name", "target", "region", "user_id", "bucket", "budget_usd", "max_runtime_minutes", "role_arn", "spot",
+    "subnets", "security_groups",
 }  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def training_job_request(plan: Plan) -> dict[str, Any]:
             "LocalPath": "/opt/ml/checkpoints",
         },
         "Tags": access.listed_tags(access.tags(plan.user_paths.user_id, plan.run_name)),
-    }
+    } | settings.vpc_config
 
 
 def hyperparameters(plan: Plan) -> dict[str, str]:

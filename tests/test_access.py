@@ -123,6 +123,16 @@ def test_a_policy_is_small_enough_for_iam() -> None:
     assert len(json.dumps(its, separators=(",", ":"))) <= 10240
 
 
+def test_a_role_joins_a_vpc_only_where_it_was_made_for_that() -> None:
+    plain, inside = (
+        access.execution_role_policy("kept", "123456789012", "eu-west-1", vpc=vpc) for vpc in (False, True)
+    )
+    for action in ("CreateNetworkInterface", "DeleteNetworkInterfacePermission", "DescribeSubnets"):
+        assert allowed(inside, f"ec2:{action}", "*")
+        assert not allowed(plain, f"ec2:{action}", "*")
+    assert not allowed(inside, "ec2:RunInstances", "*")
+
+
 def test_every_statement_can_be_said_in_words() -> None:
     for policy in (POLICY, access.execution_role_policy("kept", "123456789012", "eu-west-1")):
         for sentence in access.sentences(policy):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import botocore.session
 import pytest
+from botocore.validate import ParamValidator
 
 from llmtuner_kit import catalog, hosting
+from llmtuner_kit.settings import DeploySettings
 
 IMAGE = json.loads(Path(__file__).with_name("vllm_image.json").read_text())
 CAUSAL = [model for model in catalog.BASE_MODELS if model.family == "causal"]
@@ -52,3 +55,15 @@ def test_the_hugging_face_image_is_told_to_run_the_archives_handler(model: catal
     assert environment["SAGEMAKER_PROGRAM"] == "inference.py"
     # One worker: each would load a copy of the model.
     assert environment["SAGEMAKER_MODEL_SERVER_WORKERS"] == "1"
+
+
+@pytest.mark.parametrize("vpc", [{}, {"subnets": "subnet-0a1b2c3d", "security_groups": "sg-0a1b2c3d,sg-0a1b2c3e"}])
+def test_a_model_is_in_the_vpc_of_the_settings_or_in_none(vpc: dict[str, str]) -> None:
+    asked = DeploySettings(**vpc)
+    role = "arn:aws:iam::000000000000:role/llmtuner-execution"
+    made = ("demo", catalog.base_model("llama-2-7b"), "ml.g5.2xlarge", "image", "s3://bucket/model.tar.gz", role, [])
+    request = hosting.model_request(*made, asked.vpc_config)
+    expected = {"SecurityGroupIds": ["sg-0a1b2c3d", "sg-0a1b2c3e"], "Subnets": ["subnet-0a1b2c3d"]} if vpc else None
+    assert request.get("VpcConfig") == expected
+    shape = botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateModel").input_shape
+    assert not ParamValidator().validate(request, shape).has_errors()

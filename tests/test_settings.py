@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from llmtuner_kit import settings
@@ -74,3 +76,17 @@ def test_what_can_be_chosen_is_accepted_by_the_settings(step: str, name: str) ->
     assert offered
     for value in offered:
         settings.load(step, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"subnets": "subnet-0a1b2c3d"}, "subnets and security_groups belong together"),
+        ({"subnets": "subnet-0a1b2c3d,eu-west-1a", "security_groups": "sg-0a1b2c3d"}, "'eu-west-1a' is no id of EC2"),
+        ({"subnets": "subnet-0a1b2c3d", "security_groups": "default"}, "'default' is no id of EC2; valid: such as sg-"),
+    ],
+)
+@pytest.mark.parametrize("step", ["prepare", "train", "deploy"])
+def test_a_vpc_is_named_by_ids_of_both_kinds(step: str, given: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        settings.load(step, given)

@@ -84,9 +84,15 @@ def ended(workspace: Workspace, **changes: object) -> monitoring.Snapshot:
 
 
 def test_request_is_one_that_sagemaker_takes(ready: Workspace) -> None:
-    asked = wanted(ready, spot=True, budget_usd=5)
+    vpc = {"subnets": "subnet-0a1b2c3d, subnet-0a1b2c3e", "security_groups": "sg-0a1b2c3d"}
+    asked = wanted(ready, spot=True, budget_usd=5, **vpc)
     run = runs.open_run(ready, "sums")
     request = training.training_job_request(training.make_plan(ready, asked, run, training.quote(ready, asked)))
+    assert request["VpcConfig"] == {
+        "SecurityGroupIds": ["sg-0a1b2c3d"], "Subnets": ["subnet-0a1b2c3d", "subnet-0a1b2c3e"],
+    }  # fmt: skip
+    elsewhere = training.make_plan(ready, wanted(ready, spot=True), run, training.quote(ready, asked))
+    assert elsewhere.job_name == request["TrainingJobName"]  # where it runs makes it no other job
     shape = (
         botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
     )

@@ -25,6 +25,7 @@ FILES = (
 # Settings that decide where the work is done and what is shown of it, not what comes out.
 _ELSEWHERE = (
     "source", "dataset", "show_rows", "compute", "instance_type", "max_runtime_minutes", "budget_usd", "role_arn",
+    "subnets", "security_groups",
 )  # fmt: skip
 
 

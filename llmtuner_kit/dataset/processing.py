@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,12 +60,14 @@ class Plan:
     output_uri: str
     user_id: str
     run_name: str
+    vpc_config: dict[str, Any] = field(default_factory=dict)
 
 
 def processing_job_request(plan: Plan) -> dict[str, Any]:
     """The CreateProcessingJob request of a plan. Pure."""
     install = f"python3 -m pip install --quiet --disable-pip-version-check -r {ROOT}/input/code/requirements.txt"
-    return {
+    network = {"NetworkConfig": plan.vpc_config} if plan.vpc_config else {}
+    return network | {
         "ProcessingJobName": plan.job_name,
         "RoleArn": plan.role_arn,
         "AppSpecification": {
@@ -145,6 +147,7 @@ def prepare(
         output_uri=workspace.paths.uri(origin.rstrip("/")),
         user_id=workspace.user_id,
         run_name=run.name,
+        vpc_config=settings.vpc_config,
     )
     if _start(workspace, plan) == run.name:
         facts = {"seconds": quoted.seconds, "usd": [quoted.money.low, quoted.money.high]}

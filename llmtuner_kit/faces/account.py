@@ -52,14 +52,15 @@ def show(target: str, region: str, user_id: str, bucket: str, *, as_json: bool) 
 @access.command()
 @click.option("--create", is_flag=True, help="create the role, or bring it up to date")
 @click.option("--own", is_flag=True, help="a role for this user alone, which reaches no other prefix")
+@click.option("--vpc", is_flag=True, help="with --create: jobs and endpoints may run in a VPC of the account")
 @_options
-def role(target: str, region: str, user_id: str, bucket: str, *, create: bool, own: bool) -> None:
+def role(target: str, region: str, user_id: str, bucket: str, *, create: bool, own: bool, vpc: bool) -> None:
     """The execution role of jobs and endpoints."""
     from llmtuner_kit import access as policies
 
     found = _workspace(target, region, user_id, bucket)
     if create:
-        click.echo(policies.create_execution_role(found.aws, found.bucket, found.user_id if own else ""))
+        click.echo(policies.create_execution_role(found.aws, found.bucket, found.user_id if own else "", vpc=vpc))
     else:
         click.echo(policies.execution_role(found.aws, user_id=found.user_id if own else ""))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SHARED = ("target", "region", "user_id", "bucket")
 """Fields of every step that say where it runs, and as whom."""
+VPC = ("subnets", "security_groups")
 
 # By step: title of the group -> its fields.
 _GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -16,6 +17,7 @@ _GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "near_duplicates",
         ),
         "As a Processing job": ("compute", "instance_type", "max_runtime_minutes", "budget_usd", "role_arn"),
+        "In a VPC": VPC,
     },
     "train": {
         "Adapter and batches": (
@@ -25,10 +27,12 @@ _GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Machine, limits and access": (
             "instance_count", "spot", "max_runtime_minutes", "role_arn", "kms_key_id",
         ),
+        "In a VPC": VPC,
     },
     "deploy": {
         "Autoscaling": ("min_instances", "max_instances", "invocations_per_instance"),
         "Access": ("role_arn", "kms_key_id"),
+        "In a VPC": VPC,
     },
     "invoke": {"How answers are made": ("max_new_tokens", "temperature", "top_p", "stream")},
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import uuid
@@ -36,13 +37,20 @@ PLAN = processing.Plan(
     run_name="demo",
 )
 
+VPC = {"subnets": "subnet-0a1b2c3d", "security_groups": "sg-0123456789abcdef0"}
+
 
 def test_the_request_is_one_that_sagemaker_takes() -> None:
     shape = (
         botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateProcessingJob").input_shape
     )
-    report = ParamValidator().validate(processing.processing_job_request(PLAN), shape)
-    assert not report.has_errors(), report.generate_report()
+    inside = dataclasses.replace(PLAN, vpc_config=PrepareSettings(**VPC).vpc_config)
+    for plan in (PLAN, inside):
+        report = ParamValidator().validate(processing.processing_job_request(plan), shape)
+        assert not report.has_errors(), report.generate_report()
+    assert "NetworkConfig" not in processing.processing_job_request(PLAN)
+    network = processing.processing_job_request(inside)["NetworkConfig"]
+    assert network["VpcConfig"] == {"SecurityGroupIds": ["sg-0123456789abcdef0"], "Subnets": ["subnet-0a1b2c3d"]}
 
 
 def listing(*files: tuple[str, int]) -> Listing:
