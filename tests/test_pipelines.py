@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmtuner_kit.errors import NotFoundError, SettingsError
+from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.faces import notebooks, pipelines, report
 from llmtuner_kit.faces.notebooks import Executed, NotebookError
 from llmtuner_kit.workspace import Workspace
@@ -71,6 +72,12 @@ def test_shared_parameters_go_to_the_steps_that_have_them(tmp_path: Path) -> Non
         ("steps:\n  - train: 3\n  - {}\n", ["train: its parameters", "{}: no such step"]),
         ("parameters: [epochs]\nsteps: [train]\nsweep: {epochs: 2}\n", ["parameters: one line", "sweep: a list"]),
         ("steps: [train]\nsweep: {epochs: []}\n", ["sweep: a list of values"]),
+        ("parameters:\n  epochs: 1\n  epochs: 3\nsteps: [train]\n", ["'epochs' is there twice", "line 3"]),
+        ("steps: [start]\nsteps: [train]\n", ["'steps' is there twice"]),
+        ("steps:\n  - train: {seed: 1}\nsweep: {seed: [1, 2]}\n", ["sweep: seed has no effect, as step train"]),
+        ("name: ../x\nsteps: [train]\n", ["name: is '../x'"]),
+        ("name: /tmp/x\nsteps: [train]\n", ["name: is '/tmp/x'"]),
+        (f"name: {'x' * 300}\nsteps: [train]\n", ["at most 100 characters"]),
     ],
 )
 def test_every_problem_is_named_before_anything_runs(
@@ -102,6 +109,25 @@ def test_a_second_run_does_nothing_and_fresh_does_all(tmp_path: Path, ran: list[
     assert ran == ["01_upload", "02_prepare"]
     pipelines.run(pipeline, fresh=True, tell=lambda _: None)
     assert ran == ["01_upload", "02_prepare"] * 2
+
+
+def test_one_that_is_running_is_not_run_beside_itself(tmp_path: Path, ran: list[str]) -> None:
+    (pipeline,) = pipelines.load(write(tmp_path, "steps: [start]\n"), NOTEBOOKS)
+    pipeline.folder.mkdir(parents=True)
+    with (pipeline.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConflictError, match="is running already"):
+            pipelines.run(pipeline, tell=lambda _: None)
+    assert not ran
+    assert [done.step for done in pipelines.run(pipeline, tell=lambda _: None)] == ["start"]
+
+
+@pytest.mark.parametrize("damage", ["", "[{", '[{"step": "start"}]', '{"a": 1}'])
+def test_a_damaged_state_lets_the_steps_run_again(tmp_path: Path, ran: list[str], damage: str) -> None:
+    pipeline = run_once(tmp_path, "steps: [start, upload]\n")
+    (pipeline.folder / "state.json").write_text(damage)
+    run_once(tmp_path, "steps: [start, upload]\n")
+    assert ran == ["00_start", "01_upload"] * 2
 
 
 def test_it_goes_on_at_the_step_that_failed(tmp_path: Path, ran: list[str]) -> None:

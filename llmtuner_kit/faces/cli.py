@@ -13,7 +13,7 @@ import yaml
 
 import llmtuner_kit
 from llmtuner_kit.errors import KitError, SettingsError
-from llmtuner_kit.faces import account
+from llmtuner_kit.faces import account, yaml_files
 
 
 class _Plain(click.Group):
@@ -109,10 +109,7 @@ def run(
 
 
 def _from_file(file: Path) -> dict[str, Any]:
-    try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not YAML: {error}") from None
+    given = yaml_files.read(file) or {}
     if not isinstance(given, dict):
         raise SettingsError(f"{file} holds no parameters.", valid="one line for each: epochs: 2")
     return given

@@ -18,21 +18,21 @@ report.html are in out/NAME/.
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import llmtuner_kit
 from llmtuner_kit import paths
 from llmtuner_kit import settings as kit_settings
-from llmtuner_kit.errors import NotFoundError, SettingsError
-from llmtuner_kit.faces import notebooks
+from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
+from llmtuner_kit.faces import notebooks, yaml_files
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def load(file: Path | str, notebooks_folder: Path | None = None) -> list[Pipelin
     made, problems = [], []
     for number, chosen in enumerate(combinations, 1):
         own = f"{run_name}-{number}" if sweep else run_name
-        steps, found = _steps(document["steps"], shared | chosen | {"run_name": own}, path, folder)
+        steps, found = _steps(document["steps"], shared | chosen | {"run_name": own}, sweep, path, folder)
         problems += found
         made.append(Pipeline(f"{name}-{number}" if sweep else name, own, steps))
     if problems:
@@ -93,15 +93,13 @@ def load(file: Path | str, notebooks_folder: Path | None = None) -> list[Pipelin
     return made
 
 
+_LONGEST_NAME = 100
 _PARTS = ("name", "parameters", "steps", "sweep")
 
 
 def _document(path: Path) -> dict[str, Any]:
     """The file as it is, when it has the form of a pipeline."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name} is not YAML: {error}") from None
+    document = yaml_files.read(path) or {}
     unknown = sorted(map(str, set(document) - set(_PARTS))) if isinstance(document, dict) else []
     if not isinstance(document, dict) or unknown or not document.get("steps"):
         raise SettingsError(
@@ -110,6 +108,9 @@ def _document(path: Path) -> dict[str, Any]:
             fix="begin with a copy of notebooks/samples/support-tickets.yaml",
         )
     wrong = []
+    name = str(document.get("name") or "")
+    if name and (name != Path(name).name or len(name.encode()) > _LONGEST_NAME):
+        wrong.append(f"name: is {name!r}, and names a folder below `out`: at most {_LONGEST_NAME} characters without /")
     if not isinstance(document["steps"], list):
         wrong.append("steps: one line for each step, in order: `- train`, or `- train: {epochs: 2}`")
     if not isinstance(document.get("parameters") or {}, dict):
@@ -123,8 +124,16 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def run(pipeline: Pipeline, *, fresh: bool = False, tell: Callable[[str], None] = print) -> list[StepDone]:
-    """Run the steps that are not done yet. Raises NotebookError at the first that fails; a second call goes on there."""
+    """Run the steps that are not done yet. Raises NotebookError at the first that fails; a second call goes on there.
+
+    Raises ConflictError while another process runs it in this folder.
+    """
     pipeline.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(pipeline):
+        return _run(pipeline, tell, fresh=fresh)
+
+
+def _run(pipeline: Pipeline, tell: Callable[[str], None], *, fresh: bool) -> list[StepDone]:
     state = pipeline.folder / "state.json"
     finished = [] if fresh else _kept(pipeline, _read(state))
     for number, step in enumerate(pipeline.steps):
@@ -138,6 +147,20 @@ def run(pipeline: Pipeline, *, fresh: bool = False, tell: Callable[[str], None] 
         finished.append(StepDone(step.step, result.seconds, str(result.output), digest))
         _write(state, finished)
     return finished
+
+
+@contextmanager
+def _alone(pipeline: Pipeline) -> Iterator[None]:
+    """A timer may call for a pipeline whose last run is not over; both would write the same notebooks."""
+    with (pipeline.folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"Pipeline {pipeline.name} is running already, in {pipeline.folder.resolve()}.",
+                fix="wait until it has ended, or call it in another folder or with another name and run_name",
+            ) from None
+        yield
 
 
 def _kept(pipeline: Pipeline, done: list[StepDone]) -> list[StepDone]:
@@ -165,8 +188,10 @@ def state_of(pipeline: Pipeline) -> list[StepDone]:
     return _read(pipeline.folder / "state.json")
 
 
-def _steps(items: list[Any], shared: Mapping[str, Any], path: Path, folder: Path) -> tuple[tuple[Step, ...], list[str]]:
-    steps, problems, used = [], [], {"run_name"}
+def _steps(
+    items: list[Any], shared: Mapping[str, Any], swept: Iterable[str], path: Path, folder: Path
+) -> tuple[tuple[Step, ...], list[str]]:
+    steps, problems, used, overruled = [], [], {"run_name"}, set()
     for item in items:
         (step, own), *others = item.items() if isinstance(item, dict) and item else [(str(item), None)]
         if step not in kit_settings.STEPS:
@@ -182,6 +207,7 @@ def _steps(items: list[Any], shared: Mapping[str, Any], path: Path, folder: Path
         fields = kit_settings.STEPS[step].model_fields
         given = {name: value for name, value in shared.items() if name in fields} | _from(path, own or {})
         used |= set(given)
+        overruled |= {(step, name) for name in swept if name in (own or {})}
         number = list(kit_settings.STEPS).index(step)
         notebook = folder / f"{number:02d}_{step}.ipynb"
         try:
@@ -189,6 +215,10 @@ def _steps(items: list[Any], shared: Mapping[str, Any], path: Path, folder: Path
         except SettingsError as error:
             problems += [f"{step}: {line.lstrip('- ')}" for line in error.problem.split("\n")[1:] or [error.problem]]
     problems += [f"parameters: no step has {name!r}" for name in shared if name not in used]
+    problems += [
+        f"sweep: {name} has no effect, as step {step} sets it itself; take it out there"
+        for step, name in sorted(overruled)
+    ]
     return tuple(steps), problems
 
 
@@ -219,7 +249,11 @@ def _digest(step: Step, before: list[StepDone]) -> str:
 
 
 def _read(state: Path) -> list[StepDone]:
-    return [StepDone(**item) for item in json.loads(state.read_text())] if state.is_file() else []
+    """The steps that are done; of a file that is damaged none: done again, they find what they have made."""
+    try:
+        return [StepDone(**item) for item in json.loads(state.read_text())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return []
 
 
 def _write(state: Path, steps: list[StepDone]) -> None:
