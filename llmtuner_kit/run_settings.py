@@ -47,7 +47,7 @@ class RunSettings(BaseModel):
     target: Target = Field("local", description="where jobs run: this machine, containers on this machine, or AWS")
     region: str = Field("", description="AWS region; empty: the one your AWS configuration names")
     user_id: Label = Field("", description="whose prefix of the bucket to use; empty: your login name")
-    bucket: str = Field("", description="S3 bucket; empty: the kit's own in this account and region")
+    bucket: str = Field("", description="name of the S3 bucket; empty: the kit's own in this account and region")
     run_name: Label = Field("", description="name of this run; empty: the newest run")
 
     @field_validator("region")

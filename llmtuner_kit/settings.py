@@ -76,8 +76,8 @@ class PrepareSettings(NetworkSettings):
         "text",
         "documentation",
     ] = Field("auto", description="how to read rows; auto: recognise it and say so")
-    instruction_column: str = Field("", description="column or key with the instruction")
-    input_column: str = Field("", description="column or key with the customer's text")
+    instruction_column: str = Field("", description="column or key with the question or task")
+    input_column: str = Field("", description="column or key with the text that the question is about")
     output_column: str = Field("", description="column or key with the answer to learn")
     instruction_template: Text = Field("", description="instruction of every row, {column} for what the row has there")
     input_template: Text = Field("", description="input of every row, made from columns in the same way")
@@ -89,7 +89,10 @@ class PrepareSettings(NetworkSettings):
     passage_tokens: int = Field(
         256, ge=32, le=8192, description="length of the passages plain text is cut into, in tokens"
     )
-    long_rows: Literal["split", "cut", "drop", "stop"] = Field("cut", description="what to do with rows over the limit")
+    long_rows: Literal["split", "cut", "drop", "stop"] = Field(
+        "cut",
+        description="rows over the limit; split: into several, cut: without their end, drop: left out, stop: refused",
+    )
     splits_from: Literal["content", "file-names"] = Field(
         "content", description="content: dealt by what rows say; file-names: as your train, validation and test files"
     )
@@ -116,7 +119,7 @@ class PrepareSettings(NetworkSettings):
     budget_usd: float = Field(
         0.0, ge=0, description="most you will pay for the processing job in USD; needed where jobs are charged"
     )
-    role_arn: str = Field("", description="execution role of the job; empty: the account's role llmtuner-execution")
+    role_arn: str = Field("", description="IAM role that the job runs as; empty: the account's role llmtuner-execution")
 
     @field_validator("source")
     @classmethod
@@ -158,31 +161,48 @@ class TrainSettings(NetworkSettings):
 
     model_id: Model = Field("", description="base model to tune; empty: the one chosen in 00_start")
     method: Literal["lora", "rslora", "dora", "qlora", "full"] = Field(
-        "lora", description="how to tune; qlora: 4-bit base, GPU only"
+        "lora",
+        description="lora: a small adapter; rslora, dora: kinds of it; qlora: in less memory, GPU only; full: all weights",
     )
-    epochs: float = Field(1.0, gt=0, le=100, description="passes over the training rows")
-    max_steps: int = Field(0, ge=0, description="stop after this many optimizer steps; 0: by epochs")
-    learning_rate: float = Field(2e-4, gt=0, le=0.1, description="peak learning rate")
-    lora_r: int = Field(16, ge=1, le=512, description="rank of the LoRA matrices")
-    lora_alpha: int = Field(32, ge=1, le=2048, description="scale of the LoRA update")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the adapter")
-    max_length: int = Field(0, ge=0, le=131072, description="longest row in tokens; 0: as prepared")
-    batch_tokens: int = Field(4096, ge=64, le=4194304, description="tokens per optimizer step")
-    seed: int = Field(42, ge=0, le=2**31 - 1, description="seed of the data order and of the adapter")
+    epochs: float = Field(
+        1.0, gt=0, le=100, description="passes over the training rows; more: learnt better, too many: learnt by heart"
+    )
+    max_steps: int = Field(0, ge=0, description="stop after this many steps; 0: by epochs")
+    learning_rate: float = Field(
+        2e-4,
+        gt=0,
+        le=0.1,
+        description="how far a step moves the weights; too high: the loss jumps, too low: it hardly falls",
+    )
+    lora_r: int = Field(
+        16, ge=1, le=512, description="size of the adapter (its rank); larger learns more and takes more memory"
+    )
+    lora_alpha: int = Field(32, ge=1, le=2048, description="how much the adapter counts; usually twice its rank")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the adapter left out at random in each step, against learning by heart"
+    )
+    max_length: int = Field(0, ge=0, le=131072, description="longest row in tokens (pieces of words); 0: as prepared")
+    batch_tokens: int = Field(4096, ge=64, le=4194304, description="tokens that a step learns from; fewer: more steps")
+    seed: int = Field(
+        42,
+        ge=0,
+        le=2**31 - 1,
+        description="any number; the same one gives the same order of rows and the same training",
+    )
     evaluation_samples: int = Field(
         3,
         ge=0,
         le=50,
         description="held-out prompts answered by base and tuned in the job, unless GPUs share the weights",
     )
-    instance_type: Instance = Field("", description="SageMaker instance type; empty: the one that suits the base model")
-    instance_count: int = Field(1, ge=1, le=16, description="number of instances")
+    instance_type: Instance = Field("", description="machine on SageMaker; empty: the one that suits the base model")
+    instance_count: int = Field(1, ge=1, le=16, description="how many of these machines train together")
     spot: bool = Field(False, description="managed spot: cheaper, may be interrupted, resumes from its checkpoint")
     max_runtime_minutes: int = Field(0, ge=0, le=40320, description="hard limit; 0: from the quote or the budget")
     budget_usd: float = Field(
         0.0, ge=0, description="most you will pay for this job in USD; needed where jobs are charged"
     )
-    role_arn: str = Field("", description="execution role; empty: the account's role llmtuner-execution")
+    role_arn: str = Field("", description="IAM role that it runs as; empty: the account's role llmtuner-execution")
     kms_key_id: str = Field("", description="KMS key of the model archive; empty: the bucket's own encryption")
 
     @model_validator(mode="after")
@@ -195,7 +215,7 @@ class TrainSettings(NetworkSettings):
 class MonitorSettings(RunSettings):
     """04_monitor: watch a training job."""
 
-    job_name: str = Field("", description="training job; empty: the one this run started")
+    job_name: str = Field("", description="name of the training job; empty: the one this run started")
     poll_seconds: float = Field(2.0, ge=0.2, le=300, description="seconds between two looks at the job")
     log_lines: int = Field(15, ge=0, le=200, description="log lines to show")
     stop: bool = Field(False, description="stop the job; what it has saved is kept")
@@ -204,8 +224,8 @@ class MonitorSettings(RunSettings):
 class DownloadSettings(RunSettings):
     """05_download: a presigned link and a verified local copy."""
 
-    job_name: str = Field("", description="training job; empty: the one this run started")
-    link_minutes: int = Field(60, ge=1, le=720, description="how long the presigned link works")
+    job_name: str = Field("", description="name of the training job; empty: the one this run started")
+    link_minutes: int = Field(60, ge=1, le=720, description="how many minutes the download link works")
     folder: str = Field("downloads", description="folder on this machine for the archive; empty: link only")
     unpack: bool = Field(True, description="unpack the archive and check every file against its manifest")
 
@@ -215,7 +235,7 @@ class DeploySettings(NetworkSettings):
 
     job_name: str = Field("", description="training job whose model to deploy; empty: the one of this run")
     endpoint_name: str = Field("", description="name of the endpoint; empty: from the job's name")
-    instance_type: Instance = Field("", description="SageMaker instance type; empty: the one that suits the base model")
+    instance_type: Instance = Field("", description="machine on SageMaker; empty: the one that suits the base model")
     min_instances: int = Field(1, ge=1, le=64, description="fewest instances")
     max_instances: int = Field(1, ge=1, le=64, description="most instances; above the fewest: autoscaling")
     invocations_per_instance: int = Field(
@@ -227,7 +247,7 @@ class DeploySettings(NetworkSettings):
     budget_usd: float = Field(
         0.0, ge=0, description="most you will pay for its time to live in USD; needed where endpoints are charged"
     )
-    role_arn: str = Field("", description="execution role; empty: the account's role llmtuner-execution")
+    role_arn: str = Field("", description="IAM role that it runs as; empty: the account's role llmtuner-execution")
     kms_key_id: str = Field(
         "", description="KMS key of the endpoint's volume; a GPU instance's own disks have their hardware's"
     )
@@ -242,12 +262,14 @@ class DeploySettings(NetworkSettings):
 class InvokeSettings(RunSettings):
     """07_invoke: prompts to the endpoint, base against tuned."""
 
-    endpoint_name: str = Field("", description="endpoint; empty: the one this run deployed")
+    endpoint_name: str = Field("", description="name of the endpoint to ask; empty: the one this run deployed")
     prompt: Text = Field("", description="what to ask; empty: a held-out row of the dataset")
     compare: int = Field(6, ge=0, le=50, description="held-out prompts to answer with base and tuned side by side")
     max_new_tokens: int = Field(160, ge=1, le=4096, description="longest answer in tokens")
-    temperature: float = Field(0.0, ge=0, le=2, description="0: always the likeliest token")
-    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this share")
+    temperature: float = Field(
+        0.0, ge=0, le=2, description="0: always the likeliest token; higher: more varied answers"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens up to this share; 1: from all")
     stream: bool = Field(True, description="show the answer while it is written")
 
 
@@ -315,7 +337,7 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         cause = item.get("ctx", {}).get("error")
-        text = _told(cause) if isinstance(cause, ValueError) else item["msg"].replace("Input should", "must", 1)
+        text = _told(cause) if isinstance(cause, ValueError) else _plain(item["msg"])
         text = text.removeprefix(f"{where} ") if where else text
         if item["type"] == "extra_forbidden":
             text = _no_setting(where, model.model_fields)
@@ -326,6 +348,17 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
         )
         lines.append(f"{where}: {text}{shown}" if where else text)
     return lines
+
+
+def _plain(message: str) -> str:
+    """pydantic's words for people: `Input should be less than or equal to 1` -> `must be at most 1`."""
+    for said, plain in (
+        ("Input should", "must"),
+        ("greater than or equal to", "at least"),
+        ("less than or equal to", "at most"),
+    ):
+        message = message.replace(said, plain, 1)
+    return message
 
 
 def _told(cause: ValueError) -> str:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from llmtuner_kit import errors
 from llmtuner_kit.faces import notebooks
 from llmtuner_kit.faces.cli import main
+from llmtuner_kit.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "notebooks/03_train.ipynb")
@@ -85,7 +86,11 @@ def test_an_interrupted_command_says_that_it_goes_on_and_ends_as_interrupted(mon
 def test_the_parameters_of_a_notebook_are_listed_with_their_defaults_and_meaning() -> None:
     shown = run("run", TRAIN, "--help-notebook").output
     line = next(line for line in shown.splitlines() if line.startswith("learning_rate"))
-    assert line.split(maxsplit=2) == ["learning_rate", "0.0002", "peak learning rate"]
+    assert line.split(maxsplit=2) == [
+        "learning_rate",
+        "0.0002",
+        TrainSettings.model_fields["learning_rate"].description,
+    ]
     assert "executed notebook" not in shown
     following = shown.splitlines()[[line.split()[0] for line in shown.splitlines()].index("method") + 1]
     assert following.strip() == "one of lora, rslora, dora, qlora, full"

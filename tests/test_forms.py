@@ -20,7 +20,7 @@ def controls(form: Form) -> dict[str, ipywidgets.Widget]:
     found: dict[str, ipywidgets.Widget] = {}
 
     def visit(widget: ipywidgets.Widget) -> None:
-        if getattr(widget, "description", ""):
+        if getattr(widget, "description", "") and not isinstance(widget, ipywidgets.ToggleButton):
             found[widget.description] = widget
         for child in getattr(widget, "children", ()):
             visit(child)
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named_by_its_label_and_its_group_opens() -> None:
     form = Form("train", lora_r=16)
     assert opened(form) == []
     controls(form)["LoRA rank"].value = 0
-    assert "<b>LoRA rank</b> (lora_r): must be greater than or equal to 1 (it is 0)" in form._verdict.value
+    assert "<b>LoRA rank</b> (lora_r): must be at least 1 (it is 0)" in form._verdict.value
     assert opened(form) == ["Adapter and batches"]
 
 
@@ -267,8 +267,11 @@ def test_every_folded_field_is_a_setting_and_stands_in_one_group(step: str) -> N
 
 
 def opened(form: Form) -> list[str]:
-    column = form._box.children[0]
-    return [item.get_title(0) for item in column.children if getattr(item, "selected_index", None) == 0]
+    groups = [item.children for item in form._box.children[0].children if isinstance(item, ipywidgets.VBox)]
+    for button, rows in groups:
+        assert isinstance(button, ipywidgets.ToggleButton)  # which the keyboard reaches
+        assert button.value == (rows.layout.display != "none")
+    return [button.description for button, _ in groups if button.value]
 
 
 def test_a_group_is_open_where_a_parameter_is_not_the_default() -> None:

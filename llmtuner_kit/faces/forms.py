@@ -43,6 +43,8 @@ _SHORT, _LONG = {"width": "26em", "flex": "0 0 auto"}, {"width": "36em", "flex":
 _HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;white-space:normal'>{}</div>"
 # A hint stands to the right of its control, or below it where something stands beside the form.
 _RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 6px 13.6em", "flex": "1 0 60%"}
+# The title of folded fields: as wide as they are, and written from the left.
+_TITLE = {"width": "auto", "display": "flex", "justify_content": "flex-start", "align_items": "center"}
 _LINES = "white-space:pre-line;line-height:1.4;overflow-wrap:anywhere;margin:.6em 0"
 _BUTTON = 56  # characters that a button shows
 _WHEN_EMPTY = "; empty: "
@@ -85,7 +87,7 @@ class Form:
         }
         self._shown = {name: control.value for name, control in self._controls.items()}
         self._hints: dict[str, ipywidgets.Widget] = {}
-        self._groups: list[tuple[ipywidgets.Widget, Sequence[str]]] = []
+        self._groups: list[tuple[ipywidgets.ToggleButton, Sequence[str]]] = []
         self._verdict = ipywidgets.HTML()
         self._offer: Mapping[str, Any] = {}
         self._taken = ipywidgets.Button(layout={"width": "auto", "max_width": "36em", "display": "none"})
@@ -167,14 +169,23 @@ class Form:
         return ipywidgets.HBox([column, self._beside], layout={"flex_flow": "row wrap"})
 
     def _group(self, title: str, names: Sequence[str]) -> ipywidgets.Widget:
-        """Fields that open with a click on their title; open already where one of them was given another value."""
-        group = ipywidgets.Accordion(children=[ipywidgets.VBox([self._row(name) for name in names])])
-        group.set_title(0, title)
+        """Fields that open with their title; open already where one of them was given another value.
+
+        A button, as the keyboard does not reach the titles of an Accordion.
+        """
+        rows = ipywidgets.VBox([self._row(name) for name in names])
+        button = ipywidgets.ToggleButton(description=title, layout=_TITLE, style={"font_weight": "bold"})
+
+        def turn(_: object) -> None:
+            button.icon = "caret-down" if button.value else "caret-right"
+            rows.layout.display = "" if button.value else "none"
+
+        button.observe(turn, names="value")
         fields = self._model.model_fields
-        if any(self._given.get(name, fields[name].default) != fields[name].default for name in names):
-            group.selected_index = 0
-        self._groups.append((group, names))
-        return group
+        button.value = any(self._given.get(name, fields[name].default) != fields[name].default for name in names)
+        turn(button)
+        self._groups.append((button, names))
+        return ipywidgets.VBox([button, rows])
 
     def _row(self, name: str) -> ipywidgets.Widget:
         told = (self._model.model_fields[name].description or "").partition(_WHEN_EMPTY)[0]
@@ -234,9 +245,9 @@ class Form:
                 f"<div role='alert'><b>Needs a change:</b><ul style='line-height:1.4;margin:.3em 0'>{lines}</ul></div>"
             )
             wrong = {line.partition(":")[0] for line in found}
-            for group, names in self._groups:
+            for button, names in self._groups:
                 if wrong & set(names):
-                    group.selected_index = 0  # what is wrong is in sight
+                    button.value = True  # what is wrong is in sight
             return None
         self._verdict.value = "<p role='status'>All settings are valid. Run the next cell.</p>"
         return settings

@@ -128,6 +128,7 @@ def prepared(made: Prepared) -> Card:
     ]
     parts = [
         _splits(report),
+        *_missing(report),
         _sources(report),
         *([_left_out(report.left_out)] if report.left_out else []),
         _findings(report),
@@ -138,7 +139,18 @@ def prepared(made: Prepared) -> Card:
         Table("Rows as written", ("question", "answer"), [_row(row) for row in report.samples[:3]]),
         *_masks(made),
     ]
-    return Card(title, facts, parts, "03_train")
+    return Card(title, facts, parts, _following(report))
+
+
+def _following(report: Report) -> str:
+    """Where to go on: not to a training that refuses rows which have mostly lost the ends of their answers."""
+    cut = report.finding("cut")
+    if cut and cut.count * 2 > report.rows_out:
+        return (
+            f"set long_rows to split or drop, or raise max_length, and run this again; {cut.count:,} of "
+            f"{report.rows_out:,} rows have lost the end of their answer, and 03_train refuses more than half"
+        )
+    return "03_train"
 
 
 def _language(code: str) -> str:
@@ -153,6 +165,20 @@ def _originals(report: Report) -> str:
 def _splits(report: Report) -> Table:
     rows = [(name, part.rows, part.tokens, part.trained_tokens) for name, part in report.splits.items()]
     return Table("Splits", ("split", "rows", "tokens", "tokens trained on"), rows)
+
+
+def _missing(report: Report) -> list[str]:
+    """What cannot be done without rows that are not trained on."""
+    lost = {
+        "validation": "04_monitor cannot show whether rows are learnt by heart",
+        "test": "07_invoke has no questions of the data to compare base and tuned with",
+    }
+    found = [
+        f"no {name} rows, so {lack}"
+        for name, lack in lost.items()
+        if name in report.splits and not report.splits[name].rows
+    ]
+    return [f"Mind: {'; '.join(found)}. Give more rows, or larger shares."] if found else []
 
 
 def _sources(report: Report) -> Table:

@@ -72,7 +72,7 @@ def quote(made: Quote) -> Card:
         ("model", f"{made.model_id} with {made.method}"),
         ("runs on", f"{made.instance_count} x {made.instance_type}"),
         ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
-        ("work", f"{made.tokens:,} tokens of {made.rows:,} rows"),
+        ("work", f"{made.tokens:,} tokens of {made.rows:,} {'row' if made.rows == 1 else 'rows'}"),
         ("time on AWS", _range(made.seconds)),
         ("of that", "; ".join(f"{part} {_range(seconds)}" for part, seconds in made.parts.items())),
         ("money on AWS", str(made.money)),
@@ -109,6 +109,8 @@ def _end(made: Quote) -> tuple[str, str]:
     most = f"{duration(made.max_runtime_seconds)}, {costs.usd(made.usd_at_most)} at most"
     partly = made.budget_usd and made.money.high is not None and made.money.high > made.budget_usd
     why = " (the budget is below the high end of the quote)" if partly else ""
+    if not why and made.max_runtime_seconds < made.seconds[1]:
+        why = " (that is below the high end of the quote)"
     return "stopped after", f"{most}{why}; what it has learnt is kept"
 
 

@@ -12,6 +12,7 @@ from dataset.conftest import as_bytes, distinct
 from llmtuner_kit import runs, uploads
 from llmtuner_kit.dataset import Prepared, prepare
 from llmtuner_kit.errors import DataError, NotFoundError
+from llmtuner_kit.faces import views
 from llmtuner_kit.settings import PrepareSettings, UploadSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -114,3 +115,18 @@ def test_a_refused_file_leaves_what_was_done_before_as_it_is(run, workspace: Wor
     with pytest.raises(DataError, match="columns do not say"):
         run({"table.csv": "alpha,beta\nsome words here,other words there\n"})
     assert runs.open_run(workspace, "demo").result("prepare") == noted
+
+
+def test_what_training_would_refuse_is_not_sent_there(run) -> None:  # type: ignore[no-untyped-def]
+    long = [{"instruction": f"Tell {number}", "output": f"word{number} " * 900} for number in range(12)]
+    refused = views.of(run({"long.jsonl": long}))
+    assert refused.following.startswith("set long_rows to split or drop")
+    assert "12 of 12 rows" in refused.following
+    assert views.of(run({"rows.jsonl": distinct(20)}, leave_out="long*")).following == "03_train"
+
+
+def test_few_rows_say_what_cannot_be_measured_with_them(run) -> None:  # type: ignore[no-untyped-def]
+    card = repr(views.of(run({"rows.jsonl": distinct(1)})))
+    assert "no validation rows" in card
+    assert "no test rows" in card
+    assert "no test rows" not in repr(views.of(run({"rows.jsonl": distinct(20)})))
