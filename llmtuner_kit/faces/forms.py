@@ -174,7 +174,7 @@ class Form:
         A button, as the keyboard does not reach the titles of an Accordion.
         """
         rows = ipywidgets.VBox([self._row(name) for name in names])
-        button = ipywidgets.ToggleButton(description=title, layout=_TITLE, style={"font_weight": "bold"})
+        button = ipywidgets.ToggleButton(description=title, tooltip=title, layout=_TITLE, style={"font_weight": "bold"})
 
         def turn(_: object) -> None:
             button.icon = "caret-down" if button.value else "caret-right"
