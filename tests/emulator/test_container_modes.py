@@ -18,6 +18,7 @@ from emulator.conftest import BUCKET, Cloud
 from emulator.hosting import ask, create, remove, settled
 from llmtuner_local.emulator.containers import process as containers
 from local.test_stack import Local
+from ways import need
 
 MODES = ("bwrap", "unshare", "mapped")
 # Root becomes somebody without any right in a user namespace; anybody else is that already.
@@ -53,6 +54,7 @@ IS_KILLED = HARNESS + "container.output.readline(); os.kill(os.getpid(), 9)"
 
 
 def harness(program: str, user: str, base: Path, mode: str, source: str) -> subprocess.CompletedProcess[str]:
+    need(mode, *USERS[user])
     base.mkdir(parents=True, exist_ok=True)
     command = [*USERS[user], sys.executable, "-c", program, str(base), str(base.parents[1]), mode, source]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -181,6 +183,7 @@ def gone(base: Path) -> bool:
 def test_best_way_is_what_this_machine_has(
     missing: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    need(expected)
     find = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name in missing else find(name))
     monkeypatch.delenv(containers.VARIABLE, raising=False)
@@ -199,6 +202,7 @@ def test_way_that_does_not_exist_is_refused_before_anything_starts(tmp_path: Pat
 @pytest.fixture
 def journey(tmp_path: Path, mode: str, user: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     """A local cloud of its own whose containers run in one way."""
+    need(mode, *USERS[user])
     local = Local(tmp_path / "home")
     environment = os.environ | {"LLMTUNER_HOME": str(local.home), containers.VARIABLE: mode}
     up = [*USERS[user], sys.executable, "-m", "llmtuner_local", "up", "--json"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from emulator.conftest import BUCKET, Cloud, archive, channel, clients
+from ways import need
 
 TWO = {"InstanceType": "ml.g5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 10}
 SOURCE = """
@@ -30,6 +31,7 @@ IGNORES = (
 
 @pytest.fixture(scope="module", params=["unshare", "mapped"])
 def own_home(request: pytest.FixtureRequest, run_cloud: Any) -> Iterator[tuple[str, Path]]:
+    need(request.param)
     with run_cloud(LLMTUNER_CONTAINERS=request.param, LLMTUNER_LIMITS='{"stop_seconds": 1}') as home:
         yield request.param, home
 

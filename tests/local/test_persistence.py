@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from llmtuner_local import servers
+from ways import need
 
 BUCKET = "durable"
 
@@ -187,8 +187,8 @@ def test_no_acknowledged_write_is_lost_however_often_it_is_killed(local: LocalSt
     assert len(files) == sum(body is not None for body in known.values())
 
 
-@pytest.mark.skipif(not shutil.which("unshare"), reason="mounting a small disk needs user namespaces")
 def test_what_a_full_disk_cannot_keep_is_not_acknowledged(tmp_path: Path) -> None:
+    need("unshare")  # a small disk is mounted in a namespace
     home = tmp_path / "home"
     home.mkdir()
     mount = 'mount -t tmpfs -o size=6m none "$LLMTUNER_HOME"; exec "$@"'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import psutil
 import pytest
 from llmtuner_local import processes, profile, servers
 from llmtuner_local.home import LocalError
+from ways import need
 
 
 class Local:
@@ -232,8 +232,8 @@ def test_ups_downs_and_resets_at_once_end_in_a_cloud_that_works(local: Local) ->
     assert local.run("status").returncode == 0
 
 
-@pytest.mark.skipif(not shutil.which("unshare"), reason="mounting a small disk needs user namespaces")
 def test_full_disk_is_told_in_words(local: Local) -> None:
+    need("unshare")  # a small disk is mounted in a namespace
     local.home.mkdir(parents=True)
     mounts = (
         'mount -t tmpfs -o size=64k none "$LLMTUNER_HOME" && head -c 1m /dev/zero > "$LLMTUNER_HOME/full"; exec "$@"'

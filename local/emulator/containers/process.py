@@ -124,16 +124,20 @@ def best_mode() -> Mode:
     for mode in modes:
         if mode == forced:
             return mode
+    return next(mode for mode in modes if works(mode))
+
+
+def works(mode: Mode) -> bool:
+    """Whether this machine lets this user run a container in this way."""
+    if mode == "mapped":
+        return True
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         view.prepare(base)
-        for mode in modes[:2]:
-            command = wrap(["true"], base, mode=mode, hide=None, hosts=None)
-            if all(map(shutil.which, (command[0], mode))):
-                done = subprocess.run(command, capture_output=True, check=False, timeout=20)
-                if not done.returncode:
-                    return mode
-    return "mapped"
+        command = wrap(["true"], base, mode=mode, hide=None, hosts=None)
+        if not all(map(shutil.which, (command[0], mode))):
+            return False
+        return not subprocess.run(command, capture_output=True, check=False, timeout=20).returncode
 
 
 def wrap(

@@ -1,0 +1,32 @@
+"""Which ways to run a container this machine has: Ubuntu 24.04 lets nobody but the superuser make namespaces."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import lru_cache
+
+import pytest
+
+_PROGRAM = """
+import sys
+from llmtuner_local.emulator.containers.process import works
+sys.exit(not works(sys.argv[1]))
+"""
+
+
+def need(mode: str, *user: str) -> None:
+    """Skip the test where a container cannot be run this way, by the user that the command `user` makes one; fail in CI."""
+    if not _works(mode, *user):
+        reason = f"{mode} cannot run a container on this machine: it lacks it, or allows no namespaces"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}; .ci/run installs and allows them")
+        pytest.skip(reason)
+
+
+@lru_cache
+def _works(mode: str, *user: str) -> bool:
+    return not subprocess.run(
+        [*user, sys.executable, "-c", _PROGRAM, mode], capture_output=True, check=False
+    ).returncode
