@@ -19,10 +19,19 @@ sys.exit(not works(sys.argv[1]))
 def need(mode: str, *user: str) -> None:
     """Skip the test where a container cannot be run this way, by the user that the command `user` makes one; fail in CI."""
     if not _works(mode, *user):
-        reason = f"{mode} cannot run a container on this machine: it lacks it, or allows no namespaces"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}; .ci/run installs and allows them")
-        pytest.skip(reason)
+        _leave_out(f"{mode} cannot run a container on this machine: it lacks it, or allows no namespaces")
+
+
+def need_opt_ml() -> None:
+    """Skip the test of a program that itself names /opt/ml where containers have no such folder; fail in CI."""
+    if not (_works("bwrap") or _works("unshare")):
+        _leave_out("containers have no /opt/ml on this machine: it allows no namespaces")
+
+
+def _leave_out(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}; .ci/run installs and allows them")
+    pytest.skip(reason)
 
 
 @lru_cache

@@ -22,6 +22,8 @@ _CLIENTS = {"runtime": "sagemaker-runtime"} | {name: name for name in ("sagemake
 class DockerCloud(Cloud):
     """The same clients and helpers; jobs and endpoints run in containers, which takes longer to start."""
 
+    on_engine = True
+
     @classmethod
     def connect(cls, home: Path) -> DockerCloud:
         """Clients of the local cloud of LLMTUNER_HOME, which is started when it does not run."""

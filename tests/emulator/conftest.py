@@ -14,11 +14,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from botocore.config import Config
+from llmtuner_local.emulator.store import Store
 from llmtuner_local.processes import PidFile, free_port, stop_together
+from ways import need_opt_ml
 
 from llmtuner_kit import aws as aws_module
 
@@ -31,6 +33,7 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 class Cloud:
     """boto3 clients and helpers; every name is new."""
 
+    on_engine: ClassVar[bool] = False  # its containers are those of a Docker engine
     home: Path
     sagemaker: Any
     runtime: Any
@@ -50,6 +53,8 @@ class Cloud:
 
     def script(self, source: str) -> str:
         """Store a program as a code channel; the URI of its prefix."""
+        if not self.on_engine and "/opt/ml" in source and "SAGEMAKER_BASE_DIR" not in source:
+            need_opt_ml()
         prefix = f"code/{uuid.uuid4().hex}/"
         self.put(prefix + "main.py", source)
         return f"s3://{BUCKET}/{prefix}"
@@ -142,6 +147,22 @@ LIMITS = {
     "ping_seconds": 0.3, "invocation_seconds": 2, "stream_seconds": 2, "flush_seconds": 0.3, "metrics_seconds": 0.5,
     "scaling_window_seconds": 3, "high_resolution_window_seconds": 2, "alarm_seconds": 0.3,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test opens in its own process is closed at its end: since Python 3.13 an open database is warned of."""
+    opened: list[Store] = []
+    connect = Store.__init__
+
+    def remember(store: Store, path: Path) -> None:
+        connect(store, path)
+        opened.append(store)
+
+    monkeypatch.setattr(Store, "__init__", remember)
+    yield
+    for store in opened:
+        store.close()
 
 
 @pytest.fixture(scope="session")

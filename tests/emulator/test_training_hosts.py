@@ -83,7 +83,8 @@ def leave(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, leave)
 print("waiting on", host, flush=True)
-time.sleep(600)
+while True:
+    time.sleep(0.1)  # not for long: Python 3.14 begins it even when a signal came during print
 """
     )
     name = emulator.train(source, ResourceConfig=TWO)

@@ -21,7 +21,8 @@ def leave(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, leave)
 print("waiting", flush=True)
-time.sleep(600)
+while True:
+    time.sleep(0.1)  # not for long: Python 3.14 begins it even when a signal came during print
 """
 
 
