@@ -39,10 +39,10 @@ RESULTS = {
 """What the cell below the form makes for the last cell of the notebook, by step."""
 _LABEL_STYLE = {"description_width": "13em"}
 # Numbers are short; choices, names, paths and texts need room.
-_SHORT, _LONG = {"width": "26em", "flex": "0 0 auto"}, {"width": "36em", "flex": "0 0 auto"}
+_SHORT, _LONG = ({"width": width, "max_width": "100%", "flex": "0 0 auto"} for width in ("26em", "36em"))
 _HINT = "<div style='opacity:.75;font-size:85%;line-height:1.3;white-space:normal'>{}</div>"
 # A hint stands to the right of its control, or below it where something stands beside the form.
-_RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 6px 13.6em", "flex": "1 0 60%"}
+_RIGHT, _BELOW = {"margin": "6px 0 0 8px", "flex": "1 1 0"}, {"margin": "-2px 0 6px 13.6em", "flex": "1 1 100%"}
 # The title of folded fields: as wide as they are, and written from the left.
 _TITLE = {"width": "auto", "display": "flex", "justify_content": "flex-start", "align_items": "center"}
 _LINES = "white-space:pre-line;line-height:1.4;overflow-wrap:anywhere;margin:.6em 0"

@@ -83,6 +83,10 @@ def test_the_last_cell_shows_nothing_when_the_action_before_it_has_failed(path: 
     made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     first = ast.parse(result.source).body[0]
     assert name in made
+    if notebooks.step_of(path) not in ("monitor", "invoke"):  # where what has been seen so far is worth showing
+        last = ast.parse(action.source).body[-1]
+        assert name in {node.id for node in ast.walk(last) if isinstance(node, ast.Name)}
+        assert [node.id for node in names if isinstance(node.ctx, ast.Store)].count(name) == 1
     assert name in {node.id for node in ast.walk(first) if isinstance(node, ast.Name)}
 
 
