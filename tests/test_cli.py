@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -73,13 +74,16 @@ def test_every_exit_code_is_on_the_first_page() -> None:
         assert f"\n    {code}  " in shown
 
 
-def test_an_interrupted_command_says_that_it_goes_on_and_ends_as_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_that_it_goes_on_and_ends_as_interrupted(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(notebooks, "run", interrupted)
     done = run("run", TRAIN)
-    assert done.exit_code == 130
+    assert done.exit_code == code
     assert "goes on where it stopped" in done.output
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtuner_kit.dataset import near
 from llmtuner_kit.dataset.worker import ENTRY, Summary
 
 
@@ -33,7 +36,7 @@ class Store:
     def column(self, name: str) -> NDArray[Any]:
         """One field of every row."""
         if name not in self._columns:
-            self._columns[name] = self._filled(ENTRY[name], lambda chunk: self.entries(chunk)[name])
+            self._columns[name] = np.fromfile(self._gathered / name, ENTRY[name])
         return self._columns[name]
 
     def forget(self, *names: str) -> None:
@@ -43,16 +46,21 @@ class Store:
 
     def band(self, number: int) -> NDArray[np.uint32]:
         """One band hash of every row."""
-        return self._filled(
-            np.dtype(np.uint32), lambda chunk: np.load(self._path(chunk, "bands.npy"), mmap_mode="r")[number]
-        )
+        return np.fromfile(self._gathered / f"band-{number}", np.uint32)
 
-    def _filled(self, kind: np.dtype[Any], part: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
-        """One value of every row, chunk by chunk: a list of parts would hold on to all that they are parts of."""
-        whole = np.empty(self.rows, kind)
-        for chunk in range(len(self.summaries)):
-            whole[self._starts[chunk] : self._starts[chunk + 1]] = part(chunk)
-        return whole
+    @cached_property
+    def _gathered(self) -> Path:
+        """A folder with one file a column: there may be as many chunks as documents, and each is opened once."""
+        folder = self.folder / "columns"
+        folder.mkdir(exist_ok=True)
+        names = [*(ENTRY.names or ()), *(f"band-{number}" for number in range(near.BANDS))]
+        with ExitStack() as files:
+            opened = [files.enter_context((folder / name).open("wb")) for name in names]
+            for chunk in range(len(self.summaries)):
+                entries, bands = self.entries(chunk), np.load(self._path(chunk, "bands.npy"))
+                for file, values in zip(opened, (*(entries[name] for name in ENTRY.names or ()), *bands), strict=True):
+                    file.write(values.tobytes())
+        return folder
 
     def entries(self, chunk: int) -> NDArray[Any]:
         """The entries of one chunk."""

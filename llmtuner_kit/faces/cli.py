@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,15 +22,27 @@ class _Plain(click.Group):
     """Shows what the user can put right as its message; everything else keeps its traceback."""
 
     def invoke(self, context: click.Context) -> Any:
+        before = signal.signal(signal.SIGTERM, _end)
         try:
             return super().invoke(context)
         except KitError as error:
             click.echo(click.style(type(error).__name__, bold=True) + f": {error}", err=True)
             context.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as ended:
             told = "the same command goes on where it stopped; a job or endpoint that was started runs on"
             click.echo(f"\n{click.style('Interrupted', bold=True)}: {told}", err=True)
-            context.exit(130)
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # else it tells what a notebook's cell was about
+            context.exit(143 if isinstance(ended, _Ended) else 130)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+class _Ended(KeyboardInterrupt):
+    """What a timer, a scheduler or CI does to a command that takes too long."""
+
+
+def _end(*_: object) -> None:
+    raise _Ended
 
 
 _FIRST_STEPS = """\b

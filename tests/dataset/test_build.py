@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dataset.conftest import Built, Prepare, distinct
@@ -209,3 +210,15 @@ def test_personal_data_is_told_and_masked_when_asked(prepare: Prepare) -> None:
         "input": "",
         "output": "Done, the card [CARD] was used.",
     } in (masked.all_rows)
+
+
+def test_what_is_kept_of_each_of_many_documents_is_opened_a_few_times(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, opened = np.load, []
+    monkeypatch.setattr(np, "load", lambda *given, **named: opened.append(given) or plain(*given, **named))
+    built = prepare(
+        {f"{number}.md": f"# On {row['instruction']}\n\n{row['output']}" for number, row in enumerate(distinct(8))}
+    )
+    assert built.report.accepted == 8
+    assert 0 < len(opened) <= 3 * 8
