@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.faces import notebooks, pipelines, report
 from llmtuner_kit.faces.notebooks import Executed, NotebookError
+from llmtuner_kit.faces.show import Table
 from llmtuner_kit.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +149,33 @@ def test_a_report_of_what_was_deleted_since_says_how_to_make_it_anew(
     pipeline = run_once(tmp_path, text)
     with pytest.raises(NotFoundError, match="--fresh"):
         report.cards(pipeline)
+
+
+def test_the_runs_of_a_sweep_are_shown_beside_each_other_with_what_they_differ_in(
+    tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "name: s\nsteps:\n  - train: {epochs: 2}\nsweep: {learning_rate: [0.001, 0.002, 0.003]}\n"
+    first, second, third = pipelines.load(write(tmp_path, text), NOTEBOOKS)
+    for item in (first, second):
+        pipelines.run(item, tell=lambda _: None)
+    assert ran == ["03_train"] * 2
+    run = SimpleNamespace(workspace=None, section=lambda _: {"result": {"job_name": "j"}})
+    monkeypatch.setattr(report, "_run_of", lambda _: run)
+    monkeypatch.setattr(report.monitoring, "snapshot", lambda *_: SimpleNamespace(last=lambda _: 1.25))
+    scores = [
+        SimpleNamespace(perplexity=9.5, token_accuracy=0.5),
+        SimpleNamespace(perplexity=7.25, token_accuracy=0.625),
+    ]
+    made = iter(SimpleNamespace(tuned=item, verdict="better") for item in scores)
+    monkeypatch.setattr(report.evaluation, "held_out", lambda *_: next(made))
+    (table,) = report.compared([first, second, third]).parts
+    assert isinstance(table, Table)
+    assert table.head == ("run", "learning_rate", "last loss", "perplexity", "token accuracy", "verdict")
+    assert table.rows == [
+        ("s-1", 0.001, "1.250", "9.50", "50.0%", "better"),
+        ("s-2", 0.002, "1.250", "7.25", "62.5%", "better"),
+        ("s-3", 0.003, "not yet", "", "", ""),
+    ]
 
 
 def test_a_changed_parameter_runs_its_step_and_all_that_follow(tmp_path: Path, ran: list[str]) -> None:

@@ -150,9 +150,12 @@ def pipeline(file: Path, *, fresh: bool) -> None:
     """
     from llmtuner_kit.faces import pipelines, report
 
-    for item in pipelines.load(file):
+    found = pipelines.load(file)
+    for item in found:
         pipelines.run(item, fresh=fresh, tell=click.echo)
         click.echo(f"report: {report.write(item)}")
+    if len(found) > 1:
+        click.echo(report.compared(found))
 
 
 @main.command(short_help="What a pipeline came to: times, answers, money, HTML.")
@@ -160,13 +163,16 @@ def pipeline(file: Path, *, fresh: bool) -> None:
 def report(file: Path) -> None:
     """What a pipeline came to: times, loss, base against tuned, money, and the HTML report.
 
-    FILE is the pipeline's YAML file.
+    FILE is the pipeline's YAML file. The runs of a sweep are also shown beside each other.
     """
     from llmtuner_kit.faces import pipelines
     from llmtuner_kit.faces import report as reports
 
-    for item in pipelines.load(file):
+    found = pipelines.load(file)
+    for item in found:
         click.echo(reports.text(item))
+    if len(found) > 1:
+        click.echo(reports.compared(found))
 
 
 @main.command(short_help="Everything below an S3 address into a folder, verified.")

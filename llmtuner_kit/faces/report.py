@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.faces import endings, pipelines, reading
 from llmtuner_kit.faces.pipelines import Pipeline
 from llmtuner_kit.faces.show import Card, Table, duration
+from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import RunSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
@@ -24,17 +26,8 @@ def cards(pipeline: Pipeline) -> list[Card]:
     made = [Card(f"Pipeline {pipeline.name}, run {pipeline.run_name}: {total}", parts=[_stages(rows)])]
     if not done:
         return made
-    fields = set(RunSettings.model_fields)
-    workspace = open_workspace(
-        RunSettings(**{name: value for name, value in pipeline.steps[0].parameters.items() if name in fields})
-    )
-    try:
-        run = runs.open_run(workspace, pipeline.run_name)
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"{error.problem} The steps were done, but what they made has been deleted since.",
-            fix="`llmtuner pipeline FILE --fresh` runs all of them again",
-        ) from None
+    run = _run_of(pipeline)
+    workspace = run.workspace
     trained = (run.section("train") or {}).get("result")
     if trained:
         made += [_training(workspace, trained), *_held_out(workspace, trained["job_name"])]
@@ -44,6 +37,51 @@ def cards(pipeline: Pipeline) -> list[Card]:
         made.append(Card("Base against tuned at the endpoint", parts=reading.named(samples, votes)))
     made.append(endings.receipt(receipts.receipt(workspace, pipeline.run_name)))
     return made
+
+
+def _run_of(pipeline: Pipeline) -> Run:
+    fields = set(RunSettings.model_fields)
+    workspace = open_workspace(
+        RunSettings(**{name: value for name, value in pipeline.steps[0].parameters.items() if name in fields})
+    )
+    try:
+        return runs.open_run(workspace, pipeline.run_name)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error.problem} The steps were done, but what they made has been deleted since.",
+            fix="`llmtuner pipeline FILE --fresh` runs all of them again",
+        ) from None
+
+
+def compared(sweep: Sequence[Pipeline]) -> Card:
+    """The runs of a sweep beside each other: what they differ in, and what came of it on rows none was trained on."""
+    given = [
+        {name: value for step in item.steps for name, value in step.parameters.items() if name != "run_name"}
+        for item in sweep
+    ]
+    varied = [name for name in given[0] if len({str(values.get(name)) for values in given}) > 1]
+    rows = [
+        (item.run_name, *(values[name] for name in varied), *_outcome(item))
+        for item, values in zip(sweep, given, strict=True)
+    ]
+    head = ("run", *varied, "last loss", "perplexity", "token accuracy", "verdict")
+    return Card("The runs beside each other", parts=[Table("Tuned, on held-out rows", head, rows)])
+
+
+def _outcome(pipeline: Pipeline) -> tuple[str, str, str, str]:
+    if not pipelines.state_of(pipeline):
+        return "not yet", "", "", ""
+    run = _run_of(pipeline)
+    trained = (run.section("train") or {}).get("result")
+    if not trained:
+        return "not yet", "", "", ""
+    loss = monitoring.snapshot(run.workspace, trained["job_name"]).last("train_loss")
+    shown = "" if loss is None else f"{loss:.3f}"
+    try:
+        made = evaluation.held_out(run.workspace, trained["job_name"])
+    except KitError:
+        return shown, "", "", "no held-out evaluation"
+    return shown, f"{made.tuned.perplexity:.2f}", f"{made.tuned.token_accuracy:.1%}", made.verdict
 
 
 def _stages(rows: list[tuple[str, str, str]]) -> Table | str:
