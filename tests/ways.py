@@ -22,10 +22,10 @@ def need(mode: str, *user: str) -> None:
         _leave_out(f"{mode} cannot run a container on this machine: it lacks it, or allows no namespaces")
 
 
-def need_opt_ml() -> None:
-    """Skip the test of a program that itself names /opt/ml where containers have no such folder; fail in CI."""
+def need_namespaces() -> None:
+    """Skip the test where containers have no /opt/ml of their own, and what is outside is not hidden; fail in CI."""
     if not (_works("bwrap") or _works("unshare")):
-        _leave_out("containers have no /opt/ml on this machine: it allows no namespaces")
+        _leave_out("containers have no namespaces on this machine: it allows none")
 
 
 def _leave_out(reason: str) -> None:

@@ -20,7 +20,7 @@ import pytest
 from botocore.config import Config
 from llmtuner_local.emulator.store import Store
 from llmtuner_local.processes import PidFile, free_port, stop_together
-from ways import need_opt_ml
+from ways import need_namespaces
 
 from llmtuner_kit import aws as aws_module
 
@@ -54,7 +54,7 @@ class Cloud:
     def script(self, source: str) -> str:
         """Store a program as a code channel; the URI of its prefix."""
         if not self.on_engine and "/opt/ml" in source and "SAGEMAKER_BASE_DIR" not in source:
-            need_opt_ml()
+            need_namespaces()  # paths are mapped in what a request says, not in a program
         prefix = f"code/{uuid.uuid4().hex}/"
         self.put(prefix + "main.py", source)
         return f"s3://{BUCKET}/{prefix}"

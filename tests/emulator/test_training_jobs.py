@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from botocore.exceptions import ClientError
 from emulator.conftest import BUCKET, ROLE, Cloud, channel, members
+from ways import need_namespaces
 
 from llmtuner_kit import aws as aws_module
 
@@ -202,6 +203,7 @@ def test_manifest_file_names_the_objects_of_a_channel(emulator: Cloud) -> None:
 
 
 def test_job_cannot_see_the_state_of_the_cloud_nor_other_jobs(emulator: Cloud) -> None:
+    need_namespaces()
     source = f"import os; print('seen', os.listdir({str(emulator.home)!r}))"
     name = emulator.train(source)
     emulator.ended(name)
