@@ -19,18 +19,19 @@ sys.exit(not works(sys.argv[1]))
 def need(mode: str, *user: str) -> None:
     """Skip the test where a container cannot be run this way, by the user that the command `user` makes one; fail in CI."""
     if not _works(mode, *user):
-        _leave_out(f"{mode} cannot run a container on this machine: it lacks it, or allows no namespaces")
+        leave_out(f"{mode} cannot run a container on this machine: it lacks it, or allows no namespaces")
 
 
 def need_namespaces() -> None:
     """Skip the test where containers have no /opt/ml of their own, and what is outside is not hidden; fail in CI."""
     if not (_works("bwrap") or _works("unshare")):
-        _leave_out("containers have no namespaces on this machine: it allows none")
+        leave_out("containers have no namespaces on this machine: it allows none")
 
 
-def _leave_out(reason: str) -> None:
+def leave_out(reason: str) -> None:
+    """Skip the test, except in CI, which has all that tests need."""
     if os.environ.get("CI"):
-        pytest.fail(f"{reason}; .ci/run installs and allows them")
+        pytest.fail(f"{reason}; .ci/run is to see to it")
     pytest.skip(reason)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from emulator.conftest import BUCKET, Cloud, archive, channel
+from ways import leave_out
 
-# What the tests' environment does not have of the toolkit's requirements; building the toolkit itself needs gcc.
+# What the tests' environment does not have of the toolkit's requirements.
 TOOLKIT = [
     "sagemaker-training==5.1.4",
     "gevent==26.9.0",
@@ -45,7 +46,12 @@ def toolkit() -> Path:
     if not folder.exists():
         part = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")  # another worker may be at it too
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(part), *TOOLKIT]
-        subprocess.run(command, check=True, timeout=280)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+        if done.returncode:
+            shutil.rmtree(part, ignore_errors=True)
+            leave_out(
+                f"the toolkit cannot be built, for which gcc and Python's headers are needed: {done.stderr[-800:]}"
+            )
         try:
             part.rename(folder)
         except OSError:
