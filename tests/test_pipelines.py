@@ -7,10 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nbformat
 import pytest
+from ipywidgets import Widget
 
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.faces import notebooks, pipelines, report
+from llmtuner_kit.faces.forms import Form
 from llmtuner_kit.faces.notebooks import Executed, NotebookError
 from llmtuner_kit.faces.show import Table
 from llmtuner_kit.workspace import Workspace
@@ -176,6 +179,15 @@ def test_the_runs_of_a_sweep_are_shown_beside_each_other_with_what_they_differ_i
         ("s-2", 0.002, "1.250", "7.25", "62.5%", "better"),
         ("s-3", 0.003, "not yet", "", "", ""),
     ]
+
+
+def test_a_report_shows_what_was_set_where_a_notebook_had_controls(tmp_path: Path) -> None:
+    form = Form("upload", source="rows.csv")
+    output = nbformat.v4.new_output("execute_result", data=dict(form._repr_mimebundle_()), execution_count=1)
+    document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("form", outputs=[output])])
+    document.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": Widget.get_manager_state()}
+    nbformat.write(document, tmp_path / "01_upload.ipynb")
+    assert "source = 'rows.csv'" in report._notebook(tmp_path / "01_upload.ipynb")
 
 
 def test_a_changed_parameter_runs_its_step_and_all_that_follow(tmp_path: Path, ran: list[str]) -> None:

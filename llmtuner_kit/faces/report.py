@@ -17,6 +17,8 @@ from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import RunSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
+_CONTROLS = "application/vnd.jupyter.widget-view+json"
+
 
 def cards(pipeline: Pipeline) -> list[Card]:
     """Stages, training, held-out rows, side-by-side answers, receipt: those that there are."""
@@ -143,8 +145,12 @@ def _notebook(path: Path) -> str:
     with warnings.catch_warnings():
         # nbconvert's dependencies warn about each other.
         warnings.simplefilter("ignore")
+        import nbformat
         from nbconvert import HTMLExporter
 
         exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_anchor_links=True)
-        body, _ = exporter.from_filename(str(path))
+        document = nbformat.read(path, as_version=4)
+        for output in [output for cell in document.cells for output in cell.get("outputs", ())]:
+            output.get("data", {}).pop(_CONTROLS, None)  # nothing can be pressed here: what stands for them is shown
+        body, _ = exporter.from_notebook_node(document)
     return str(body)
