@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from pathlib import Path
 
@@ -85,6 +87,20 @@ def test_an_interrupted_command_says_that_it_goes_on_and_ends_as_interrupted(
     done = run("run", TRAIN)
     assert done.exit_code == code
     assert "goes on where it stopped" in done.output
+
+
+@pytest.mark.parametrize(("code", "shown"), [(errno.ENOSPC, True), (errno.EACCES, True), (errno.EPROTO, False)])
+def test_a_disk_that_is_full_or_closed_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch, code: int, shown: bool
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(notebooks, "run", full)
+    done = run("run", TRAIN)
+    assert done.exit_code == 1
+    assert ("goes on where it stopped" in done.output and str(Path.cwd()) in done.output) == shown
+    assert isinstance(done.exception, OSError) != shown
 
 
 def test_the_parameters_of_a_notebook_are_listed_with_their_defaults_and_meaning() -> None:

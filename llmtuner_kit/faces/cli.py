@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import signal
@@ -28,6 +29,13 @@ class _Plain(click.Group):
         except KitError as error:
             click.echo(click.style(type(error).__name__, bold=True) + f": {error}", err=True)
             context.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            place = error.filename or Path.cwd()
+            told = f"{place}: {error.strerror}.\nNext: make room, or call it in a folder you may write; it goes on where it stopped"
+            click.echo(f"{click.style('DiskError', bold=True)}: {told}", err=True)
+            context.exit(1)
         except KeyboardInterrupt as ended:
             told = "the same command goes on where it stopped; a job or endpoint that was started runs on"
             click.echo(f"\n{click.style('Interrupted', bold=True)}: {told}", err=True)
@@ -35,6 +43,9 @@ class _Plain(click.Group):
             context.exit(143 if isinstance(ended, _Ended) else 130)
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class _Ended(KeyboardInterrupt):
