@@ -279,8 +279,8 @@ def _notes(model: BaseModel, work: Work, settings: TrainSettings, fits: fit.Fit)
     notes = []
     if work.spared(fits.micro_tokens) >= _WORTH_TELLING:
         notes.append(
-            f"all rows begin with the same {work.shared_tokens} tokens of about {work.mean_length:.0f}, which a pass "
-            "computes once: the low end counts on it"
+            f"all rows begin with the same {work.shared_tokens} tokens, of about {work.mean_length:.0f} that they have: "
+            "these are computed for many rows at once, and the low end counts on it"
         )
     if settings.spot:
         notes.append("spot is billed lower, by an amount nobody can promise; the quote is the on-demand price")
