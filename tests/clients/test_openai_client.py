@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs
 
+import boto3
 import openai
 import pytest
 from clients.conftest import FAST, ROLE, SERVING_IMAGE, Bench, unique
@@ -63,8 +64,10 @@ def test_openai_journey(bench: Bench, endpoint: str) -> None:
 
 
 def test_the_examples_of_07_invoke_run_as_they_are(
-    bench: Bench, endpoint: str, capsys: pytest.CaptureFixture[str]
+    bench: Bench, endpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Whoever pastes an example has a new Python; here another test may have left a session of its own cloud.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     workspace = open_workspace(StartSettings())
     chat = inference.client_examples(workspace, Deployed(endpoint, "causal"), "one two")
     exec(chat["OpenAI client"], {})
