@@ -97,7 +97,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(shell_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(shell_variables: dict[str, str], cloud: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """`cloud`: the kit itself means the same local cloud."""
     for name, value in shell_variables.items():
         if name.startswith(("AWS_", "SAGEMAKER_")):
             monkeypatch.setenv(name, value)
