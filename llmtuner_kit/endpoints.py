@@ -200,9 +200,7 @@ def _create(
         role = access.execution_role(workspace.aws, settings.role_arn, workspace.user_id)
         image = images.serving_image(model.family, workspace.aws.region)
         data = workspace.paths.uri(workspace.paths.model_archive(job_name))
-        entry = model_request(
-            config_name, model, settings.instance_type, image.uri, data, role, tags, settings.vpc_config
-        )
+        entry = model_request(config_name, model, settings, image.uri, data, role, tags)
         creation.once(client.create_model, **entry)
         creation.once(client.create_endpoint_config, **endpoint_config_request(config_name, settings, image.ami, tags))
         made = creation.once(client.create_endpoint, EndpointName=name, EndpointConfigName=config_name, Tags=tags)

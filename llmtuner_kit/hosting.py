@@ -15,18 +15,17 @@ STARTUP_SECONDS = 1800
 def model_request(
     name: str,
     model: catalog.BaseModel,
-    instance_type: str,
+    settings: DeploySettings,
     image: str,
     model_data_url: str,
     role_arn: str,
     tags: list[dict[str, str]],
-    vpc_config: dict[str, Any],
 ) -> dict[str, Any]:
-    """The CreateModel request. Pure. `vpc_config` as the settings give it."""
-    environment = serving_environment(model, catalog.instance(instance_type))
+    """The CreateModel request. Pure."""
+    environment = serving_environment(model, catalog.instance(settings.instance_type))
     container = {"Image": image, "ModelDataUrl": model_data_url, "Environment": environment}
     request = {"ModelName": name, "PrimaryContainer": container, "ExecutionRoleArn": role_arn, "Tags": tags}
-    return request | vpc_config
+    return request | settings.vpc_config
 
 
 def serving_environment(model: catalog.BaseModel, instance: catalog.Instance) -> dict[str, str]:

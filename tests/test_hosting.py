@@ -59,10 +59,10 @@ def test_the_hugging_face_image_is_told_to_run_the_archives_handler(model: catal
 
 @pytest.mark.parametrize("vpc", [{}, {"subnets": "subnet-0a1b2c3d", "security_groups": "sg-0a1b2c3d,sg-0a1b2c3e"}])
 def test_a_model_is_in_the_vpc_of_the_settings_or_in_none(vpc: dict[str, str]) -> None:
-    asked = DeploySettings(**vpc)
+    asked = DeploySettings(instance_type="ml.g5.2xlarge", **vpc)
     role = "arn:aws:iam::000000000000:role/llmtuner-execution"
-    made = ("demo", catalog.base_model("llama-2-7b"), "ml.g5.2xlarge", "image", "s3://bucket/model.tar.gz", role, [])
-    request = hosting.model_request(*made, asked.vpc_config)
+    model = catalog.base_model("llama-2-7b")
+    request = hosting.model_request("demo", model, asked, "image", "s3://bucket/model.tar.gz", role, [])
     expected = {"SecurityGroupIds": ["sg-0a1b2c3d", "sg-0a1b2c3e"], "Subnets": ["subnet-0a1b2c3d"]} if vpc else None
     assert request.get("VpcConfig") == expected
     shape = botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateModel").input_shape
