@@ -24,7 +24,7 @@ from llmtuner_kit import catalog, hub, model_folders, model_names
 from llmtuner_kit.aws import ClientError, is_error
 from llmtuner_kit.catalog import BaseModel
 from llmtuner_kit.errors import ConflictError, NotFoundError
-from llmtuner_kit.model_folders import DESCRIPTION, INDEX, S3, ModelFolder
+from llmtuner_kit.model_folders import DESCRIPTION, S3, ModelFolder, supported
 from llmtuner_kit.model_names import TOKENIZER_FILES, Reference
 from llmtuner_kit.runs import Run
 from llmtuner_kit.workspace import Workspace
@@ -52,7 +52,7 @@ def _of_hub(reference: Reference) -> BaseModel:
     model_folders.require_files(reference, info.files)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        hub.fetch(info.name, info.commit, ("config.json", INDEX), folder)
+        hub.fetch(info.name, info.commit, ("config.json", supported.INDEX), folder)
         found = ModelFolder(
             info.files, lambda name: (folder / name).read_bytes(), info.commit, info.licence, info.gated
         )
@@ -77,7 +77,7 @@ def remember(workspace: Workspace, model: BaseModel) -> None:
     client.put_object(Bucket=workspace.bucket, Key=prefix + DESCRIPTION, Body=description)
 
 
-def staged(workspace: Workspace, model: BaseModel) -> ModelFolder:
+def staged_folder(workspace: Workspace, model: BaseModel) -> ModelFolder:
     """A remembered model's files in the user's prefix, with or without its weights."""
     prefix = workspace.paths.base_model(model.model_id, model.revision)
     return model_folders.open_folder(workspace.paths.uri(prefix), lambda: workspace.aws.client("s3"))

@@ -15,14 +15,12 @@ from llmtuner_kit.catalog import BaseModel
 from llmtuner_kit.errors import NotFoundError, SettingsError
 from llmtuner_kit.model_names import Reference
 
-INDEX = "model.safetensors.index.json"
 DESCRIPTION = "base.json"  # the kit's own; the job takes the model's name and revision from it
-_WEIGHTS = "model.safetensors"
-# What a job needs besides the weights.
-_SMALL = ("*.json", "*.jinja", "tokenizer.model")
 # The instance type of a model is the least on which LoRA of this rank fits, with rows of this length.
 _RANK, _LENGTH = 16, 2048
 _LARGEST = "ml.p5en.48xlarge"
+
+supported = job_code.module("supported")  # the rules by which the job itself goes
 
 S3 = Callable[[], Any]
 """Makes an S3 client, where one is needed."""
@@ -48,13 +46,14 @@ class ModelFolder:
     @property
     def small(self) -> list[str]:
         """The names of what a job needs besides the weights."""
-        matches = (name for name in self.files if any(PurePosixPath(name).match(pattern) for pattern in _SMALL))
+        matches = (name for name in self.files if any(map(PurePosixPath(name).match, supported.DESCRIPTION)))
         return [name for name in matches if name != DESCRIPTION]
 
     @property
     def weights(self) -> list[str]:
         """The names of the weights as transformers would read them, also of those that are missing."""
-        return sorted(set(json.loads(self.read(INDEX))["weight_map"].values())) if INDEX in self.files else [_WEIGHTS]
+        index = json.loads(self.read(supported.INDEX)) if supported.INDEX in self.files else {}
+        return supported.weight_files(index)
 
 
 def open_folder(source: str, s3: S3) -> ModelFolder:
@@ -108,9 +107,10 @@ def require_files(reference: Reference, files: Mapping[str, int]) -> None:
             f"{reference.text} has no tokenizer.json.",
             fix="load its tokenizer with transformers' AutoTokenizer and save it with save_pretrained beside the model",
         )
-    if _WEIGHTS not in files and INDEX not in files:
+    whole = supported.weight_files({})[0]
+    if whole not in files and supported.INDEX not in files:
         raise SettingsError(
-            f"{reference.text} has no {_WEIGHTS}, in one piece or with an index; pickled weights are not loaded.",
+            f"{reference.text} has no {whole}, in one piece or with an index; pickled weights are not loaded.",
             fix="load the model with transformers and save it with save_pretrained, which writes safetensors",
         )
 
@@ -119,7 +119,6 @@ def described(reference: Reference, folder: ModelFolder) -> BaseModel:
     """The model by its own config.json. Raises SettingsError when train.py could not train it, with the reason."""
     require_files(reference, folder.files)
     config = json.loads(folder.read("config.json"))
-    supported = job_code.module("supported")
     if reason := supported.obstacle(config):
         raise SettingsError(f"{reference.text} cannot be trained: {reason}.", valid=supported.SUPPORTED)
     if missing := sorted(set(folder.weights) - set(folder.files)):

@@ -65,7 +65,7 @@ def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
         there = object_sizes(workspace.aws.client("s3"), workspace.bucket, prefix)
         _bring(workspace, model, str(folder), prefix, _missing(prefix, sizes, there))
         return workspace.paths.uri(prefix)
-    staged = base_models.staged(workspace, model)
+    staged = base_models.staged_folder(workspace, model)
     if missing := [name for name in staged.weights if name not in staged.files]:
         found = base_models.unchanged(workspace, model)
         _bring(workspace, model, model.source, prefix, {name: found.files[name] for name in missing})

@@ -17,8 +17,6 @@ from failures import TrainingError
 from folders import Folders
 from hyperparameters import Hyperparameters
 
-DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
-INDEX = "model.safetensors.index.json"
 LONGEST_DEFAULT = 2048  # tokens of a row when max_length is 0 and the model could read more
 
 
@@ -83,7 +81,7 @@ def locate_base(folders: Folders, settings: Hyperparameters) -> Base:
         folder = configs[0].parent
     elif settings.model_id:
         hub_id = settings.model_id
-        folder = _download(hub_id, settings.model_revision, DESCRIPTION)
+        folder = _download(hub_id, settings.model_revision, supported.DESCRIPTION)
     else:
         raise TrainingError("no base model: give the job a channel model, or the hyperparameter model_id")
     origin = _read(folder / "base.json")
@@ -105,18 +103,13 @@ def fetch_weights(base: Base, asked_revision: str) -> None:
     """Download the weights of a base model of the Hub; others have them already."""
     if base.hub_id:
         print(f"downloading the weights of {base.hub_id}", flush=True)
-        _download(base.hub_id, asked_revision, _weight_files(base.folder))
+        weights = supported.weight_files(_read(base.folder / supported.INDEX))
+        _download(base.hub_id, asked_revision, tuple(weights))
         if not any(base.folder.glob("*.safetensors")):
             raise TrainingError(
                 f"{base.hub_id} has no .safetensors file at revision {asked_revision or 'main'}: choose a revision "
                 "that has them; pickled weights are not loaded"
             )
-
-
-def _weight_files(folder: Path) -> tuple[str, ...]:
-    """The files that transformers will read: some models of the Hub have all their weights a second time beside them."""
-    index = _read(folder / INDEX)
-    return tuple(sorted(set(index["weight_map"].values()))) if index else ("model.safetensors",)
 
 
 def _download(model_id: str, revision: str, patterns: tuple[str, ...]) -> Path:

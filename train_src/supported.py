@@ -9,6 +9,9 @@ T5's family of encoder-decoders. Everything else would fail late, or worse: trai
 
 from typing import Any
 
+# What a job reads of a model besides its weights, and where a model of several weight files lists them.
+DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
+INDEX = "model.safetensors.index.json"
 SUPPORTED = (
     "supported are text decoders built like Llama (Llama, Mistral, Qwen2 and 3, Gemma, Phi-3, SmolLM and others) and "
     "encoder-decoders of T5's family (T5, FLAN-T5, mT5)"
@@ -21,6 +24,11 @@ ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 RECURRENT = ("conv_", "mamba_", "ssm_", "lru_", "rwkv", "linear_attn", "linear_num_", "linear_conv", "state_size")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 OTHER_SENSES = ("vision_config", "audio_config", "image_token_id")
+
+
+def weight_files(index: dict[str, Any]) -> list[str]:
+    """The files that transformers will read, by INDEX's content; some models have all weights a second time beside them."""
+    return sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
 
 
 def longest_row(config: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from base import Base
 from failures import TrainingError
 from memory import Shape
 from structure import check_structure
-from supported import obstacle
+from supported import DESCRIPTION, obstacle
 
 SMALL = {
     "vocab_size": 384,
@@ -161,7 +161,7 @@ def test_a_model_of_the_hub_is_refused_before_its_weights_are_fetched(
 
     monkeypatch.setattr(base_module, "_download", download)
     assert run_job(job) == 1
-    assert fetched == [base_module.DESCRIPTION]
+    assert fetched == [DESCRIPTION]
     assert (job / "output" / "failure").read_text().startswith("acme/bart cannot be trained")
 
 
