@@ -94,6 +94,11 @@ def test_a_folder_that_cannot_be_trained_says_why(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_local_experts": 8}))
     assert "with 8 experts in each layer" in refused()
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling_kranich.KranichForCausalLM"}}
+    (folder / "config.json").write_text(json.dumps(config | code | {"model_type": "kranich"}))
+    assert "brings code of its own (auto_map), which is not run: take the model as converted" in refused()
+    (folder / "config.json").write_text(json.dumps(config | code))
+    assert base_models.resolve(str(folder), nowhere).title == folder.name
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").rename(folder / "spiece.model")
     assert "has no tokenizer.json" in refused()

@@ -4,9 +4,14 @@ Whoever asks before a job is started reads this same file.
 
 Decoders of text with attention in every layer and one feed-forward block each (Llama and what is built like it), and
 T5's family of encoder-decoders. Everything else would fail late, or worse: train on something else than was asked for
-(recurrent layers carry state from one packed row into the next, expert layers would get no adapter).
+(recurrent layers carry state from one packed row into the next, expert layers would get no adapter). Code that comes
+with a model is never run: its type must be one of transformers' own.
 """
 
+import functools
+import importlib.util
+import runpy
+from pathlib import Path
 from typing import Any
 
 # What a job reads of a model besides its weights, and where a model of several weight files lists them.
@@ -63,7 +68,36 @@ def obstacle(config: dict[str, Any]) -> str:
     architecture = (config.get("architectures") or [""])[0]
     if architecture and not architecture.endswith("ForCausalLM"):
         return f"it is a {architecture}, which is no decoder"
-    return ""
+    return _unknown(config)
+
+
+def _unknown(config: dict[str, Any]) -> str:
+    """A known type is built by transformers' own code, whatever code comes with the model (auto_map)."""
+    kind, known = config.get("model_type", ""), _known_types()
+    if not known or kind in known:
+        return ""
+    if config.get("auto_map"):
+        return (
+            f"it is of type {kind!r}, which transformers does not know, and brings code of its own (auto_map), which is "
+            "not run: take the model as converted to a type that transformers knows, often named -hf or -llama"
+        )
+    return (
+        f"it is of type {kind!r}, which the installed transformers does not know: put model_type right in its "
+        "config.json, or update transformers where a newer one knows it"
+    )
+
+
+@functools.cache
+def _known_types() -> frozenset[str]:
+    """Every model_type of the installed transformers; none where it cannot be asked.
+
+    The list is read from its file alone: to import transformers, which loads torch, would take seconds.
+    """
+    spec = importlib.util.find_spec("transformers")
+    listing = Path(spec.origin).parent / "models" / "auto" / "auto_mappings.py" if spec and spec.origin else None
+    if listing is None or not listing.is_file():
+        return frozenset()
+    return frozenset(runpy.run_path(str(listing)).get("CONFIG_MAPPING_NAMES", ()))
 
 
 def _missing(config: dict[str, Any], names: tuple[str, ...]) -> str:

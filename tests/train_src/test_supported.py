@@ -12,6 +12,7 @@ import transformers
 from tiny_jobs import JobMaker, run_job
 
 import base as base_module
+import supported
 from base import Base
 from failures import TrainingError
 from memory import Shape
@@ -50,6 +51,34 @@ def test_decoders_built_like_llama_are_let_through(kind: str, tmp_path: Path) ->
     assert not obstacle(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
+
+
+def test_every_type_that_transformers_knows_is_known() -> None:
+    types = set(transformers.CONFIG_MAPPING) - {"gpt-sw3"}  # GPT-2's sizes, which are refused
+    kinds = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert len(types & set(kinds)) > 100
+    assert types & set(kinds) <= supported._known_types()
+
+
+@pytest.mark.parametrize("map_of", ["AutoConfig", "AutoModelForCausalLM"])
+def test_code_beside_a_model_of_a_known_type_is_passed_over(map_of: str, tmp_path: Path) -> None:
+    config = {**config_of("llama", **SMALL), "auto_map": {map_of: "modeling_own.Own"}}
+    assert not obstacle(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modeling_own.py").write_text("raise AssertionError('run')")
+    check_structure(Base(tmp_path, "acme/model", "1", config), "auto")
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**config_of("llama", **SMALL), "model_type": "internlm2"}
+    assert obstacle(config).startswith("it is of type 'internlm2', which the installed transformers does not know: put")
+    mapped = {**config, "auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"}}
+    assert "brings code of its own (auto_map), which is not run: take the model as converted" in obstacle(mapped)
+    # Without transformers the job is left to say it.
+    supported._known_types.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert not obstacle(mapped)
+    supported._known_types.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["t5", "mt5"])
@@ -129,7 +158,10 @@ def test_a_model_with_more_weights_than_its_sizes_say_is_refused(tmp_path: Path)
     ("changes", "reason"),
     [
         ({"model_type": "umt5"}, "tiny cannot be trained: it is an encoder-decoder of type 'umt5'"),
-        ({"model_type": "unheard-of"}, "knows no tiny"),
+        (
+            {"model_type": "unheard-of"},
+            "tiny cannot be trained: it is of type 'unheard-of', which the installed transformers does not",
+        ),
     ],
 )
 def test_a_job_with_such_a_model_ends_before_its_weights_are_touched(
