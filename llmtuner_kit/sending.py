@@ -23,6 +23,8 @@ THREADS = 8
 _FILES_AHEAD = 4 * THREADS
 Moved = Callable[[int], None]
 """Called with bytes that are now in S3, in the caller's thread (a notebook's output belongs to the cell's own)."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the bytes done and the bytes there are; from one thread at a time."""
 
 
 @dataclass(frozen=True)

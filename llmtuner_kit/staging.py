@@ -6,17 +6,16 @@ Both lie under a name that follows from their content, so the same code or model
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 from llmtuner_kit import base_models, catalog, job_code, paths
 from llmtuner_kit.aws import object_sizes
-from llmtuner_kit.sending import Sender
+from llmtuner_kit.sending import Moved, Progress, Sender
 from llmtuner_kit.workspace import Workspace
-
-# Bytes of a base model that take a while to be copied.
-_WORTH_TELLING = 10**9
 
 
 def code_files(folder: Path) -> dict[str, bytes]:
@@ -53,7 +52,7 @@ def stage(workspace: Workspace, prefix: str, files: Mapping[str, bytes]) -> str:
     return workspace.paths.uri(prefix)
 
 
-def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
+def stage_model(workspace: Workspace, model: catalog.BaseModel, progress: Progress | None = None) -> str:
     """Put a base model of this machine or of another prefix under its revision, once; the URI of the prefix.
 
     Raises ConflictError or NotFoundError where it is not there yet and its source is no longer what it was.
@@ -63,12 +62,14 @@ def stage_model(workspace: Workspace, model: catalog.BaseModel) -> str:
         folder = catalog.base_model_folder(model.model_id)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
         there = object_sizes(workspace.aws.client("s3"), workspace.bucket, prefix)
-        _bring(workspace, model, str(folder), prefix, _missing(prefix, sizes, there))
-        return workspace.paths.uri(prefix)
-    staged = base_models.staged_folder(workspace, model)
-    if missing := [name for name in staged.weights if name not in staged.files]:
-        found = base_models.unchanged(workspace, model)
-        _bring(workspace, model, model.source, prefix, {name: found.files[name] for name in missing})
+        source, sizes = str(folder), _missing(prefix, sizes, there)
+    else:
+        staged = base_models.staged_folder(workspace, model)
+        source, missing = model.source, [name for name in staged.weights if name not in staged.files]
+        files = base_models.unchanged(workspace, model).files if missing else {}
+        sizes = {name: files[name] for name in missing}
+    if sizes:
+        _bring(workspace, source, prefix, list(sizes), _counting(model.title, sum(sizes.values()), progress))
     return workspace.paths.uri(prefix)
 
 
@@ -77,15 +78,53 @@ def _missing(prefix: str, sizes: Mapping[str, int], there: Mapping[str, int]) ->
     return {name: size for name, size in sizes.items() if there.get(prefix + name) != size}
 
 
-def _bring(workspace: Workspace, model: catalog.BaseModel, source: str, prefix: str, sizes: Mapping[str, int]) -> None:
+def _counting(what: str, total: int, progress: Progress | None) -> Moved:
+    done = 0
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(what, done, total)
+
+    moved(0)  # before the first part of a large file has arrived, too
+    return moved
+
+
+def _bring(workspace: Workspace, source: str, prefix: str, names: list[str], moved: Moved) -> None:
     """Send files from a folder, or copy them from another prefix inside S3."""
     client = workspace.aws.client("s3")
-    if (total := sum(sizes.values())) >= _WORTH_TELLING:
-        sys.stderr.write(f"{model.title}, {total / 1e9:.1f} GB, is being copied to your prefix: once for all runs.\n")
     if source.startswith("s3://"):
         bucket, start = paths.split_uri(source)
-        for name in sizes:
-            client.copy({"Bucket": bucket, "Key": start + name}, workspace.bucket, prefix + name)
+        _copy(
+            client, {prefix + name: {"Bucket": bucket, "Key": start + name} for name in names}, workspace.bucket, moved
+        )
     else:
-        with Sender(client, workspace.bucket) as sender:
-            sender.send([(prefix + name, Path(source) / name) for name in sizes], prefix)
+        with Sender(client, workspace.bucket, moved) as sender:
+            sender.send([(prefix + name, Path(source) / name) for name in names], prefix)
+
+
+def _copy(client: Any, sources: Mapping[str, dict[str, str]], bucket: str, moved: Moved) -> None:
+    """Copy objects to the keys they are given by, inside S3. `moved` is called in the caller's thread, as Sender does."""
+    counts: SimpleQueue[int | None] = SimpleQueue()
+    interrupted = False
+
+    def copied(count: int) -> None:
+        if interrupted:
+            raise InterruptedError("copying was interrupted")  # ends the transfer that called, and removes its parts
+        counts.put(count)
+
+    def copy_all() -> None:
+        for key, source in sources.items():
+            client.copy(source, bucket, key, Callback=copied)
+
+    with ThreadPoolExecutor(1, "copy") as pool:
+        copying = pool.submit(copy_all)
+        copying.add_done_callback(lambda _: counts.put(None))
+        try:
+            while (count := counts.get()) is not None:
+                moved(count)
+        except BaseException:
+            interrupted = True
+            raise
+        copying.result()

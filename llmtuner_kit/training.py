@@ -20,6 +20,7 @@ from llmtuner_kit.aws import ClientError, described, error_message, is_error
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, quote, require_budget
 from llmtuner_kit.runs import Run
+from llmtuner_kit.sending import Progress
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.workspace import Workspace
 
@@ -80,8 +81,8 @@ class Plan:
     environment: dict[str, str]
 
 
-def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
-    """Start the job, or find the one the same inputs started before.
+def start(workspace: Workspace, settings: TrainSettings, progress: Progress | None = None) -> TrainingJob:
+    """Start the job, or find the one the same inputs started before; `progress` follows the copying of a base model.
 
     Raises BudgetError where jobs are charged and no budget is set, SettingsError when the model cannot fit,
     ConflictError when the job's name is taken by something else.
@@ -89,7 +90,7 @@ def start(workspace: Workspace, settings: TrainSettings) -> TrainingJob:
     run = runs.open_run(workspace, settings.run_name)
     made = quote(workspace, settings, run)
     require_startable(made)
-    plan = make_plan(workspace, settings, run, made)
+    plan = make_plan(workspace, settings, run, made, progress)
     request = training_job_request(plan)
     client = workspace.aws.client("sagemaker")
     created = creation.once(client.create_training_job, **request)
@@ -150,14 +151,16 @@ def _same_job(workspace: Workspace, request: dict[str, Any]) -> str:
     )
 
 
-def make_plan(workspace: Workspace, settings: TrainSettings, run: Run, made: Quote) -> Plan:
+def make_plan(
+    workspace: Workspace, settings: TrainSettings, run: Run, made: Quote, progress: Progress | None = None
+) -> Plan:
     """Resolve names, role and image, and put code and base model where the job will look for them."""
     prepared = run.result("prepare")
     model = base_models.of_run(run, settings.model_id)
     base_models.remember(workspace, model)
     settings = settings.model_copy(update={"instance_type": made.instance_type})
     code_sha, code_uri = staging.stage_code(workspace)
-    model_uri = staging.stage_model(workspace, model) if model.staged else ""
+    model_uri = staging.stage_model(workspace, model, progress) if model.staged else ""
     channels = {name: part["uri"] for name, part in prepared["splits"].items() if part["rows"]}
     for uri in channels.values():
         workspace.require_own(uri)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -167,13 +168,19 @@ def test_a_prefix_is_copied_as_it_was_when_the_run_began(workspace: Workspace, f
     run = begun(workspace, source.rstrip("/"), tmp_path)
     model = base_models.of_run(run)
     assert (model.model_id, model.source) == ("v3", source)
-    prefix = staging.stage_model(workspace, model).removeprefix(f"s3://{workspace.bucket}/")
+    told: list[tuple[str, int, int, int]] = []
+    here = threading.get_ident()
+    uri = staging.stage_model(workspace, model, lambda *seen: told.append((*seen, threading.get_ident())))
+    prefix = uri.removeprefix(f"s3://{workspace.bucket}/")
+    size = (folder / "model.safetensors").stat().st_size
+    assert told == [("v3", 0, size, here), ("v3", size, size, here)]
     staged = object_sizes(client, workspace.bucket, prefix)
     assert {name.removeprefix(prefix) for name in staged} == {path.name for path in folder.iterdir()} | {"base.json"}
     assert staged[f"{prefix}model.safetensors"] == (folder / "model.safetensors").stat().st_size
     client.put_object(Bucket=workspace.bucket, Key="shared/models/v3/model.safetensors", Body=b"others")
     assert base_models.of_run(run) == model  # what it was described by stays
-    assert staging.stage_model(workspace, model).endswith(prefix)  # nor is its source asked for again
+    # Nor is its source asked for again, or anything copied.
+    assert staging.stage_model(workspace, model, lambda *_: pytest.fail("copied")).endswith(prefix)
     client.delete_object(Bucket=workspace.bucket, Key=f"{prefix}model.safetensors")
     with pytest.raises(ConflictError, match="has changed since the run began"):
         staging.stage_model(workspace, model)
@@ -181,6 +188,38 @@ def test_a_prefix_is_copied_as_it_was_when_the_run_began(workspace: Workspace, f
         base_models.resolve(f"s3://{workspace.bucket}/shared/none/", lambda: client)
     with pytest.raises(NotFoundError, match="There is no bucket"):
         base_models.resolve("s3://no-bucket-of-this-name/model/", lambda: client)
+
+
+def test_a_folder_s_weights_are_sent_once_with_progress(workspace: Workspace, folder: Path, tmp_path: Path) -> None:
+    model = base_models.of_run(begun(workspace, str(folder), tmp_path))
+    told: list[tuple[str, int, int]] = []
+    for _ in range(2):
+        staging.stage_model(workspace, model, lambda *seen: told.append(seen))
+    size = (folder / "model.safetensors").stat().st_size
+    assert told == [(folder.name, 0, size), (folder.name, size, size)]
+
+
+def test_what_is_being_copied_in_s3_can_be_interrupted_and_names_its_errors() -> None:
+    class Client:
+        """Copies in parts, each of which it tells of."""
+
+        parts = 0
+
+        def copy(self, source: dict[str, str], bucket: str, key: str, **options: Callable[[int], None]) -> None:
+            if source["Key"] == "gone":
+                raise FileNotFoundError(source["Key"])
+            for self.parts in range(10**6):
+                options["Callback"](10)
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    client = Client()
+    with pytest.raises(KeyboardInterrupt):
+        staging._copy(client, {"a": {"Key": "x"}, "b": {"Key": "y"}}, "bucket", interrupt)
+    assert client.parts < 10**6 - 1
+    with pytest.raises(FileNotFoundError, match="gone"):
+        staging._copy(client, {"a": {"Key": "gone"}}, "bucket", lambda _: None)
 
 
 @pytest.fixture
