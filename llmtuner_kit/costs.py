@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -48,11 +49,16 @@ class Money:
         return high if low == high else f"{low} to {high}"
 
 
-def usd(amount: float | None) -> str:
-    """An amount for people: cents, and more digits only below a cent."""
+def usd(amount: float | Decimal | None) -> str:
+    """An amount for people: cents, and more digits only below a cent; a Decimal, which is rounded already, as it is."""
     if amount is None:
         return "unknown"
-    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.4f}"
+    return f"${amount if isinstance(amount, Decimal) else shown(amount):,}"
+
+
+def shown(amount: float) -> Decimal:
+    """An amount rounded as it is shown."""
+    return Decimal(f"{amount:.2f}" if amount >= 0.01 or amount == 0 else f"{amount:.4f}")
 
 
 def usd_up(amount: float | None) -> str:
@@ -161,16 +167,17 @@ class Receipt:
     charged: bool
 
     @property
-    def total_usd(self) -> float | None:
-        """The sum, or None when a price is unknown."""
-        amounts = [line.usd for line in self.lines]
-        return None if any(item is None for item in amounts) else sum(item for item in amounts if item is not None)
+    def total_usd(self) -> Decimal | None:
+        """The sum of the lines as they are shown, so that who adds them up finds the same; None with an unknown price."""
+        amounts = [None if line.usd is None else shown(line.usd) for line in self.lines]
+        known = [amount for amount in amounts if amount is not None]
+        return sum(known, Decimal("0.00")) if len(known) == len(amounts) else None
 
 
 def verdict(amount: float | None, quoted: Money) -> str:
-    """One phrase on an amount against its quote."""
+    """One phrase on an amount against its quote, both as they are shown."""
     if amount is None or quoted.low is None or quoted.high is None:
         return "price unknown"
-    if amount < quoted.low:
+    if shown(amount) < shown(quoted.low):
         return "below the quote"
-    return "above the quote" if amount > quoted.high else "within the quote"
+    return "above the quote" if shown(amount) > shown(quoted.high) else "within the quote"

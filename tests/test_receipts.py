@@ -107,7 +107,7 @@ def test_every_endpoint_of_a_run_is_counted_also_a_second_one_of_the_same_name(r
         run.note("endpoints", f"lamp {times['created_at']}", facts | times)
     made = receipts.receipt(run.workspace, "demo")
     assert [(line.what, line.seconds) for line in made.lines] == [("endpoint lamp", 3600.0)] * 2
-    assert made.total_usd == pytest.approx(2 * 1.408)
+    assert costs.usd(made.total_usd) == "$2.82"  # two lines of $1.41
     assert (
         cleanup.clean_up(run.workspace, CleanupSettings(run_name="demo", user_id=run.workspace.user_id)).removed == ()
     )
