@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from llmtuner_kit import artifacts, costs, endpoints, paths, runs, training
+from llmtuner_kit import artifacts, costs, endpoints, paths, runs, training, uploads
 from llmtuner_kit.dataset import processing
 from llmtuner_kit.errors import AccessError
 from llmtuner_kit.settings import CleanupSettings
 from llmtuner_kit.workspace import Workspace
+
+_NAMED = 20  # files of a dataset; the form of 08_cleanup lists all
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,12 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
     kept: list[str] = []
     _jobs(workspace, run, removed, None if settings.stop_job else kept)
     _endpoints(workspace, run, removed, None if settings.delete_endpoint else kept)
-    for what, wanted, prefix in _stored(workspace, run, settings):
-        count, size = _delete_prefix(workspace, prefix, really=wanted)
+    named = uploads.uploaded(run) if settings.delete_uploads else {}
+    for dataset, files in named.items():
+        more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+        sys.stderr.write(f"Deleting the uploads of {dataset}: {', '.join(files[:_NAMED])}{more}.\n")
+    for what, wanted, prefix, names in _stored(workspace, run, settings):
+        count, size = _delete_prefix(workspace, prefix, names, really=wanted)
         if count:
             megabytes = f"{size / 1e6:,.1f} MB" if size >= 1e5 else "under 0.1 MB"
             told = f"{what}: {count} {'object' if count == 1 else 'objects'}, {megabytes}"
@@ -40,6 +46,8 @@ def clean_up(workspace: Workspace, settings: CleanupSettings) -> CleanUp:
                 removed.append(told)
             else:
                 kept.append(told + _storage(size, workspace.aws.region))
+    for dataset in named:  # the run gives up what others have too: it is the last one's to delete
+        run.note("uploads", dataset, {"files": []})
     run.save("cleanup", settings=settings.model_dump(), result={"removed": removed, "kept": kept})
     return CleanUp(tuple(removed), tuple(kept))
 
@@ -76,8 +84,10 @@ def _endpoints(workspace: Workspace, run: runs.Run, removed: list[str], kept: li
             kept.append(f"endpoint {name}, which costs {costs.usd(deployed['quote']['usd_per_hour'])} an hour")
 
 
-def _stored(workspace: Workspace, run: runs.Run, settings: CleanupSettings) -> Iterator[tuple[str, bool, str]]:
-    """(what, whether it is to be deleted, prefix) of everything that the run may have in S3."""
+def _stored(
+    workspace: Workspace, run: runs.Run, settings: CleanupSettings
+) -> Iterator[tuple[str, bool, str, Collection[str] | None]]:
+    """(what, whether it is to be deleted, prefix, names below it or None for all) of what the run may have in S3."""
     trained = {name: facts for name, facts in run.noted("jobs").items() if facts["kind"] == "training"}
     tries: dict[str, list[str]] = {}  # the jobs that share the checkpoints of the first of them
     for name, facts in trained.items():
@@ -85,16 +95,33 @@ def _stored(workspace: Workspace, run: runs.Run, settings: CleanupSettings) -> I
     for first, names in tries.items():
         # Until a job has written its model, its checkpoints are all there is of it.
         written = settings.delete_model or any(artifacts.wrote_model(workspace, name) for name in names)
-        yield f"checkpoints of {first}", settings.delete_checkpoints and written, workspace.paths.checkpoints(first)
+        yield (
+            f"checkpoints of {first}",
+            settings.delete_checkpoints and written,
+            workspace.paths.checkpoints(first),
+            None,
+        )
     for name in trained:
-        yield f"model archive of {name}", settings.delete_model, f"{workspace.paths.models}/{name}/"
+        yield f"model archive of {name}", settings.delete_model, f"{workspace.paths.models}/{name}/", None
     base = ((run.section("start") or {}).get("result") or {}).get("base_model")
     if base:  # other runs may need it too
         prefix = workspace.paths.base_model(base["model_id"], base["revision"])
-        yield f"base model {base['model_id']}", False, prefix
-    uploaded = (run.section("upload") or {}).get("result") or {}
-    if uploaded.get("dataset"):
-        yield f"uploads of {uploaded['dataset']}", settings.delete_uploads, workspace.paths.uploads(uploaded["dataset"])
+        yield f"base model {base['model_id']}", False, prefix, None
+    others = _uploads_of_others(workspace, run) if settings.delete_uploads else {}
+    for dataset, names in uploads.uploaded(run).items():
+        prefix, shared = workspace.paths.uploads(dataset), others.get(dataset, set())
+        yield f"uploads of {dataset}", settings.delete_uploads, prefix, set(names) - shared
+        yield f"uploads of {dataset} that other runs have made too", False, prefix, set(names) & shared
+
+
+def _uploads_of_others(workspace: Workspace, run: runs.Run) -> dict[str, set[str]]:
+    """Dataset -> the names of the files that the user's other runs have uploaded."""
+    found: dict[str, set[str]] = {}
+    for item in runs.list_runs(workspace):
+        if item.name != run.name:
+            for dataset, names in uploads.uploaded(runs.open_run(workspace, item.name)).items():
+                found.setdefault(dataset, set()).update(names)
+    return found
 
 
 _STOPS: dict[str, Callable[[Workspace, str], Any]] = {"training": training.stop, "processing": processing.stop}
@@ -134,12 +161,16 @@ def _storage(size: int, region: str) -> str:
     return f", {costs.usd(monthly)} a month in S3" if monthly >= 0.01 else ""
 
 
-def _delete_prefix(workspace: Workspace, prefix: str, *, really: bool) -> tuple[int, int]:
-    """(objects, bytes) under a prefix of the user; deleted when `really`."""
+def _delete_prefix(
+    workspace: Workspace, prefix: str, names: Collection[str] | None = None, *, really: bool
+) -> tuple[int, int]:
+    """(objects, bytes) under a prefix of the user, of all or of those with these names; deleted when `really`."""
     client = workspace.aws.client("s3")
     count = size = 0
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=workspace.bucket, Prefix=prefix):
-        items = page.get("Contents", [])
+        items = [
+            item for item in page.get("Contents", []) if names is None or item["Key"].removeprefix(prefix) in names
+        ]
         count += len(items)
         size += sum(item["Size"] for item in items)
         if really and items:

@@ -84,7 +84,7 @@ class Run:
         self._change(edit)
 
     def note(self, group: str, name: str, facts: Mapping[str, Any]) -> None:
-        """Remember something that costs money, beside what was noted before: a job, an endpoint."""
+        """Remember something that costs money, beside what was noted before: a job, an endpoint, an upload."""
 
         def edit(document: dict[str, Any]) -> None:
             document.setdefault(group, {})[name] = dict(facts)

@@ -281,7 +281,7 @@ class CleanupSettings(RunSettings):
     )
     stop_job: bool = Field(True, description="stop the jobs of this run that are still running")
     delete_checkpoints: bool = Field(True, description="delete the checkpoints of jobs that have written their model")
-    delete_uploads: bool = Field(False, description="delete the uploaded files of this run")
+    delete_uploads: bool = Field(False, description="delete all files that this run has uploaded")
     delete_model: bool = Field(False, description="delete the tuned model archive of this run")
 
 

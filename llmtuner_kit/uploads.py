@@ -8,20 +8,18 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmtuner_kit import paths, runs
 from llmtuner_kit.dataset import kinds
 from llmtuner_kit.errors import DataError, NotFoundError, SettingsError
-from llmtuner_kit.sending import Sender
+from llmtuner_kit.sending import Progress, Sender
 from llmtuner_kit.settings import UploadSettings
 from llmtuner_kit.workspace import Workspace
 
 _SHOWN = 8
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes done and the bytes there are; from one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ def upload(workspace: Workspace, settings: UploadSettings, progress: Progress | 
     started = time.monotonic()
     try:
         total = sum(path.stat().st_size for _, path in found)
+        _note(run, dataset, [name for name, _ in found])  # first: what an interrupted upload leaves is the run's too
         with Sender(workspace.aws.client("s3"), workspace.bucket, moved) as sender:
             sent = sender.send([(prefix + name, path) for name, path in found], prefix)
     except OSError as error:
@@ -93,6 +92,20 @@ def upload(workspace: Workspace, settings: UploadSettings, progress: Progress | 
     )
     run.save("upload", settings=settings.model_dump(), result=asdict(result))
     return result
+
+
+def _note(run: runs.Run, dataset: str, names: list[str]) -> None:
+    names = sorted({*uploaded(run).get(dataset, ()), *names})
+    run.note("uploads", dataset, {"files": names})
+
+
+def uploaded(run: runs.Run) -> dict[str, list[str]]:
+    """Dataset -> the names of all files that a run has uploaded into it, in whichever of its uploads."""
+    found = {dataset: list(facts["files"]) for dataset, facts in run.noted("uploads").items()}
+    last = (run.section("upload") or {}).get("result") or {}
+    if last and last["dataset"] not in found:  # by a kit that noted the last upload only
+        found[last["dataset"]] = [item["name"] for item in last["files"]]
+    return {dataset: names for dataset, names in found.items() if names}
 
 
 def dataset_name(source: Path) -> str:

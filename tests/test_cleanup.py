@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from packed import tar
 
-from llmtuner_kit import cleanup, runs
+from llmtuner_kit import cleanup, runs, uploads
 from llmtuner_kit.errors import AccessError
-from llmtuner_kit.settings import CleanupSettings
+from llmtuner_kit.faces import standing
+from llmtuner_kit.faces.show import Table
+from llmtuner_kit.settings import CleanupSettings, UploadSettings
 from llmtuner_kit.workspace import Workspace
 
 
@@ -89,3 +92,56 @@ def test_checkpoints_stay_until_the_job_has_written_its_model_or_that_is_deleted
     client.put_object(Bucket=workspace.bucket, Key=workspace.paths.checkpoints("written") + "step-2/a", Body=b"x")
     cleanup.clean_up(workspace, asked.model_copy(update={"delete_model": True}))
     assert left() == []
+
+
+def test_all_uploads_of_the_run_are_deleted_and_named_first_and_only_they(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def send(run_name: str, dataset: str, *names: str) -> None:
+        folder = tmp_path / run_name / dataset
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / name).write_text('{"prompt": "x", "completion": "y"}\n')
+        asked = UploadSettings(run_name=run_name, user_id=workspace.user_id, source=str(folder), dataset=dataset)
+        uploads.upload(workspace, asked)
+
+    def left() -> list[str]:
+        pages = workspace.aws.client("s3").list_objects_v2(Bucket=workspace.bucket, Prefix=start)
+        return [item["Key"].removeprefix(start) for item in pages.get("Contents", [])]
+
+    start = workspace.paths.root + "uploads/"
+    for run_name in ("demo", "other"):
+        runs.open_run(workspace, run_name, create=True)
+    send("demo", "tickets", "a.jsonl")
+    send("demo", "tickets", "b.jsonl")
+    send("demo", "manuals", "c.jsonl")
+    send("other", "tickets", "b.jsonl", "d.jsonl")
+    asked = CleanupSettings(run_name="demo", user_id=workspace.user_id)
+    assert [line.partition(",")[0] for line in cleanup.clean_up(workspace, asked).kept] == [
+        "uploads of tickets: 2 objects", "uploads of manuals: 1 object",
+    ]  # fmt: skip
+    assert len(left()) == 4
+    asked = asked.model_copy(update={"delete_uploads": True})
+    (table,) = standing.run()(asked).parts
+    assert isinstance(table, Table)
+    assert list(table.rows) == [("tickets", "a.jsonl"), ("tickets", "b.jsonl"), ("manuals", "c.jsonl")]
+    done = cleanup.clean_up(workspace, asked)
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "Deleting the uploads of tickets: a.jsonl, b.jsonl.", "Deleting the uploads of manuals: c.jsonl.",
+    ]  # fmt: skip
+    assert [line.partition(",")[0] for line in done.removed] == [
+        "uploads of tickets: 1 object", "uploads of manuals: 1 object",
+    ]  # fmt: skip
+    assert done.kept == ("uploads of tickets that other runs have made too: 1 object, under 0.1 MB",)
+    assert left() == ["tickets/b.jsonl", "tickets/d.jsonl"]
+    again = cleanup.clean_up(workspace, asked)
+    assert (again.removed, again.kept, standing.run()(asked).parts) == ((), (), [])
+    assert "tickets" not in capsys.readouterr().err
+    cleanup.clean_up(workspace, asked.model_copy(update={"run_name": "other"}))
+    assert left() == []
+
+
+def test_the_upload_of_a_record_that_names_the_last_one_only_is_the_run_s_too(workspace: Workspace) -> None:
+    run = runs.open_run(workspace, "demo", create=True)
+    run.save("upload", result={"dataset": "tickets", "files": [{"name": "a.csv"}]})
+    assert uploads.uploaded(run) == {"tickets": ["a.csv"]}

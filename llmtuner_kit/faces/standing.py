@@ -15,6 +15,7 @@ from llmtuner_kit.fit import Fit
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import (
     STEPS,
+    CleanupSettings,
     DownloadSettings,
     InvokeSettings,
     MonitorSettings,
@@ -107,7 +108,15 @@ def _run(found: Run, settings: RunSettings) -> Card:
         found.result(step)
     ready = _READY.get(type(settings))
     blocked = refusal(settings, partial(ready, found)) if ready else ""
-    return Card("This is about", _made(found), blocked=blocked)
+    return Card("This is about", _made(found), _doomed(found, settings), blocked=blocked)
+
+
+def _doomed(found: Run, settings: RunSettings) -> list[Part]:
+    """The files in S3 that 08_cleanup would take from their user, where it is told to."""
+    if not isinstance(settings, CleanupSettings) or not settings.delete_uploads:
+        return []
+    rows = [(dataset, name) for dataset, names in uploads.uploaded(found).items() for name in names]
+    return listed("Uploads that will be deleted", ("dataset", "file"), rows, 8) if rows else []
 
 
 def _has_archive(found: Run, settings: DownloadSettings) -> None:
