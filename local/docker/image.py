@@ -31,6 +31,7 @@ _FILES = ("Dockerfile", "train", "serve")
 _PYTHON = "3.11"  # bookworm's
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 _NEWEST_GLIBC = 36  # bookworm has glibc 2.36
+_CPU_BUILDS = "https://download.pytorch.org/whl/cpu"  # PyTorch's own index of builds without CUDA
 
 Say = Callable[[str], None]
 
@@ -59,16 +60,23 @@ def image_name() -> str:
 
 
 def requirements() -> list[str]:
-    """What train_src asks for, and PyTorch, at the versions that are installed here; `name==version` each."""
+    """What train_src asks for, and PyTorch, at the versions that are installed here; `name==version` each.
+
+    Without the mark of a build behind the version (`+cpu`), which another build of the same version meets as well.
+    """
     lines = (line.partition("#")[0].strip() for line in _requirements_file().read_text().splitlines())
     names = ["torch", *(re.split(r"[<>=!~\[; ]", line)[0] for line in lines if line)]
     try:
-        return [f"{name}=={importlib.metadata.version(name)}" for name in names]
+        return [f"{name}=={_public(importlib.metadata.version(name))}" for name in names]
     except importlib.metadata.PackageNotFoundError as error:
         raise LocalError(
             f"{error.name} is not installed here, so its version for the image is not known. Run `make setup`, or "
             'install llmtuner-kit with its extra "train".'
         ) from None
+
+
+def _public(version: str) -> str:
+    return version.partition("+")[0]
 
 
 def _requirements_file() -> Path:
@@ -85,7 +93,7 @@ def _build(name: str, folder: Path, say: Say) -> None:
     say(f"Building the image {name} (once; a few minutes, 1 GB).")
     base = _base(say)
     say("Fetching the packages of train_src.")
-    wheels = _fetch_wheels(folder)
+    wheels = _fetch_wheels(folder, say)
     say("Building: installing and compiling the packages.")
     with tempfile.TemporaryDirectory(dir=folder) as work:
         context = Path(work)
@@ -126,7 +134,7 @@ def _base(say: Say) -> str:
     return OWN_BASE
 
 
-def _fetch_wheels(folder: Path) -> Path:
+def _fetch_wheels(folder: Path, say: Say) -> Path:
     """Wheels for the container's Python and machine, in the cache; what was fetched before is kept."""
     arch = docker("version", "--format", "{{.Server.Arch}}")
     machine = _MACHINES.get(arch)
@@ -144,17 +152,41 @@ def _fetch_wheels(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--python-version", _PYTHON, "--dest", str(wheels)]
     command += [part for item in platforms for part in ("--platform", item)]
+    torch = _fetch_torch(command, say)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         installed = {(item.name, item.version) for item in importlib.metadata.distributions() if item.name}
+        installed = {(name, version) for name, version in installed if name != "torch"} | {("torch", torch)}
         constraints.write("".join(f"{name}=={version}\n" for name, version in sorted(installed)))
         constraints.flush()
-        done = subprocess.run(
-            [*command, "--constraint", constraints.name, *pinned], capture_output=True, text=True, check=False
-        )
+        done = _run([*command, "--find-links", str(wheels), "--constraint", constraints.name, *pinned])
     if done.returncode:
         raise LocalError(f"pip could not fetch the packages of the image: {done.stderr.strip()[-1500:]}")
     marker.touch()
     return wheels
+
+
+def _fetch_torch(command: list[str], say: Say) -> str:
+    """Fetch PyTorch alone, without CUDA where that can be had; the version. Containers here never have a GPU."""
+    installed = importlib.metadata.version("torch")
+    cpu = f"{_public(installed)}+cpu"
+    # Whoever has a mirror of their own may not reach any other place.
+    ways: list[tuple[str, list[str]]] = [(cpu, []), (cpu, ["--index-url", _CPU_BUILDS, "--retries", "1"])]
+    if installed != cpu:
+        ways.append((installed, []))
+    for version, options in ways:
+        if version != cpu:
+            say(
+                f"PyTorch {cpu}, which has no CUDA, cannot be had, neither where pip looks nor at {_CPU_BUILDS}: taking "
+                f"{version} as it is installed here. Where that brings CUDA, that is 3 GB more to fetch."
+            )
+        done = _run([*command, *options, "--no-deps", f"torch=={version}"])
+        if done.returncode == 0:
+            return version
+    raise LocalError(f"pip could not fetch PyTorch for the image: {done.stderr.strip()[-1500:]}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _link(source: str, target: str) -> None:
