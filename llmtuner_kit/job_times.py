@@ -34,8 +34,9 @@ _FORWARD_SHARE, _COUNTED_SHARE = 0.5, 1 / 3
 
 @dataclass(frozen=True)
 class Work:
-    """What a job has to do: rows and tokens of the splits, tokens of its own answers, the longest row.
+    """What a job has to do: rows and tokens it trains on, tokens it only reads, tokens of its own answers, the longest row.
 
+    `rows` are different ones, `tokens` those of each time that it trains on them.
     `shared_tokens` of an average row's `mean_length` are those that all training rows begin with.
     """
 
@@ -57,9 +58,12 @@ def work_of(prepared: dict[str, Any], model: BaseModel, settings: TrainSettings)
     """The work of a job from the result of 02_prepare."""
     splits = prepared["splits"]
     train = splits["train"]
-    tokens = int(train["tokens"] * settings.epochs)
+    mean = train["tokens"] / max(1, train["rows"])
+    # As the trainer counts: epochs in rows, of which it trains on one at least; steps go on into further epochs.
+    tokens = int(mean * max(1, round(train["rows"] * settings.epochs)))
     if settings.max_steps:
-        tokens = min(tokens, settings.max_steps * settings.batch_tokens)
+        tokens = settings.max_steps * min(settings.batch_tokens, int(train["tokens"]))
+    rows = min(int(train["rows"]), max(1, round(tokens / mean))) if mean else 0
     seen = {name: int((splits.get(name) or {}).get("tokens") or 0) for name in ("validation", "test")}
     affordable = int(_VALIDATION_SHARE * tokens / max(1.0, _COUNTED_SHARE * seen["validation"]))
     forward = max(1, min(_VALIDATIONS, affordable)) * seen["validation"] + 2 * seen["test"]
@@ -67,8 +71,7 @@ def work_of(prepared: dict[str, Any], model: BaseModel, settings: TrainSettings)
     answers = _PROBES * _PROBE_TOKENS + (2 * _ANSWER_TOKENS if seen["test"] and settings.evaluation_samples else 0)
     length = settings.max_length or int(prepared.get("max_length") or 0) or min(2048, model.context)
     shared = int(train.get("shared_tokens") or 0) if model.family == "causal" else 0
-    mean = train["tokens"] / max(1, train["rows"])
-    return Work(int(train["rows"]), tokens, forward, length, answers, shared, mean)
+    return Work(rows, tokens, forward, length, answers, shared, mean)
 
 
 def _archive_bytes(model: BaseModel) -> float:

@@ -46,7 +46,8 @@ class Quote:
     """What a job will take, as ranges; `basis` says where the speed comes from.
 
     Attributes:
-        tokens: tokens of the training rows times epochs.
+        rows: different rows that are trained on.
+        tokens: those of the rows, each time that they are trained on.
         tokens_per_second: of all instances together.
         seconds: billable seconds per instance (low, high).
         parts: what they are made of: start, training, evaluation and archive, each (low, high).

@@ -61,6 +61,27 @@ def test_validation_is_counted_as_often_as_the_trainer_affords_it(held_out: int,
     assert work.forward_tokens == evaluations * held_out
 
 
+@pytest.mark.parametrize(
+    ("asked", "rows", "tokens"),
+    [
+        ({}, 24, 2400),
+        ({"epochs": 0.1}, 2, 200),
+        ({"epochs": 0.001}, 1, 100),
+        ({"epochs": 2.5}, 24, 6000),
+        ({"max_steps": 3, "batch_tokens": 400}, 12, 1200),
+        ({"max_steps": 10, "batch_tokens": 400}, 24, 4000),  # into a second epoch
+        ({"max_steps": 2}, 24, 4800),  # a step never has a row twice
+    ],
+)
+def test_a_quote_counts_the_rows_and_tokens_that_are_trained_on(
+    asked: dict[str, float], rows: int, tokens: int
+) -> None:
+    splits = {"train": {"rows": 24, "tokens": 2400}}
+    settings = TrainSettings.model_validate(asked)
+    work = job_times.work_of({"splits": splits}, catalog.base_model("llama-2-7b"), settings)
+    assert (work.rows, work.tokens) == (rows, tokens)
+
+
 def test_a_job_that_cannot_write_its_model_while_it_is_being_stopped_ends_by_itself_in_time() -> None:
     made = quoted("llama-2-13b", budget_usd=5.0)
     writing = 2 * catalog.base_model("llama-2-13b").parameters / job_times.WRITE_RATE[0]

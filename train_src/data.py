@@ -7,6 +7,7 @@ loaded.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -143,13 +144,17 @@ def _stop(what: str, examples: Sequence[tuple[str, object]]) -> None:
     raise TrainingError(f"{what}. {shown}{more}")
 
 
-def plan_epoch(rows: Sequence[Row], *, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+def plan_epoch(
+    rows: Sequence[Row], *, batch_tokens: int, seed: int, epoch: int, first: int | None = None
+) -> list[list[int]]:
     """Row numbers of each optimizer step of an epoch, in a random order that only seed and epoch decide.
+
+    `first`: of so many rows at the beginning of that order.
 
     A step takes rows until it has `batch_tokens` tokens; a row is never split, so steps differ by less than one row. A
     remainder smaller than half a step joins the last one: a tiny batch would get the weight of a full one.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+    order = np.random.default_rng((seed, epoch)).permutation(len(rows))[:first]
     steps: list[list[int]] = [[]]
     tokens = 0
     for number in map(int, order):
@@ -234,11 +239,18 @@ def passes_of(
     return passes
 
 
-def iterate_steps(rows: Sequence[Row], *, batch_tokens: int, seed: int, skip: int = 0) -> Iterator[list[int]]:
-    """Row numbers of step after step without end, from step `skip` on."""
-    epoch = 0
-    while True:
-        steps = plan_epoch(rows, batch_tokens=batch_tokens, seed=seed, epoch=epoch)
+def iterate_steps(
+    rows: Sequence[Row], *, batch_tokens: int, seed: int, skip: int = 0, epochs: float | None = None
+) -> Iterator[list[int]]:
+    """Row numbers of step after step from step `skip` on: without end, or for so many epochs.
+
+    A part of an epoch is that part of its rows, and at least one row is trained.
+    """
+    total = None if epochs is None else max(1, round(epochs * len(rows)))
+    for epoch in itertools.count():
+        left = len(rows) if total is None else total - epoch * len(rows)
+        if left <= 0:
+            return
+        steps = plan_epoch(rows, batch_tokens=batch_tokens, seed=seed, epoch=epoch, first=left)
         yield from steps[min(skip, len(steps)) :]
         skip = max(skip - len(steps), 0)
-        epoch += 1

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import checkpoints
 import evaluation
-from data import Channel, Row, fingerprint, iterate_steps, passes_of, plan_epoch
+from data import Channel, Row, fingerprint, iterate_steps, passes_of
 from failures import TrainingError
 from folders import Folders
 from group import Group
@@ -92,7 +92,11 @@ class Trainer:
         self.stop.is_training = True
         settings, progress = self.settings, self.progress
         steps = iterate_steps(
-            self.train_rows, batch_tokens=settings.batch_tokens, seed=settings.seed, skip=progress.step
+            self.train_rows,
+            batch_tokens=settings.batch_tokens,
+            seed=settings.seed,
+            skip=progress.step,
+            epochs=None if settings.max_steps else settings.epochs,
         )
         saved_at = progress.window.started = time.monotonic()
         while progress.step < self.total_steps and not self._has_run_out_of_patience():
@@ -337,12 +341,8 @@ def count_steps(rows: list[Row], settings: Hyperparameters) -> int:
     """Optimizer steps of the whole job."""
     if settings.max_steps:
         return settings.max_steps
-    whole = int(settings.epochs)
-    plans = [
-        len(plan_epoch(rows, batch_tokens=settings.batch_tokens, seed=settings.seed, epoch=epoch))
-        for epoch in range(whole + 1)
-    ]
-    return max(1, sum(plans[:whole]) + round((settings.epochs - whole) * plans[whole]))
+    steps = iterate_steps(rows, batch_tokens=settings.batch_tokens, seed=settings.seed, epochs=settings.epochs)
+    return sum(1 for _ in steps)
 
 
 def evaluation_steps(train: list[Row], validation: list[Row], total_steps: int, settings: Hyperparameters) -> int:

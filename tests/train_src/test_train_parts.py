@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import sys
 import warnings
 from pathlib import Path
@@ -31,6 +32,7 @@ from folders import Folders
 from hyperparameters import Hyperparameters
 from metrics import line
 from model import TunedModel, load_model
+from trainer import count_steps
 
 
 def rows_of(lengths: list[int], sources: list[int] | None = None) -> list[Row]:
@@ -293,6 +295,27 @@ def test_steps_go_on_where_a_job_stopped_also_in_a_later_epoch(skip: int) -> Non
     rows = rows_of([50] * 20)  # two a step, ten steps an epoch
     whole, rest = (iterate_steps(rows, batch_tokens=100, seed=1, skip=skip) for skip in (0, skip))
     assert [next(rest) for _ in range(12)] == [next(whole) for _ in range(skip + 12)][skip:]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "trained"),
+    [(0.1, 1, 2), (0.001, 1, 1), (0.5, 3, 12), (1.0, 6, 24), (1.1, 7, 26), (2.5, 15, 60)],
+)
+def test_a_part_of_an_epoch_is_that_part_of_its_rows(epochs: float, steps: int, trained: int) -> None:
+    rows = rows_of([50] * 24)  # four a step
+    settings = Hyperparameters(epochs=epochs, batch_tokens=200, seed=1)
+    planned = list(iterate_steps(rows, batch_tokens=200, seed=1, epochs=epochs))
+    assert (count_steps(rows, settings), len(planned), sum(map(len, planned))) == (steps, steps, trained)
+    endless = iterate_steps(rows, batch_tokens=200, seed=1)
+    numbers = [number for step in itertools.islice(endless, steps) for number in step]
+    assert [number for step in planned for number in step] == numbers[:trained]
+
+
+def test_a_part_of_an_epoch_that_is_one_step_has_its_part_of_the_rows() -> None:
+    rows = rows_of([10] * 24)  # all in one step of an epoch
+    (step,) = iterate_steps(rows, batch_tokens=4096, seed=1, epochs=0.1)
+    assert len(step) == 2
+    assert count_steps(rows, Hyperparameters(epochs=0.1, max_steps=9)) == 9
 
 
 @pytest.mark.parametrize("count", range(1, 40))
