@@ -61,9 +61,9 @@ class Process:
             return False
         return any(item.status == psutil.CONN_LISTEN and item.laddr.port == port for item in connections)
 
-    def stop(self, grace_seconds: float) -> None:
+    def stop(self, grace_seconds: float, *, children: bool = True) -> None:
         """SIGTERM, then SIGKILL for it and its children after the grace time (0: at once). Waits until all are gone."""
-        stop_together([self], grace_seconds)
+        stop_together([self], grace_seconds, children=children)
 
 
 class PidFile:
@@ -116,10 +116,14 @@ class PidFile:
             os.close(lock)
         return False
 
-    def stop(self, grace_seconds: float) -> None:
-        """Stop the process; what it held (ports, files) is free when this returns, also after a kill that came before."""
+    def stop(self, grace_seconds: float, *, children: bool = True) -> None:
+        """Stop the process; what it held (ports, files) is free when this returns, also after a kill that came before.
+
+        Args:
+            children: also what it has started; False where that is to live on.
+        """
         if process := self.process():
-            process.stop(grace_seconds)
+            process.stop(grace_seconds, children=children)
         deadline = time.monotonic() + _RECORD_SECONDS
         while self.held and time.monotonic() < deadline:
             time.sleep(0.005)  # the threads of a killed process end one after the other, and only then its lock does
@@ -155,10 +159,10 @@ def keep_lock() -> None:
         os.pwrite(int(lock), json.dumps({"pid": os.getpid()}).encode(), 0)
 
 
-def stop_together(processes: list[Process], grace_seconds: float) -> None:
-    """Stop several processes with their children; the grace time runs for all of them at once."""
+def stop_together(processes: list[Process], grace_seconds: float, *, children: bool = True) -> None:
+    """Stop several processes, with their children or alone; the grace time runs for all of them at once."""
     mains = [item for item in (process.find() for process in processes) if item]
-    families = [*mains, *(child for main in mains for child in _children(main))]
+    families = [*mains, *(child for main in mains if children for child in _children(main))]
     if grace_seconds:
         for main in mains:
             _signal(main.terminate)

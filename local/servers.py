@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -85,10 +86,12 @@ def start_localstack(home: Path, state: dict[str, Any]) -> None:
             raise LocalError(f"Nothing answers at LLMTUNER_LOCALSTACK_URL={url}. Start it, or unset the variable.")
         state["localstack_url"] = url
         return
-    file = localstack_pid(home)
-    if (running := file.process()) and _answers_soon(running, state.get("localstack_url"), "/_localstack/health"):
-        return
-    file.stop(5)
+    file, code = localstack_pid(home), _code(Path(__file__).parent / "localstack")
+    if running := file.process():
+        same = _is_same_code(state, "localstack", code, "LocalStack")
+        if same and _answers_soon(running, state.get("localstack_url"), "/_localstack/health"):
+            return
+        file.stop(0)  # what it has acknowledged is on disk
     python = install()
     root = home / "localstack"
     root.mkdir(exist_ok=True)
@@ -112,7 +115,7 @@ def start_localstack(home: Path, state: dict[str, Any]) -> None:
     command = [str(python), str(Path(__file__).parent / "localstack" / "launcher.py")]
 
     def start(port: int) -> None:
-        state.update(localstack_port=port, localstack_url=f"http://127.0.0.1:{port}")
+        state.update(localstack_port=port, localstack_url=f"http://127.0.0.1:{port}", localstack_code=code)
         _start(home, state, "localstack", file, command, environment | {"GATEWAY_LISTEN": f"127.0.0.1:{port}"})
         _wait(home, file, port, "/_localstack/health", "LocalStack", "localstack")
 
@@ -122,22 +125,39 @@ def start_localstack(home: Path, state: dict[str, Any]) -> None:
 
 def start_emulator(home: Path, state: dict[str, Any]) -> None:
     """Use the one that runs on this LocalStack, or start it; `state` gets its address."""
-    file = emulator_pid(home)
+    file, code = emulator_pid(home), _code(Path(__file__).parent)
     if running := file.process():
         same = state.get("emulator_on") == state["localstack_url"]
+        same = same and _is_same_code(state, "emulator", code, "the SageMaker emulator")
         if same and _answers_soon(running, state.get("sagemaker_url"), "/_health"):
             return
-    file.stop(10)
+        file.stop(10, children=False)  # jobs and endpoints run on, the next one finds them
     command = [sys.executable, "-m", "llmtuner_local.emulator", "--home", str(home)]
     command += ["--localstack-url", state["localstack_url"]]
 
     def start(port: int) -> None:
         url = f"http://127.0.0.1:{port}"
-        state.update(emulator_on=state["localstack_url"], sagemaker_port=port, sagemaker_url=url)
+        state.update(emulator_on=state["localstack_url"], sagemaker_port=port, sagemaker_url=url, emulator_code=code)
         _start(home, state, "emulator", file, [*command, "--port", str(port)], _environment())
         _wait(home, file, port, "/_health", "the SageMaker emulator", "emulator")
 
     _on_port("LLMTUNER_SAGEMAKER_PORT", 4580, "the SageMaker emulator", state.get("sagemaker_port"), start)
+
+
+def _code(folder: Path) -> str:
+    """Changes when the code of a server does: what was started before an update would not fit the clients after it."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(b"%s\0%s\0" % (str(file.relative_to(folder)).encode(), file.read_bytes()))
+    return digest.hexdigest()[:16]
+
+
+def _is_same_code(state: dict[str, Any], name: str, code: str, who: str) -> bool:
+    if state.get(f"{name}_code") == code:
+        return True
+    if name in state:  # else its state file was lost, and what follows is no update
+        print(f"Starting {who} anew, as its code has changed; what it has stays.", file=sys.stderr, flush=True)
+    return False
 
 
 def _start(

@@ -75,7 +75,7 @@ def _down(home: Path) -> list[str]:
     """
     from llmtuner_local.emulator.containers import docker
 
-    stopped = _stop(servers.emulator_pid(home), 10.0, "emulator")
+    stopped = _stop(servers.emulator_pid(home), 10.0, "emulator", children=False)  # supervisors end in their own way
     for pattern, what in _SUPERVISED.items():
         stopped += _stop_supervisors(home, what, pattern)
     docker.sweep(home)
@@ -87,9 +87,9 @@ def _down(home: Path) -> list[str]:
     return stopped
 
 
-def _stop(file: PidFile, grace_seconds: float, name: str) -> list[str]:
+def _stop(file: PidFile, grace_seconds: float, name: str, *, children: bool = True) -> list[str]:
     running = file.held
-    file.stop(grace_seconds)
+    file.stop(grace_seconds, children=children)
     return [name] if running else []
 
 

@@ -192,6 +192,35 @@ def test_one_that_ended_is_not_waited_for_when_its_parent_does_not_ask() -> None
             careless.kill()
 
 
+def test_a_server_is_stopped_without_what_it_has_started(tmp_path: Path) -> None:
+    """Supervisors of jobs and endpoints are children of the emulator, and outlive it."""
+    file = processes.PidFile(tmp_path / "server.pid")
+    source = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    log = tmp_path / "log"
+    file.start([sys.executable, "-c", source], environment=os.environ, log=log, folder=tmp_path)
+    while not log.read_text().endswith("\n"):
+        time.sleep(0.01)
+    started = psutil.Process(int(log.read_text()))
+    try:
+        file.stop(10, children=False)
+        assert not file.held
+        assert started.is_running()
+    finally:
+        started.kill()
+
+
+def test_after_an_update_servers_of_other_code_are_started_anew_at_the_same_address(local: Local) -> None:
+    first, before = local.up(), local.pids()
+    state = json.loads((local.home / "local.json").read_text())
+    del state["emulator_code"]  # as one that knew no such thing has left it
+    (local.home / "local.json").write_text(json.dumps(state))
+    done = local.run("up", "--json")
+    assert json.loads(done.stdout) == first
+    assert done.stderr == "Starting the SageMaker emulator anew, as its code has changed; what it has stays.\n"
+    after = local.pids()
+    assert (after["localstack"] == before["localstack"], after["emulator"] == before["emulator"]) == (True, False)
+
+
 def test_pid_of_somebody_else_is_never_stopped(local: Local) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         local.home.mkdir(parents=True)
