@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from llmtuner_kit import artifacts, costs, endpoints, paths, runs, training, uploads
+from llmtuner_kit import artifacts, costs, deployments, endpoints, paths, runs, training, uploads
 from llmtuner_kit.dataset import processing
 from llmtuner_kit.errors import AccessError
 from llmtuner_kit.settings import CleanupSettings
@@ -69,7 +69,7 @@ def _endpoints(workspace: Workspace, run: runs.Run, removed: list[str], kept: li
     """Delete the run's endpoints, or only tell of them where they are to be `kept`."""
     for name, facts in run.noted("jobs").items():
         if facts["kind"] == "training":
-            endpoints.adopt(workspace, run, paths.fit_name(name))
+            deployments.adopt(workspace, run, paths.fit_name(name))
     for key, deployed in run.noted("endpoints").items():
         name = deployed["endpoint_name"]
         if deployed.get("deleted_at"):

@@ -12,8 +12,8 @@ from llmtuner_kit import blind, evaluation, runs
 from llmtuner_kit.errors import NotReadyError
 from llmtuner_kit.evaluation import Sample
 from llmtuner_kit.faces import reading as readings
+from llmtuner_kit.faces.cards import Card
 from llmtuner_kit.faces.reading import Reading
-from llmtuner_kit.faces.show import Card
 from llmtuner_kit.workspace import Workspace
 
 SAMPLES = tuple(

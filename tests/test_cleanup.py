@@ -12,7 +12,7 @@ from packed import tar
 from llmtuner_kit import cleanup, runs, uploads
 from llmtuner_kit.errors import AccessError
 from llmtuner_kit.faces import standing
-from llmtuner_kit.faces.show import Table
+from llmtuner_kit.faces.parts import Table
 from llmtuner_kit.settings import CleanupSettings, UploadSettings
 from llmtuner_kit.workspace import Workspace
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmtuner_kit import costs
 from llmtuner_kit.faces import endings
-from llmtuner_kit.faces.show import Table
+from llmtuner_kit.faces.parts import Table
 
 
 def test_an_amount_that_is_needed_is_rounded_up_and_whole_cents_stay() -> None:

@@ -12,8 +12,8 @@ import pytest
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import NotFoundError, SettingsError
 from llmtuner_kit.faces import groups
+from llmtuner_kit.faces.cards import Card
 from llmtuner_kit.faces.forms import Form, label
-from llmtuner_kit.faces.show import Card
 
 
 def controls(form: Form) -> dict[str, ipywidgets.Widget]:

@@ -15,7 +15,7 @@ from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.faces import notebooks, pipelines, report
 from llmtuner_kit.faces.forms import Form
 from llmtuner_kit.faces.notebooks import Executed, NotebookError
-from llmtuner_kit.faces.show import Table
+from llmtuner_kit.faces.parts import Table
 from llmtuner_kit.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]

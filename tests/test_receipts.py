@@ -14,7 +14,7 @@ from llmtuner_kit import access, autoscaling, cleanup, costs, endpoints, receipt
 from llmtuner_kit.dataset import processing
 from llmtuner_kit.errors import AccessError, JobFailedError
 from llmtuner_kit.faces import endings
-from llmtuner_kit.faces.show import Table
+from llmtuner_kit.faces.parts import Table
 from llmtuner_kit.settings import CleanupSettings
 from llmtuner_kit.workspace import Workspace
 

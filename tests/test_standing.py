@@ -11,7 +11,7 @@ from llmtuner_kit import aws, runs, settings, training, uploads
 from llmtuner_kit.errors import KitError, NotFoundError, SettingsError
 from llmtuner_kit.faces import endings, preparation, standing, views
 from llmtuner_kit.faces.forms import Form
-from llmtuner_kit.faces.show import Table
+from llmtuner_kit.faces.parts import Table
 from llmtuner_kit.workspace import Workspace
 
 

@@ -22,6 +22,7 @@ from llmtuner_kit import (
     catalog,
     cleanup,
     dataset,
+    deployments,
     endpoints,
     evaluation,
     inference,
@@ -168,7 +169,7 @@ def test_job_is_started_once_found_again_and_its_results_are_there(
     key = fresh.paths.model_archive(first.job_name)
     fresh.aws.client("s3").put_object(Bucket=fresh.bucket, Key=key, Body=b"another archive")
     with pytest.raises(IntegrityError, match="damaged"):
-        endpoints.deploy(fresh, settings.DeploySettings(run_name="sums", user_id=ready.user_id))
+        deployments.deploy(fresh, settings.DeploySettings(run_name="sums", user_id=ready.user_id))
     assert "sagemaker:DescribeTrainingJob" in asked
     assert "sagemaker:CreateModel" not in asked
 
@@ -177,12 +178,12 @@ def deployed_and_deleted(workspace: Workspace) -> None:
     """An endpoint named by hand and scaled by its load, from its creation to the receipt."""
     common = {"run_name": "sums", "user_id": workspace.user_id}
     name = f"by-hand-{uuid.uuid4().hex[:8]}"
-    made = endpoints.deploy(workspace, settings.DeploySettings(**common, endpoint_name=name, max_instances=2))
+    made = deployments.deploy(workspace, settings.DeploySettings(**common, endpoint_name=name, max_instances=2))
     assert made.autoscaling == "off"  # until it serves
     *_, last = endpoints.watch(workspace, name, poll_seconds=0.2)
     assert last.ready
     asked = settings.DeploySettings(**common, endpoint_name=name, max_instances=2)
-    made = endpoints.scale(workspace, asked, made)
+    made = deployments.scale(workspace, asked, made)
     assert made.autoscaling.startswith("1 to 2 instances")
     assert runs.open_run(workspace, "sums").result("deploy")["autoscaling"] == made.autoscaling
     assert inference.invoke(
@@ -190,11 +191,11 @@ def deployed_and_deleted(workspace: Workspace) -> None:
     ).text
     assert [item.endpoint_name for item in endpoints.list_own(workspace)] == [name]
     longer = settings.DeploySettings(**common, endpoint_name=name, max_instances=2, time_to_live_minutes=600)
-    again = endpoints.deploy(workspace, longer)
+    again = deployments.deploy(workspace, longer)
     assert (again.reused, again.autoscaling) == (True, made.autoscaling)
     fixed = settings.DeploySettings(**common, endpoint_name=name)
-    assert endpoints.scale(workspace, fixed, endpoints.deploy(workspace, fixed)).autoscaling == "off"
-    assert endpoints.scale(workspace, longer, endpoints.deploy(workspace, longer)).autoscaling == made.autoscaling
+    assert deployments.scale(workspace, fixed, deployments.deploy(workspace, fixed)).autoscaling == "off"
+    assert deployments.scale(workspace, longer, deployments.deploy(workspace, longer)).autoscaling == made.autoscaling
     until = endpoints.status(workspace, name).expires_at
     assert until is not None
     assert until > datetime.now(UTC) + timedelta(minutes=590)

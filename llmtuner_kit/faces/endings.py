@@ -9,12 +9,15 @@ from typing import Any
 
 from llmtuner_kit import artifacts, costs, endpoint_quotes, evaluation, inference
 from llmtuner_kit.cleanup import CleanUp
+from llmtuner_kit.deployments import Endpoint
 from llmtuner_kit.endpoint_quotes import EndpointQuote
-from llmtuner_kit.endpoints import Endpoint, EndpointStatus
+from llmtuner_kit.endpoints import EndpointStatus
 from llmtuner_kit.errors import SettingsError
 from llmtuner_kit.evaluation import HeldOut
 from llmtuner_kit.faces import reading, standing
-from llmtuner_kit.faces.show import Card, Folded, Part, Table, duration
+from llmtuner_kit.faces.cards import Card
+from llmtuner_kit.faces.parts import Folded, Part, Table
+from llmtuner_kit.faces.texts import duration
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import DeploySettings, InvokeSettings
 from llmtuner_kit.start import Start

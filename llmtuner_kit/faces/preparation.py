@@ -11,7 +11,10 @@ from llmtuner_kit.dataset.preview import PreviewedFile
 from llmtuner_kit.dataset.quotes import JobQuote
 from llmtuner_kit.dataset.report import FindingCount
 from llmtuner_kit.faces import standing
-from llmtuner_kit.faces.show import Bars, Card, Chart, Masked, Table, duration, shortened, size
+from llmtuner_kit.faces.cards import Card
+from llmtuner_kit.faces.charts import Bars, Chart
+from llmtuner_kit.faces.parts import Masked, Table
+from llmtuner_kit.faces.texts import duration, shortened, size
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import PrepareSettings
 

@@ -11,7 +11,9 @@ from llmtuner_kit import blind, evaluation
 from llmtuner_kit.errors import KitError
 from llmtuner_kit.evaluation import Comparison, Sample
 from llmtuner_kit.faces import forms
-from llmtuner_kit.faces.show import Card, Folded, Part, Table, visible
+from llmtuner_kit.faces.cards import Card
+from llmtuner_kit.faces.parts import Folded, Part, Table
+from llmtuner_kit.faces.texts import visible
 from llmtuner_kit.workspace import Workspace
 
 TITLE = "Two answers to each question, one from the base model and one from the tuned one"

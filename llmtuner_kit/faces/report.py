@@ -11,8 +11,10 @@ from typing import Any
 from llmtuner_kit import evaluation, monitoring, receipts, runs
 from llmtuner_kit.errors import KitError, NotFoundError
 from llmtuner_kit.faces import endings, pipelines, reading
+from llmtuner_kit.faces.cards import Card
+from llmtuner_kit.faces.parts import Table
 from llmtuner_kit.faces.pipelines import Pipeline
-from llmtuner_kit.faces.show import Card, Table, duration
+from llmtuner_kit.faces.texts import duration
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import RunSettings
 from llmtuner_kit.workspace import Workspace, open_workspace

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from llmtuner_kit import artifacts, base_models, inference, runs, training, uploads
 from llmtuner_kit.errors import KitError, NotFoundError
-from llmtuner_kit.faces.show import Card, Link, Part, listed, size
+from llmtuner_kit.faces.cards import Card
+from llmtuner_kit.faces.parts import Link, Part, listed
+from llmtuner_kit.faces.texts import size
 from llmtuner_kit.fit import Fit
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import (

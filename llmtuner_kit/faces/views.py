@@ -11,7 +11,10 @@ from llmtuner_kit.artifacts import Downloaded
 from llmtuner_kit.catalog import BaseModel
 from llmtuner_kit.dataset import Prepared
 from llmtuner_kit.faces import endings, preparation, standing
-from llmtuner_kit.faces.show import Card, Chart, Folded, Link, Table, duration, listed, shortened, size
+from llmtuner_kit.faces.cards import Card
+from llmtuner_kit.faces.charts import Chart
+from llmtuner_kit.faces.parts import Folded, Link, Table, listed
+from llmtuner_kit.faces.texts import duration, shortened, size
 from llmtuner_kit.monitoring import Snapshot
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import TrainSettings

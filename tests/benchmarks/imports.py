@@ -17,7 +17,7 @@ COMMANDS = {
     "import every step module": [
         sys.executable,
         "-c",
-        "import llmtuner_kit.uploads, llmtuner_kit.training, llmtuner_kit.monitoring, llmtuner_kit.endpoints",
+        "import llmtuner_kit.uploads, llmtuner_kit.training, llmtuner_kit.monitoring, llmtuner_kit.deployments",
     ],
     "llmtuner --help": [str(Path(sys.executable).with_name("llmtuner")), "--help"],
     "python -m llmtuner_local status": [sys.executable, "-m", "llmtuner_local", "status"],

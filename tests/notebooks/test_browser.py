@@ -15,8 +15,9 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from llmtuner_kit import dataset, monitoring, runs, settings, start, uploads
 from llmtuner_kit.faces import report
+from llmtuner_kit.faces.cards import Card
+from llmtuner_kit.faces.parts import Table
 from llmtuner_kit.faces.pipelines import Pipeline
-from llmtuner_kit.faces.show import Card, Table
 from llmtuner_kit.workspace import Workspace
 
 ROWS = [{"instruction": f"What is {n} plus {n}?", "output": f"It is {n + n}."} for n in range(40)]
