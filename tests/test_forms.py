@@ -71,8 +71,12 @@ def test_parameters_are_taken_from_a_notebooks_namespace() -> None:
     form = Form("upload", namespace | {"source": "rows.csv", "something_else": 1})
     assert form.settings().source == "rows.csv"
     del namespace["source"]
-    with pytest.raises(SettingsError, match="no parameter source"):
+    with pytest.raises(
+        SettingsError, match=r"(?s)no parameter source.*kit's folder, or add to its first cell: source = ''"
+    ):
         Form("upload", namespace)
+    with pytest.raises(SettingsError, match=r"(?s)not set.*run the cells above"):
+        Form("upload", {})
 
 
 def test_what_was_made_before_is_not_shown_when_the_next_turn_fails() -> None:

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import KitError, SettingsError
-from llmtuner_kit.faces import groups, show
+from llmtuner_kit.faces import groups
 from llmtuner_kit.settings import RunSettings
 
 _LABELS = {
@@ -68,10 +68,7 @@ class Form:
         if namespace is not None:
             missing = [name for name in model.model_fields if name not in namespace]
             if missing:
-                raise SettingsError(
-                    f"The notebook has no parameter {', '.join(missing)}.",
-                    fix="run the cell with the parameters first, or fetch the notebook again",
-                )
+                raise _without(missing, model, namespace)
             parameters = {name: namespace[name] for name in model.model_fields} | parameters
         given = set(parameters) | _injected(namespace or {})
         if unknown := given - set(model.model_fields):
@@ -100,7 +97,6 @@ class Form:
         self._box = self._layout()
         self._judge()
         self._beside.layout.display = "none"
-        show.speak_calmly()
 
     def values(self) -> dict[str, Any]:
         """What the fields hold now: a control that was used, else the parameter as it was given."""
@@ -384,3 +380,14 @@ def _control(name: str, field: FieldInfo, value: Any) -> Any:
     if extra.get("multiline"):
         return ipywidgets.Textarea(value=str(value), continuous_update=False, rows=4, placeholder=empty, **long)
     return ipywidgets.Text(value=str(value), continuous_update=False, placeholder=empty, **long)
+
+
+def _without(missing: list[str], model: type[RunSettings], namespace: Mapping[str, Any]) -> SettingsError:
+    """The cell with the parameters has not run, or it lacks some: a copy of the notebook may be older than the kit."""
+    if not any(name in namespace for name in model.model_fields):
+        return SettingsError("The parameters are not set.", fix="run the cells above, from the first one on")
+    lines = "; ".join(f"{name} = {model.model_fields[name].default!r}" for name in missing)
+    return SettingsError(
+        f"The notebook has no parameter {', '.join(missing)}.",
+        fix=f"take the notebook anew from the kit's folder, or add to its first cell: {lines}",
+    )

@@ -112,3 +112,6 @@ def show_stream(pieces: Iterable[str], title: str) -> str:
 
 def _written(title: str, text: str) -> Card:
     return Card(title, parts=[visible(text)], said="answering")
+
+
+speak_calmly()  # from the first cell on that imports anything of the faces, also where that cell comes too early

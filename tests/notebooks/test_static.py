@@ -81,7 +81,7 @@ def test_the_last_cell_shows_nothing_when_the_action_before_it_has_failed(path: 
     name = forms.RESULTS[notebooks.step_of(path)]
     names = [node for node in ast.walk(ast.parse(action.source)) if isinstance(node, ast.Name)]
     made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    first = ast.parse(result.source).body[0]
+    first = next(node for node in ast.parse(result.source).body if not isinstance(node, ast.ImportFrom))
     assert name in made
     if notebooks.step_of(path) not in ("monitor", "invoke"):  # where what has been seen so far is worth showing
         last = ast.parse(action.source).body[-1]
@@ -114,6 +114,21 @@ def test_code_imports_only_the_kit_and_hides_no_error(path: Path) -> None:
         assert not re.search(r"^\s*[!%]|\binput\(|interact|Output\(|Thread", cell.source, re.MULTILINE)
         if cell.id != "parameters":
             assert len(cell.source.split("\n")) <= 12
+
+
+@each
+def test_each_cell_may_be_the_first_after_a_restart_of_the_kernel(path: Path) -> None:
+    """It imports what it uses, and `show` before all else: what is missing then is told calmly, with the cells to run."""
+    made: set[str] = set()
+    for cell in code(path)[1:]:
+        tree = ast.parse(cell.source)
+        imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        assert tree.body[: len(imports)] == imports
+        imported = {alias.name for node in imports for alias in node.names}
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        made |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        assert used <= imported | made | {"globals"}, cell.id
+        assert cell.id == "form" or "llmtuner_kit.faces.show" in {node.module for node in imports}, cell.id
 
 
 @each
