@@ -20,7 +20,6 @@ from llmtuner_kit.dataset import processing, sources, versions
 from llmtuner_kit.dataset.processing import Watch
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.tokens import Encoding, MaskedRow, open_encoding
-from llmtuner_kit.errors import ConflictError
 from llmtuner_kit.settings import PrepareSettings, row_numbers
 from llmtuner_kit.workspace import Workspace
 
@@ -83,7 +82,7 @@ def _here(
     workspace: Workspace, settings: PrepareSettings, listing: sources.Listing, encoding: Encoding, watch: Watch
 ) -> tuple[Report, dict[str, Any], bool]:
     """Prepare on this machine. What is done is kept until the version is stored, so that a killed one goes on."""
-    with _folder(f"{workspace.bucket}-{workspace.user_id}-{listing.dataset}") as folder:
+    with _folder(f"{workspace.bucket}-{workspace.user_id}-{listing.dataset}", watch) as folder:
         found = sources.fetch(workspace, listing, folder / "sources", watch)
         version = cards.version(found, settings, encoding)
         prefix = workspace.paths.dataset(listing.dataset, version)
@@ -131,19 +130,21 @@ def _quiet(what: str, done: int, total: int, note: str = "") -> None:
 
 
 @contextmanager
-def _folder(name: str) -> Iterator[Path]:
-    """A folder of this dataset alone that outlives interruptions; those nobody came back to are removed."""
+def _folder(name: str, watch: Watch) -> Iterator[Path]:
+    """A folder of this dataset alone that outlives interruptions; those nobody came back to are removed.
+
+    One preparation of a dataset at a time: the next one waits, and may find that all is done.
+    """
     top = catalog.cache_folder() / "prepare"
-    folder = top / name
-    folder.mkdir(parents=True, exist_ok=True)
+    top.mkdir(parents=True, exist_ok=True)
     with (top / f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConflictError(
-                "Another preparation of this dataset is running on this machine.",
-                fix="wait for it, or stop it; what it has done is kept",
-            ) from None
+            watch("waiting for another preparation of this dataset on this machine", 0, 1)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = top / name
+        folder.mkdir(exist_ok=True)
         os.utime(folder)
         _forget_old(top, folder)
         yield folder

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,29 @@ def test_the_same_files_and_settings_are_the_same_version_and_are_not_prepared_a
     anew = run(files)
     assert not anew.reused
     assert objects(workspace, workspace.paths.dataset("lamps", first.version)) == before
+
+
+def test_one_that_comes_while_the_same_dataset_is_prepared_waits_and_finds_it_done(run, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    """As two pipelines on the same files; they differ in their runs."""
+    run({"rows.jsonl": distinct(20)})
+    settings = PrepareSettings(run_name="demo", user_id=workspace.user_id, test_share=0.2)
+    working, waiting = threading.Event(), threading.Event()
+
+    def first(what: str, *_: object) -> None:
+        if "reading" in what:
+            working.set()
+            assert waiting.wait(30)
+
+    def second(what: str, *_: object) -> None:
+        if "waiting for another" in what:
+            waiting.set()
+
+    with ThreadPoolExecutor() as pool:
+        made = pool.submit(prepare, workspace, settings, first)
+        assert working.wait(30)
+        found = pool.submit(prepare, workspace, settings, second)
+        assert (made.result().version, made.result().reused) == (found.result().version, False)
+        assert found.result().reused
 
 
 def test_other_content_or_settings_are_another_version(run) -> None:  # type: ignore[no-untyped-def]
