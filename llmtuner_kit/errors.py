@@ -10,6 +10,7 @@
     ├── BudgetError           the quote is above what was allowed
     ├── NotReadyError         the thing exists and cannot be used yet
     ├── JobFailedError        a training job, processing job or deployment ended as failed
+    ├── DiskError             a disk of this machine is full, or a folder may not be written
     ├── IntegrityError        bytes are not what the record says they are
     └── LocalCloudError       the local cloud could not be started or reached
 
@@ -19,7 +20,12 @@ a KitError is a bug of the kit and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class KitError(Exception):
@@ -114,6 +120,21 @@ class NotReadyError(KitError):
 
 class JobFailedError(KitError):
     """A job or a deployment ended as failed."""
+
+
+class DiskError(KitError):
+    """A disk of this machine is full, or a folder may not be written."""
+
+
+@contextmanager
+def disk_errors_in_words(place: Path, fix: str) -> Iterator[None]:
+    """Inside, a full or closed disk is a DiskError that names the place where the error does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        raise DiskError(f"{error.filename or place}: {error.strerror}.", fix=fix) from error
 
 
 class IntegrityError(KitError):

@@ -237,5 +237,7 @@ def require_serving(workspace: Workspace, endpoint_name: str) -> None:
     if found["EndpointStatus"] not in _SERVING:
         raise NotReadyError(
             f"Endpoint {endpoint_name!r} is {found['EndpointStatus']}.",
-            fix="wait in 06_deploy until it is InService",
+            fix="run 08_cleanup, then 06_deploy again"
+            if found["EndpointStatus"] == "Failed"
+            else "wait in 06_deploy until it is InService",
         )

@@ -83,6 +83,11 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "give the execution role what it names; `llmtuner access role --create` brings it up to date",
     ),
     (
+        "disk-here",
+        r"The disk of [^\n]* on this machine is full",
+        "make room there",
+    ),
+    (
         "disk",
         r"No space left on device",
         "choose an instance_type of a larger size: its disk comes with it",

@@ -25,6 +25,7 @@ _START_SECONDS = 90
 _END_SECONDS = 10
 _ANSWER_SECONDS = 10  # a server that runs may be busy; after this it counts as hung and is started anew
 _FULL_BYTES = 1_000_000
+_LARGE_LOG_BYTES = 10_000_000
 
 
 def localstack_pid(home: Path) -> PidFile:
@@ -165,6 +166,7 @@ def _start(
 ) -> None:
     """Start a server; where it will be found is written first, for an `up` that is killed meanwhile."""
     remember(home, state)
+    _turn_over(_log(home, name))
     process = file.start(command, environment=environment, log=_log(home, name), folder=home)
     if process:
         state[name] = process.record()
@@ -173,6 +175,12 @@ def _start(
 
 def _log(home: Path, name: str) -> Path:
     return home / "logs" / f"{name}.log"
+
+
+def _turn_over(log: Path) -> None:
+    """A log that has grown large becomes the one before it, so that two of them are the most there is."""
+    if log.exists() and log.stat().st_size > _LARGE_LOG_BYTES:
+        log.replace(log.with_suffix(".before.log"))
 
 
 def _answers_soon(process: Process, url: str | None, path: str) -> bool:

@@ -125,14 +125,17 @@ def test_answers_of_both_styles_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "serves"),
-    [("InService", True), ("Updating", True), ("SystemUpdating", True), ("RollingBack", True), ("Creating", False)],
-)
-def test_an_endpoint_under_maintenance_still_serves(status: str, serves: bool) -> None:
+    ("status", "fix"),
+    [
+        ("InService", ""), ("Updating", ""), ("SystemUpdating", ""), ("RollingBack", ""),
+        ("Creating", "wait in 06_deploy"), ("Failed", "run 08_cleanup"),
+    ],
+)  # fmt: skip
+def test_an_endpoint_under_maintenance_still_serves(status: str, fix: str) -> None:
     client = SimpleNamespace(describe_endpoint=lambda **_: {"EndpointStatus": status})
     workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(client=lambda _: client)))
-    if serves:
+    if not fix:
         inference.require_serving(workspace, "lamp")
     else:
-        with pytest.raises(NotReadyError, match="'lamp' is Creating"):
+        with pytest.raises(NotReadyError, match=f"(?s)'lamp' is {status}.*Next: {fix}"):
             inference.require_serving(workspace, "lamp")

@@ -20,6 +20,7 @@ from llmtuner_kit import troubles
         ("The primary container for production variant AllTraffic did not pass the ping health check.", "ping"),
         ("wrong hyperparameters: epochs is 'many', it must be a number", "hyperparameter"),
         ("OSError: [Errno 28] No space left on device", "disk"),
+        ("InternalServerError: The disk of /home/me/.llmtuner/jobs/a on this machine is full.", "disk-here"),
         ("ClientError: AccessDenied when calling PutObject", "access"),
         ("InternalServerError: We encountered an internal error. Please try again.", "platform"),
     ],

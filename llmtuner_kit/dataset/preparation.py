@@ -20,9 +20,14 @@ from llmtuner_kit.dataset import processing, sources, versions
 from llmtuner_kit.dataset.processing import Watch
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.tokens import Encoding, MaskedRow, open_encoding
+from llmtuner_kit.errors import disk_errors_in_words
 from llmtuner_kit.settings import PrepareSettings, row_numbers
 from llmtuner_kit.workspace import Workspace
 
+_ROOM = (
+    "make room there, or set LLMTUNER_CACHE to a folder on another disk, then run the cell again: "
+    "it goes on with what is done"
+)
 _KEPT_SECONDS = 7 * 24 * 3600
 
 
@@ -144,10 +149,11 @@ def _folder(name: str, watch: Watch) -> Iterator[Path]:
             watch("waiting for another preparation of this dataset on this machine", 0, 1)
             fcntl.flock(lock, fcntl.LOCK_EX)
         folder = top / name
-        folder.mkdir(exist_ok=True)
-        os.utime(folder)
-        _forget_old(top, folder)
-        yield folder
+        with disk_errors_in_words(folder, _ROOM):
+            folder.mkdir(exist_ok=True)
+            os.utime(folder)
+            _forget_old(top, folder)
+            yield folder
 
 
 def _forget_old(top: Path, mine: Path) -> None:

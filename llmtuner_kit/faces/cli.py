@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 import signal
@@ -15,7 +14,7 @@ import click
 import yaml
 
 import llmtuner_kit
-from llmtuner_kit.errors import KitError, SettingsError
+from llmtuner_kit.errors import OF_THE_DISK, KitError, SettingsError
 from llmtuner_kit.faces import account, yaml_files
 
 
@@ -30,7 +29,7 @@ class _Plain(click.Group):
             click.echo(click.style(type(error).__name__, bold=True) + f": {error}", err=True)
             context.exit(error.exit_code)
         except OSError as error:
-            if error.errno not in _OF_THE_DISK:
+            if error.errno not in OF_THE_DISK:
                 raise
             place = error.filename or Path.cwd()
             told = f"{place}: {error.strerror}.\nNext: make room, or call it in a folder you may write; it goes on where it stopped"
@@ -43,9 +42,6 @@ class _Plain(click.Group):
             context.exit(143 if isinstance(ended, _Ended) else 130)
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class _Ended(KeyboardInterrupt):

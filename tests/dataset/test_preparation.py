@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from dataset.conftest import as_bytes, distinct
-from llmtuner_kit import runs, uploads
+from llmtuner_kit import catalog, runs, uploads
 from llmtuner_kit.dataset import Prepared, prepare
-from llmtuner_kit.errors import DataError, NotFoundError
+from llmtuner_kit.dataset import card as cards
+from llmtuner_kit.errors import DataError, DiskError, NotFoundError
 from llmtuner_kit.faces import views
 from llmtuner_kit.settings import PrepareSettings, UploadSettings
 from llmtuner_kit.workspace import Workspace
@@ -140,6 +144,20 @@ def test_a_refused_file_leaves_what_was_done_before_as_it_is(run, workspace: Wor
     with pytest.raises(DataError, match="columns do not say"):
         run({"table.csv": "alpha,beta\nsome words here,other words there\n"})
     assert runs.open_run(workspace, "demo").result("prepare") == noted
+
+
+def test_a_full_disk_is_named_with_what_to_do_and_the_next_call_goes_on(
+    run,  # type: ignore[no-untyped-def]
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(catalog, "cache_folder", lambda: tmp_path / "cache")
+        full.setattr(cards, "write", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        with pytest.raises(DiskError, match=rf"(?s){tmp_path}/cache/prepare/.*lamps: No space.*set LLMTUNER_CACHE"):
+            run({"rows.jsonl": distinct(20)})
+    assert run({"rows.jsonl": distinct(20)}).card["counts"]["accepted"] == 20
 
 
 def test_what_training_would_refuse_is_not_sent_there(run) -> None:  # type: ignore[no-untyped-def]

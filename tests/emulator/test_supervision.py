@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,12 @@ from llmtuner_local.emulator.shim.cluster import Cluster, Member
 from llmtuner_local.emulator.shim.processing import ProcessingSupervisor
 
 GONE = EngineError("Cannot connect to the Docker daemon.")
+
+
+def test_a_full_disk_is_said_to_be_one_of_this_machine(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert journal.reason_of(full, tmp_path) == f"The disk of {tmp_path} on this machine is full."
+    assert journal.reason_of(KeyError("x"), tmp_path) == "KeyError: 'x'"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -10,6 +10,18 @@ import pytest
 from llmtuner_local import servers
 
 
+def test_logs_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_LARGE_LOG_BYTES", 5)
+    log = tmp_path / "emulator.log"
+    for text in ("first lines", "second lines", "3"):
+        log.write_text(text)
+        servers._turn_over(log)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "emulator.log": "3",
+        "emulator.before.log": "second lines",
+    }
+
+
 def test_localstack_is_installed_anew_when_the_python_it_was_installed_with_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

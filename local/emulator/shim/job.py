@@ -27,7 +27,7 @@ from llmtuner_local.emulator.errors import INTERNAL
 from llmtuner_local.emulator.shim import cloud, hosts, trees
 from llmtuner_local.emulator.shim.cluster import Cluster, Ending, Member
 from llmtuner_local.emulator.shim.hosts import Host
-from llmtuner_local.emulator.shim.journal import Journal
+from llmtuner_local.emulator.shim.journal import Journal, reason_of
 from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.metrics import MachineMetrics
 from llmtuner_local.home import LocalError
@@ -101,7 +101,7 @@ class JobSupervisor(ABC):
             self.fail(f"AlgorithmError: {error}")
         except Exception as error:
             # The last line of defence of a process nobody watches: the reason must reach Describe.
-            self.fail(f"InternalServerError: {type(error).__name__}: {error}")
+            self.fail(f"InternalServerError: {reason_of(error, self.folder)}")
             raise
 
     @abstractmethod

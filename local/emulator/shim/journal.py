@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -23,6 +24,13 @@ class Journal:
             line = b"\n" + line
         self._whole = False
         self._whole = os.write(self._file, line) == len(line)
+
+
+def reason_of(error: Exception, folder: Path) -> str:
+    """Why a supervisor has failed, for the one who reads it: a full disk is one of this machine, not of an instance."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk of {folder} on this machine is full."
+    return f"{type(error).__name__}: {error}"
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 from llmtuner_local.emulator.shim import channels, cloud, trees
-from llmtuner_local.emulator.shim.journal import Journal
+from llmtuner_local.emulator.shim.journal import Journal, reason_of
 from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.emulator.shim.server import Server
 
@@ -59,7 +59,7 @@ class ReplicaSupervisor:
                 thread.join()
         except Exception as error:
             # The last line of defence of a process nobody watches: the reason must reach DescribeEndpoint.
-            self.journal.write(state="Failed", reason=f"{type(error).__name__}: {error}")
+            self.journal.write(state="Failed", reason=reason_of(error, self.folder))
             raise
         finally:
             for shipper in self._shippers:

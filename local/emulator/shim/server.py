@@ -14,6 +14,7 @@ from llmtuner_local.emulator.containers import Container, docker
 from llmtuner_local.emulator.containers import process as containers
 from llmtuner_local.emulator.faults import Faults
 from llmtuner_local.emulator.shim import cloud
+from llmtuner_local.emulator.shim.journal import reason_of
 from llmtuner_local.emulator.shim.logs import LogShipper
 from llmtuner_local.processes import free_port
 
@@ -76,7 +77,7 @@ class Server:
                     self._wake.wait(pause)
         except Exception as error:
             # A thread has no caller: the reason must reach DescribeEndpoint.
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = reason_of(error, self.base)
             raise
         finally:
             self._changed()
