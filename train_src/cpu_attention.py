@@ -1,8 +1,9 @@
 """Causal attention over documents that lie end to end, on CPU: plain batched matrix products, block by block.
 
-Each block of queries meets only the keys it may see, with all query heads of one key head in one product. No weights are
-kept for the way back, as with flash attention: they are computed again there. Documents may begin with a prefix that they
-share: its keys and values are computed once and seen by all.
+Each block of queries meets only the keys it may see, with all query heads of one key head in one product. The weights of
+short documents are kept for the way back; those of longer ones, which would take more memory than all else in a layer,
+are computed again there, as with flash attention. Documents may begin with a prefix that they share: its keys and values
+are computed once and seen by all.
 """
 
 import functools
@@ -13,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 128  # queries
-LEAST_WEIGHT = 1e-20  # smaller ones are nothing beside the largest; products with denormals take MKL 200 times as long
+from memory import BLOCK, MOST_KEPT
+
+# Smaller weights are nothing beside the largest, and MKL's products with denormals take 200 times as long. The
+# processor's instructions for bf16 take denormals for zero.
+LEAST_WEIGHT = 1e-20
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class Block:
 
     queries: slice
     keys: tuple[slice, ...]
+
+    @property
+    def pairs(self) -> int:
+        """Weights of one head: each query with each key."""
+        return (self.queries.stop - self.queries.start) * sum(keys.stop - keys.start for keys in self.keys)
 
 
 def blocks(lengths: Sequence[int], shared: int) -> Iterator[Block]:
@@ -51,30 +60,35 @@ class _BlockAttention(torch.autograd.Function):
         _, heads, tokens, _ = query.shape
         key_heads, size = key.shape[1], value.shape[-1]
         output = query.new_empty(tokens, heads, size)
+        keeps = any(ctx.needs_input_grad) and heads * sum(part.pairs for part in parts) <= MOST_KEPT * query.numel()
+        kept = []
         for part in parts:
             q, k = _grouped(query[0, :, part.queries], key_heads), _seen(key, part)
-            own = torch.bmm(_weights(q, k, scale, heads).to(q.dtype), _seen(value, part))
+            weights = _weights(q, k, scale, heads)
+            own = torch.bmm(weights, _seen(value, part))
             output[part.queries] = own.view(heads, -1, size).transpose(0, 1)
-        ctx.save_for_backward(query, key, value)
+            if keeps:
+                kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.scale, ctx.parts = scale, parts
         return output[None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         _, heads, tokens, size = query.shape
         key_heads = key.shape[1]
         d_query = query.new_empty(tokens, heads, size)
         d_key = torch.zeros(key.shape[1:], dtype=torch.float32)
         d_value = torch.zeros(value.shape[1:], dtype=torch.float32)
-        for part in ctx.parts:
+        for number, part in enumerate(ctx.parts):
             q, d_output = _grouped(query[0, :, part.queries], key_heads), gradients[0][0, part.queries].transpose(0, 1)
             d_output = _grouped(d_output, key_heads)
             k, v = _seen(key, part), _seen(value, part)
-            weights = _weights(q, k, ctx.scale, heads)
-            _add(d_value, part, torch.bmm(weights.to(q.dtype).transpose(1, 2), d_output))
-            d_weights = torch.bmm(d_output, v.transpose(1, 2)).float()
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).to(q.dtype)
+            weights = kept[number] if kept else _weights(q, k, ctx.scale, heads)
+            _add(d_value, part, torch.bmm(weights.transpose(1, 2), d_output))
+            d_weights = torch.bmm(d_output, v.transpose(1, 2))
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             d_query[part.queries] = _scaled(d_scores, k, ctx.scale).view(heads, -1, size).transpose(0, 1)
             _add(d_key, part, _scaled(d_scores.transpose(1, 2), q, ctx.scale))
         return d_query.transpose(0, 1)[None], d_key[None].to(key.dtype), d_value[None].to(key.dtype), None, None
@@ -99,12 +113,16 @@ def _add(total: Tensor, part: Block, gradient: Tensor) -> None:
 
 
 def _weights(query: Tensor, key: Tensor, scale: float, heads: int) -> Tensor:
-    """Softmax of the scores (key heads, query heads of each x queries, keys) in fp32. The last query sees every key."""
-    scores = _scaled(query, key.transpose(1, 2), scale).float()
+    """Softmax of the scores (key heads, query heads of each x queries, keys). The last query sees every key.
+
+    Its sums are fp32's in every type.
+    """
+    scores = _scaled(query, key.transpose(1, 2), scale)
     queries = scores.shape[0] * scores.shape[1] // heads
     own = scores.view(heads, queries, -1)[:, :, -queries:]  # of the keys those that are the queries
-    own.add_(_future(BLOCK)[:queries, :queries])
-    return torch.threshold_(torch.softmax(scores, -1), LEAST_WEIGHT, 0.0)
+    own.add_(_future(BLOCK, scores.dtype)[:queries, :queries])
+    weights = torch.softmax(scores, -1)
+    return torch.threshold_(weights, LEAST_WEIGHT, 0.0) if weights.dtype == torch.float32 else weights
 
 
 def _scaled(one: Tensor, other: Tensor, scale: float) -> Tensor:
@@ -113,6 +131,6 @@ def _scaled(one: Tensor, other: Tensor, scale: float) -> Tensor:
 
 
 @functools.cache
-def _future(size: int) -> Tensor:
+def _future(size: int, dtype: torch.dtype) -> Tensor:
     """(size, size): 0 where a token may look, minus infinity after it."""
-    return torch.full((size, size), float("-inf")).triu_(1)
+    return torch.full((size, size), float("-inf"), dtype=dtype).triu_(1)

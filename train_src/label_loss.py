@@ -16,8 +16,10 @@ from torch import Tensor
 
 from memory import HEAD_CHUNK
 
-TILE_LABELS, TILE_TOKENS = 512, 1024  # on CPU: a tile's logits and its part of the head are 2 to 4 MB each
-FAR = 40.0  # by which a logit may exceed the one that its row is measured from; exp(40) is safe in fp32 and in bf16
+TILE_LABELS, TILE_TOKENS = 1024, 1024  # on CPU: a tile's logits and its part of the head are 1 to 4 MB each
+FAR = 60.0  # by which a logit may exceed the label's own; exp(60) for every token is safe in fp32 and in bf16
+FAR_LABELS = 64  # of those where it does, so many are computed anew at once
+TIE = 1e-3  # what exceeds the label's own logit by less is rounding
 
 
 class _Part(NamedTuple):
@@ -103,32 +105,32 @@ def _at_once(
 
 
 def _in_tiles(hidden: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bool, _: Tensor | None = None) -> _Part:
-    """Tile by tile; everything is (vocabulary, labels) and (size, labels), the side MKL multiplies fastest from."""
-    x = hidden.t().contiguous()
-    own, largest = (torch.full(labels.shape, float("-inf")) for _ in range(2))
-    base, sums = torch.zeros(labels.shape), torch.zeros(labels.shape)
+    """Tile by tile; everything is (vocabulary, labels) and (size, labels), the side MKL multiplies fastest from.
+
+    A label's logits are measured from its own one: the product begins at minus that, so that a tile is exponentiated as
+    it comes, and in bf16 the differences are rounded, not the logits.
+    """
+    own = (hidden.float() * weight[labels]).sum(-1)
+    base = own.to(hidden.dtype)
+    x, start_from = hidden.t().contiguous(), -base
+    largest, sums = torch.full_like(base, float("-inf")), torch.zeros_like(own)
     d_x = torch.zeros(x.shape)
-    for start in range(0, len(weight), TILE_TOKENS):
-        tile = weight[start : start + TILE_TOKENS]
-        logits = (tile @ x).float()
-        inside = labels - start
-        is_here = (inside >= 0) & (inside < len(tile))
-        found = logits.gather(0, inside.clamp(0, len(tile) - 1)[None])[0]
-        own = torch.where(is_here, found, own)
-        largest = torch.maximum(largest, logits.amax(0))
-        if not start or bool((largest - base > FAR).any()):
-            # What was summed up is measured from a larger logit from now on.
-            change = (base - largest).exp_() if start else torch.zeros_like(base)
-            sums, d_x, base = sums.mul_(change), d_x.mul_(change), largest
-        weights = logits.sub_(base).exp_()
-        sums += weights.sum(0)
+    for tile in weight.split(TILE_TOKENS):
+        weights = torch.addmm(start_from, tile, x)
+        largest = torch.maximum(largest, weights.amax(0))
+        sums += weights.exp_().sum(0, dtype=torch.float32)
         if wants_gradient:
-            _add_product(d_x, tile.t(), weights.to(tile.dtype))
-    losses = sums.log().add_(base).sub_(own)
-    if not wants_gradient:
-        return _Part(losses, own >= largest, None)
-    d_hidden = d_x.div_(sums).t() - weight[labels]
-    return _Part(losses, own >= largest, d_hidden.to(hidden.dtype))
+            _add_product(d_x, tile.t(), weights)
+    own -= base
+    losses, correct = sums.log() - own, largest.float() < own + TIE
+    d_hidden = (d_x.div_(sums).t() - weight[labels]).to(hidden.dtype) if wants_gradient else None
+    far_labels = (largest > FAR).nonzero()[:, 0]
+    for far in far_labels.split(FAR_LABELS) if len(far_labels) else ():
+        part = _at_once(hidden[far], weight, labels[far], wants_gradient)
+        losses[far], correct[far] = part.losses, part.correct
+        if d_hidden is not None and part.d_hidden is not None:
+            d_hidden[far] = part.d_hidden
+    return _Part(losses, correct, d_hidden)
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:

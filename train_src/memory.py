@@ -31,6 +31,8 @@ CUDA_CONTEXT = 0.9 * GB
 CPU_PROCESS = 0.6 * GB  # Python, PyTorch and transformers themselves
 FOUR_BIT_BYTES = 0.55
 LOGIT_BYTES = 6
+BLOCK = 192  # queries that a CPU's attention takes at once (cpu_attention.py)
+MOST_KEPT = 4  # weights that it keeps for each number of the queries: of documents of some 400 tokens, at heads of 64
 HEAD_CHUNK = 2048  # labels that pass through the head at once on a GPU
 CPU_MICRO_TOKENS = 1024  # more leaves the processor's cache: slower (measured 446 tokens/s at 1,024, 285 at 4,096)
 TARGET_SHARE = 0.5  # of an encoder-decoder's tokens that are the decoder's, where the rows are not known
@@ -212,7 +214,11 @@ class Job:
             adapter += (value + 4) * outputs
         if self.lora_dropout and not self.is_full:
             adapter += (2 * value + 1) * inputs
-        return norms + attention + feed_forward + dropped + adapter
+        weights: float = 0
+        if self.device == "cpu" and not shape.cross_layers:  # as cpu_attention.py keeps them
+            weights = shape.heads * min(self.mean_row, (self.mean_row + BLOCK) / 2)
+            weights = weights if weights <= MOST_KEPT * shape.query else 0
+        return norms + attention + value * weights + feed_forward + dropped + adapter
 
     @cached_property
     def token_bytes(self) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from batches import LEAST_SPARED, Batch, causal_batch, packed_seq2seq_batch, seq
 from cpu_layers import use_cpu_layers
 from data import Channel, Row
 from failures import TrainingError
+from heap import keep_freed_memory
 from hyperparameters import Hyperparameters
 from label_loss import label_losses, logit_losses
 from lora_linear import speed_up
@@ -259,8 +260,10 @@ def load_model(
     """
     device = device or choose_device()
     computed_on = computed_on or device
-    if device.type == "cpu" and Shape.from_config(base.config).weights < ONE_THREAD_WEIGHTS:
-        torch.set_num_threads(1)
+    if computed_on.type == "cpu":
+        keep_freed_memory()
+        if Shape.from_config(base.config).weights < ONE_THREAD_WEIGHTS:
+            torch.set_num_threads(1)
     dtype = choose_dtype(settings.precision, computed_on)
     network = _load_network(base, settings, dtype, computed_on)
     apply_liger(network, computed_on)
