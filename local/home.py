@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -70,3 +71,25 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def disk_errors_in_words(folder: Path) -> Iterator[None]:
+    """Inside, a full or closed disk is a LocalError that names the place, and the variable that names another."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # the error may name the file that was read, on another disk
+            raise LocalError(
+                f"The disk of {folder} is full. Make room there, or set {_variable(folder)} to a folder on another disk."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            place = Path(str(error.filename or folder))
+            raise LocalError(
+                f"{place} cannot be written ({error.strerror}). Set {_variable(place)} to a folder you may write."
+            ) from None
+        raise
+
+
+def _variable(place: Path) -> str:
+    return "LLMTUNER_CACHE" if place.is_relative_to(cache_folder()) else "LLMTUNER_HOME"

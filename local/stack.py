@@ -7,17 +7,14 @@ was left behind is cleared.
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llmtuner_local import profile, servers
 from llmtuner_local.emulator.containers.process import MARK, check_forced_mode
 from llmtuner_local.emulator.shim import trees
-from llmtuner_local.home import ACCOUNT_ID, REGION, LocalError, home_folder, locked, read_json
+from llmtuner_local.home import ACCOUNT_ID, REGION, disk_errors_in_words, home_folder, locked, read_json
 from llmtuner_local.processes import PID_FILE, PidFile, Process, kill, marked, stop_together
 
 _SUPERVISED = {
@@ -32,7 +29,7 @@ def up() -> dict[str, Any]:
     check_forced_mode()
     servers.check_ports()
     home = home_folder()
-    with _disk_errors_in_words(home), locked(home / ".lock"):
+    with disk_errors_in_words(home), locked(home / ".lock"):
         state = _state(home)
         servers.start_localstack(home, state)
         servers.start_emulator(home, state)
@@ -65,7 +62,7 @@ def down() -> list[str]:
     that was cut off is reported as SageMaker reports a lost instance.
     """
     home = home_folder()
-    with _disk_errors_in_words(home), locked(home / ".lock"):
+    with disk_errors_in_words(home), locked(home / ".lock"):
         return _down(home)
 
 
@@ -143,20 +140,3 @@ def _state(home: Path) -> dict[str, Any]:
         return read_json(home / "local.json")
     except ValueError:
         return {}
-
-
-@contextmanager
-def _disk_errors_in_words(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LocalError(
-                f"The disk of {home} is full. Make room there, or set LLMTUNER_HOME to a folder on another disk."
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise LocalError(
-                f"{error.filename or home} cannot be written ({error.strerror}). "
-                "Set LLMTUNER_HOME to a folder you may write."
-            ) from None
-        raise

@@ -25,7 +25,7 @@ from llmtuner_kit.settings import PrepareSettings, row_numbers
 from llmtuner_kit.workspace import Workspace
 
 _ROOM = (
-    "make room there, or set LLMTUNER_CACHE to a folder on another disk, then run the cell again: "
+    "make room there, or set LLMTUNER_CACHE to a folder that you may write and that has room, then run the cell again: "
     "it goes on with what is done"
 )
 _KEPT_SECONDS = 7 * 24 * 3600
@@ -141,15 +141,15 @@ def _folder(name: str, watch: Watch) -> Iterator[Path]:
     One preparation of a dataset at a time: the next one waits, and may find that all is done.
     """
     top = catalog.cache_folder() / "prepare"
-    top.mkdir(parents=True, exist_ok=True)
-    with (top / f"{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            watch("waiting for another preparation of this dataset on this machine", 0, 1)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = top / name
-        with disk_errors_in_words(folder, _ROOM):
+    folder = top / name
+    with disk_errors_in_words(folder, _ROOM):
+        top.mkdir(parents=True, exist_ok=True)
+        with (top / f"{name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                watch("waiting for another preparation of this dataset on this machine", 0, 1)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             folder.mkdir(exist_ok=True)
             os.utime(folder)
             _forget_old(top, folder)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from llmtuner_local import servers
+from llmtuner_local import base_models, servers
+from llmtuner_local.home import LocalError
+
+
+def test_a_cache_that_is_only_read_serves_what_it_has_and_is_named_where_it_must_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a teacher has filled for all users of a machine."""
+    monkeypatch.setenv("LLMTUNER_CACHE", str(tmp_path))
+    there = tmp_path / "models" / "tiny-llama"
+    there.mkdir(parents=True)
+    (there / "base.json").write_text("{}")
+
+    def closed(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(base_models, "locked", closed)
+    assert base_models.build("tiny-llama") == there
+    with pytest.raises(LocalError, match=r"\.tiny-t5\.lock cannot be written .* Set LLMTUNER_CACHE to a folder"):
+        base_models.build("tiny-t5")
 
 
 def test_logs_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
