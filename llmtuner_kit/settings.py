@@ -165,7 +165,10 @@ class TrainSettings(NetworkSettings):
         description="lora: a small adapter; rslora, dora: kinds of it; qlora: in less memory, GPU only; full: all weights",
     )
     epochs: float = Field(
-        1.0, gt=0, le=100, description="passes over the training rows; more: learnt better, too many: learnt by heart"
+        1.0,
+        ge=0.001,
+        le=100,
+        description="passes over the training rows; more: learnt better, too many: learnt by heart",
     )
     max_steps: int = Field(0, ge=0, description="stop after this many steps; 0: by epochs")
     learning_rate: float = Field(

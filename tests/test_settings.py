@@ -29,7 +29,7 @@ def test_all_problems_are_reported_together() -> None:
         settings.load("train", {"epochs": -1, "model_id": "llama-9", "no_such": 1, "run_name": "Not Good"})
     text = caught.value.problem
     assert text.startswith("4 settings")
-    assert "epochs: must be greater than 0 (it is -1)" in text
+    assert "epochs: must be at least 0.001 (it is -1)" in text
     assert "model_id: 'llama-9' is no base model the kit knows; set model_id to" in text
     assert "no_such: there is no such setting" in text
     assert len(text.splitlines()) == 5
