@@ -17,7 +17,11 @@ def receipt(workspace: Workspace, run_name: str) -> costs.Receipt:
     """What a run has cost so far against its quotes."""
     run = runs.open_run(workspace, run_name)
     makers = {"processing": _processing_line, "training": _training_line}
-    lines = [makers[facts["kind"]](workspace, name, facts) for name, facts in run.noted("jobs").items()]
+    lines = [
+        makers[facts["kind"]](workspace, name, facts)
+        for name, facts in run.noted("jobs").items()
+        if facts.get("started", True) or training.job_status(workspace, name)  # else SageMaker never took it
+    ]
     lines += [_endpoint_line(workspace, facts) for facts in run.noted("endpoints").values()]
     made = costs.Receipt(run.name, tuple(lines), workspace.aws.charged)
     summary = [

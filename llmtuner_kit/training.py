@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, base_models, catalog, creation, images, job_names, paths, runs, staging
+from llmtuner_kit import access, base_models, catalog, creation, images, job_inputs, job_names, paths, runs, staging
 from llmtuner_kit.aws import ClientError, described, error_message, is_error
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, quote, require_budget
@@ -50,6 +50,7 @@ class TrainingJob:
     """A job of this run. `reused`: it was there already, nothing new was started.
 
     `earlier`: the first try of the same inputs, which failed or was stopped; the job goes on from its last checkpoint.
+    `other_code`: the status of a reused one that runs other training code than this kit's, else empty.
     """
 
     job_name: str
@@ -59,6 +60,7 @@ class TrainingJob:
     request: dict[str, Any] = field(repr=False)
     quote: Quote | None
     reused: bool
+    other_code: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Plan:
 def start(workspace: Workspace, settings: TrainSettings, progress: Progress | None = None) -> TrainingJob:
     """Start the job, or find the one the same inputs started before; `progress` follows the copying of a base model.
 
+    A job that the run has started before an update of the kit is found too, while it runs or where it was paid for.
+
     Raises BudgetError where jobs are charged and no budget is set, SettingsError when the model cannot fit,
     ConflictError when the job's name is taken by something else.
     """
@@ -92,15 +96,31 @@ def start(workspace: Workspace, settings: TrainSettings, progress: Progress | No
     require_startable(made)
     plan = make_plan(workspace, settings, run, made, progress)
     request = training_job_request(plan)
-    client = workspace.aws.client("sagemaker")
-    created = creation.once(client.create_training_job, **request)
+    noted = run.noted("jobs").get(plan.job_name)
+    before = job_inputs.of_other_code(run, request) if noted is None else None
+    if before is not None:
+        return _found_again(run, settings, plan, made, before)
+    facts = noted or {"kind": "training", "instance_type": made.instance_type, "quote": _quoted(made)}
+    facts |= {"first_try": plan.first_try}
+    if noted is None:  # first: of a start that is interrupted here nobody else would know
+        run.note("jobs", plan.job_name, facts | {"started": False})
+    created = creation.once(workspace.aws.client("sagemaker").create_training_job, **request)
     arn = created["TrainingJobArn"] if created else _same_job(workspace, request)
+    run.note("jobs", plan.job_name, facts | {"started": True})
     record = _record(plan, made, arn, request)
     run.save("train", settings=settings.model_dump(), result=record)
-    facts = {"kind": "training", "instance_type": made.instance_type, "quote": record["quote"]}
-    run.note("jobs", plan.job_name, facts | {"first_try": plan.first_try})
     earlier = plan.first_try if plan.first_try != plan.job_name else ""
     return TrainingJob(plan.job_name, earlier, arn, record["model_uri"], request, made, not created)
+
+
+def _found_again(run: Run, settings: TrainSettings, plan: Plan, made: Quote, before: dict[str, Any]) -> TrainingJob:
+    """A job that other code has made from the same inputs is the run's; its note keeps the quote of then."""
+    plan = replace(plan, job_name=before["TrainingJobName"])
+    request = training_job_request(plan) | {"HyperParameters": before["HyperParameters"]}
+    record = _record(plan, made, before["TrainingJobArn"], request)
+    run.save("train", settings=settings.model_dump(), result=record)
+    uri, status = record["model_uri"], before["TrainingJobStatus"]
+    return TrainingJob(plan.job_name, "", record["job_arn"], uri, request, made, reused=True, other_code=status)
 
 
 def require_startable(made: Quote) -> None:
@@ -124,23 +144,20 @@ def _record(plan: Plan, made: Quote, arn: str, request: dict[str, Any]) -> dict[
         "instance_type": made.instance_type,
         "instance_count": made.instance_count,
         "dataset_sha256": plan.dataset_sha256,
-        "quote": {
-            "seconds": made.seconds,
-            "usd": [made.money.low, made.money.high],
-            "tokens": made.tokens,
-            "rows": made.rows,
-        },
+        "quote": _quoted(made),
         "hyperparameters": request["HyperParameters"],
     }
+
+
+def _quoted(made: Quote) -> dict[str, Any]:
+    usd = [made.money.low, made.money.high]
+    return {"seconds": made.seconds, "usd": usd, "tokens": made.tokens, "rows": made.rows}
 
 
 def _same_job(workspace: Workspace, request: dict[str, Any]) -> str:
     """The ARN of the job that has the name, when it was made from the same inputs."""
     found = workspace.aws.client("sagemaker").describe_training_job(TrainingJobName=request["TrainingJobName"])
-    same = (
-        found.get("HyperParameters") == request["HyperParameters"]
-        and found["OutputDataConfig"]["S3OutputPath"] == request["OutputDataConfig"]["S3OutputPath"]
-    )
+    same = job_inputs.same(found, request)
     if same and found["TrainingJobStatus"] not in ("Failed", "Stopped"):
         return str(found["TrainingJobArn"])
     status = found["TrainingJobStatus"]

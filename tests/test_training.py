@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import botocore.session
@@ -44,6 +45,7 @@ from llmtuner_kit.errors import (
     NotReadyError,
     SettingsError,
 )
+from llmtuner_kit.faces import views
 from llmtuner_kit.settings import TrainSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
@@ -296,6 +298,49 @@ def test_job_of_another_user_is_out_of_reach(ready: Workspace) -> None:
     with pytest.raises(NotFoundError, match="no training job 'nobody'"):
         monitoring.snapshot(ready, "nobody")
     ended(ready, stop=True)
+
+
+def test_an_update_of_the_kit_finds_the_job_that_runs_and_starts_no_second_one(
+    ready: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = wanted(ready, max_steps=100_000, seed=13)
+    first = training.start(ready, asked)
+    noted = runs.open_run(ready, "sums").noted("jobs")
+    code = training.staging.stage_code(ready)[1]
+    monkeypatch.setattr(training.staging, "stage_code", lambda _: ("0" * 12, code))
+    monkeypatch.setattr(training.llmtuner_kit, "__version__", "0.0.2")
+    again = training.start(ready, asked)
+    assert (again.job_name, again.reused, again.other_code) == (first.job_name, True, "InProgress")
+    assert "stop it in 04_monitor" in repr(views.of(again))
+    assert runs.open_run(ready, "sums").result("train")["job_name"] == first.job_name
+    assert runs.open_run(ready, "sums").noted("jobs") == noted
+    ended(ready, stop=True)
+    assert not training.start(ready, asked).reused
+    ended(ready, stop=True)
+
+
+def test_a_start_that_is_interrupted_leaves_no_job_that_the_run_does_not_know(
+    ready: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(create: Any, **request: Any) -> None:
+        raise SettingsError("SageMaker refuses: no.")
+
+    def interrupted(create: Any, **request: Any) -> None:
+        create(**request)
+        raise KeyboardInterrupt
+
+    common = {"run_name": "sums", "user_id": ready.user_id}
+    monkeypatch.setattr(training.creation, "once", refused)
+    with pytest.raises(SettingsError, match="refuses"):
+        training.start(ready, wanted(ready, seed=14))
+    assert receipts.receipt(ready, "sums").lines == ()  # it was never there
+    monkeypatch.setattr(training.creation, "once", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.start(ready, wanted(ready, max_steps=100_000, seed=15))
+    (stopped,) = cleanup.clean_up(ready, settings.CleanupSettings(**common)).removed
+    assert stopped.startswith("training job sums-tiny-llama-")
+    (line,) = receipts.receipt(ready, "sums").lines
+    assert line.what.endswith(("(stopping)", "(stopped)"))
 
 
 def test_name_taken_by_something_else_is_a_conflict(ready: Workspace) -> None:

@@ -127,6 +127,10 @@ def training_job(made: TrainingJob) -> Card:
     facts = [("job", made.job_name), ("model archive will be", made.model_uri)]
     if made.earlier:
         facts.append(("goes on from", f"the last checkpoint of {made.earlier} and its tries since, if there is one"))
+    if made.other_code:
+        first = "stop it in 04_monitor (stop = True), or " if made.other_code == "InProgress" else ""
+        facts.append(("its code", "not this kit's, which was updated since: nothing is paid for twice"))
+        facts.append(("to train with this one's", f"{first}set another seed or run_name; then run 03_train again"))
     return Card(title, facts, following="04_monitor")
 
 
