@@ -74,7 +74,7 @@ def status_of(workspace: Workspace, found: dict[str, Any], tags: dict[str, str])
     variants = found.get("ProductionVariants", [])
     instance_type = _instance_type(workspace, found["EndpointConfigName"])
     count = sum(item.get("CurrentInstanceCount", 0) for item in variants)
-    seconds = (datetime.now(UTC) - found["CreationTime"]).total_seconds()
+    seconds = max(0.0, (datetime.now(UTC) - found["CreationTime"]).total_seconds())  # the clocks may differ
     region = workspace.aws.region
     return EndpointStatus(
         endpoint_name=found["EndpointName"],
@@ -84,13 +84,22 @@ def status_of(workspace: Workspace, found: dict[str, Any], tags: dict[str, str])
         instances=count,
         desired_instances=sum(item.get("DesiredInstanceCount", 0) for item in variants),
         created_at=found["CreationTime"].astimezone(UTC),
-        expires_at=datetime.fromisoformat(tags[EXPIRES_TAG]) if EXPIRES_TAG in tags else None,
+        expires_at=_expiry(tags),
         usd_per_hour=costs.hourly(instance_type, region, max(1, count)),
         cost_usd=costs.running_cost(instance_type, region, seconds, max(1, count)),
         charged=workspace.aws.charged,
         owner=tags.get(access.OWNER_TAG, ""),
         job_name=tags.get(JOB_TAG, ""),
     )
+
+
+def _expiry(tags: dict[str, str]) -> datetime | None:
+    """When its time is over; None where nobody has said so, or with a tag that was edited into something else."""
+    try:
+        found = datetime.fromisoformat(tags.get(EXPIRES_TAG, ""))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _instance_type(workspace: Workspace, config_name: str) -> str:
@@ -157,32 +166,34 @@ def _last_lines(workspace: Workspace, endpoint_name: str) -> list[str]:
 
 def list_own(workspace: Workspace) -> list[EndpointStatus]:
     """The user's endpoints, newest first, each with its cost so far."""
-    client = workspace.aws.client("sagemaker")
-    found = []
-    for page in client.get_paginator("list_endpoints").paginate():
+    return [status_of(workspace, found, tags) for found, tags in _own(workspace)]
+
+
+def _own(workspace: Workspace) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """The user's endpoints as SageMaker describes them, newest first, with their tags."""
+    for page in workspace.aws.client("sagemaker").get_paginator("list_endpoints").paginate():
         for item in page["Endpoints"]:
             tags = tags_of(workspace, item["EndpointArn"])
-            if tags.get(access.OWNER_TAG) == workspace.user_id:
-                seen = described(workspace, item["EndpointName"])
-                if seen:
-                    found.append(status_of(workspace, seen, tags))
-    return found
+            if tags.get(access.OWNER_TAG) == workspace.user_id and (seen := described(workspace, item["EndpointName"])):
+                yield seen, tags
 
 
 def delete_expired(workspace: Workspace) -> list[str]:
     """The guard: delete the user's endpoints that have outlived their time; their names.
 
-    One that cannot be deleted keeps no other alive. Raises NotReadyError then, when all have been tried.
+    One that cannot be deleted keeps no other alive, nor does a damaged price book. Raises NotReadyError for those that
+    could not be deleted, when all have been tried.
     """
     gone, kept = [], []
-    for item in list_own(workspace):
-        if not item.expired or item.status == "Deleting":
+    for found, tags in list(_own(workspace)):
+        name, until = found["EndpointName"], _expiry(tags)
+        if until is None or until > datetime.now(UTC) or found["EndpointStatus"] == "Deleting":
             continue
         try:
-            delete(workspace, item.endpoint_name)
-            gone.append(item.endpoint_name)
+            if f"endpoint {name}" in delete(workspace, name).removed:
+                gone.append(name)
         except (ClientError, KitError) as error:
-            kept.append(f"{item.endpoint_name} ({item.status}): {error_message(error)}")
+            kept.append(f"{name} ({found['EndpointStatus']}): {error_message(error)}")
     if kept:
         raise NotReadyError(
             "These endpoints are over and could not be deleted, so they still cost money:\n"
@@ -205,9 +216,10 @@ class Deleted:
 def delete(workspace: Workspace, endpoint_name: str) -> Deleted:
     """Delete an endpoint, its configuration, its model entry and its scaling target. What is gone already is fine."""
     found = described(workspace, endpoint_name)
-    if found is None:
+    tags = tags_of(workspace, found["EndpointArn"]) if found else {}
+    if found is None or (not tags and described(workspace, endpoint_name) is None):
         return Deleted(endpoint_name, ())
-    status(workspace, endpoint_name)  # refuses another user's
+    access.require_same_owner(tags.get(access.OWNER_TAG, ""), workspace.user_id, f"Endpoint {endpoint_name}")
     client = workspace.aws.client("sagemaker")
     config_name = found["EndpointConfigName"]
     removed = []
@@ -215,14 +227,26 @@ def delete(workspace: Workspace, endpoint_name: str) -> Deleted:
         workspace.aws.client("application-autoscaling").deregister_scalable_target, **scaling_target(endpoint_name)
     ):
         removed.append("scaling target")
-    if found["EndpointStatus"] != "Deleting":
-        client.delete_endpoint(EndpointName=endpoint_name)
+    if found["EndpointStatus"] != "Deleting" and not _end(workspace, endpoint_name):
+        return Deleted(endpoint_name, tuple(removed))
     removed.append(f"endpoint {endpoint_name}")
     if _gone(client.delete_endpoint_config, EndpointConfigName=config_name):
         removed.append(f"endpoint configuration {config_name}")
     if _gone(client.delete_model, ModelName=config_name):
         removed.append(f"model {config_name}")
     return Deleted(endpoint_name, tuple(removed))
+
+
+def _end(workspace: Workspace, endpoint_name: str) -> bool:
+    """DeleteEndpoint; False when somebody else, such as a second guard, was faster."""
+    try:
+        workspace.aws.client("sagemaker").delete_endpoint(EndpointName=endpoint_name)
+    except (ClientError, AccessError):  # AWS says either of what is gone, by the user's policy
+        found = described(workspace, endpoint_name)
+        if found is None or found["EndpointStatus"] == "Deleting":
+            return False
+        raise
+    return True
 
 
 def _gone(call: Callable[..., Any], **names: str) -> bool:

@@ -56,7 +56,7 @@ def test_a_role_that_sagemaker_cannot_take_is_brought_up_to_date(workspace: Work
 
 def test_guard_says_when_nothing_runs(cloud: Path) -> None:
     out = run("guard", "--delete", "--target", "local", "--user-id", "nobody-here")
-    assert "No endpoint of yours is running." in out
+    assert "No endpoint of user 'nobody-here' is running in us-east-1." in out
     assert "Nothing has outlived its time." in out
 
 

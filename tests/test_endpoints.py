@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_account import Clients, account, endpoint, refused
 
-from llmtuner_kit import autoscaling, endpoints
-from llmtuner_kit.errors import AccessError, NotReadyError
+from llmtuner_kit import access, autoscaling, endpoints
+from llmtuner_kit.errors import AccessError, DataError, NotReadyError
 from llmtuner_kit.settings import DeploySettings
 
 
@@ -27,6 +29,47 @@ def test_the_guard_leaves_what_is_not_over_and_what_is_being_deleted() -> None:
     going = account(endpoint("going", "Deleting"))
     assert endpoints.delete_expired(going.workspace) == []
     assert "delete_endpoint" not in going.operations()
+
+
+@pytest.mark.parametrize("error", [refused("ValidationException", "Could not find endpoint"), AccessError("denied")])
+def test_two_guards_at_once_delete_all_and_neither_says_that_it_still_costs_money(error: Exception) -> None:
+    looks: list[str] = []
+
+    def describe(EndpointName: str) -> Any:  # noqa: N803
+        looks.append(EndpointName)
+        return endpoint("lamp") if len(looks) < 3 else refused("ValidationException")
+
+    clients = account(endpoint("lamp"), describe_endpoint=describe, delete_endpoint=error)
+    assert endpoints.delete_expired(clients.workspace) == []
+    assert "delete_endpoint" in clients.operations()
+
+
+@pytest.mark.parametrize(("end", "deleted"), [("never", []), ("", []), ("2026-01-01", ["lamp"])])
+def test_a_tag_that_was_edited_by_hand_keeps_no_other_endpoint_alive(end: str, deleted: list[str]) -> None:
+    def tags(ResourceArn: str) -> Any:  # noqa: N803
+        until = {"arn:lamp": end}.get(ResourceArn, "2026-01-01T00:00:00+00:00")
+        found = {access.OWNER_TAG: "ada", endpoints.EXPIRES_TAG: until}
+        return {"Tags": [{"Key": key, "Value": value} for key, value in found.items()]}
+
+    clients = account(endpoint("lamp"), endpoint("other"), list_tags=tags)
+    assert endpoints.delete_expired(clients.workspace) == [*deleted, "other"]
+    (lamp, _) = endpoints.list_own(clients.workspace)
+    assert lamp.expired == bool(deleted)
+
+
+def test_the_guard_needs_no_price(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMTUNER_CACHE", str(tmp_path))
+    (tmp_path / "prices.json").write_text("{")
+    clients = account(endpoint("lamp"))
+    assert endpoints.delete_expired(clients.workspace) == ["lamp"]
+    with pytest.raises(DataError, match="price book"):
+        endpoints.list_own(clients.workspace)
+
+
+def test_a_clock_that_is_behind_costs_no_negative_money() -> None:
+    early = endpoint("lamp") | {"CreationTime": datetime.now(UTC) + timedelta(minutes=4)}
+    (seen,) = endpoints.list_own(account(early).workspace)
+    assert seen.cost_usd == 0
 
 
 def test_an_endpoint_that_ends_while_the_account_is_listed_is_no_error() -> None:

@@ -73,6 +73,9 @@ def guard(target: str, region: str, user_id: str, bucket: str, *, delete: bool) 
     from llmtuner_kit import costs, endpoints
 
     found = _workspace(target, region, user_id, bucket)
+    if delete:  # first: what cannot be shown, as the price book is damaged, is deleted all the same
+        gone = endpoints.delete_expired(found)
+        click.echo(f"Deleted: {', '.join(gone)}." if gone else "Nothing has outlived its time.")
     living = endpoints.list_own(found)
     for item in living:
         until = item.expires_at.isoformat(timespec="minutes") if item.expires_at else "no end set"
@@ -82,11 +85,8 @@ def guard(target: str, region: str, user_id: str, bucket: str, *, delete: bool) 
             f"{item.endpoint_name}  {item.status}  {item.instance_type} x{item.instances}  {hourly}  until {until}{over}"
         )
     if not living:
-        click.echo("No endpoint of yours is running.")
-    if delete:
-        gone = endpoints.delete_expired(found)
-        click.echo(f"Deleted: {', '.join(gone)}." if gone else "Nothing has outlived its time.")
-    elif any(item.expired for item in living):
+        click.echo(f"No endpoint of user {found.user_id!r} is running in {found.aws.region}.")
+    elif any(item.expired for item in living) and not delete:
         click.echo("Run again with --delete to remove what is over.")
 
 
