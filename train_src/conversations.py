@@ -62,13 +62,17 @@ def _checked_messages(messages: Any) -> list[dict[str, str]]:
         raise RowError("no message has role 'assistant': there is nothing to learn from this row")
     if not any(answer.strip() for answer in answers):
         raise RowError("every answer is empty: there is nothing to learn from this row")
-    if not any(weights(messages)):
+    if not any(_weighted(messages)):
         raise RowError("every answer has weight 0: there is nothing to learn from this row")
     return checked
 
 
-def weights(messages: list[dict[str, Any]]) -> list[bool]:
-    """For each answer whether it is trained on: OpenAI's `"weight": 0` on a message says no."""
+def trained_answers(row: dict[str, Any]) -> list[bool]:
+    """For each answer of a trainable row whether it is trained on: OpenAI's `"weight": 0` on a message says no."""
+    return _weighted(row["messages"]) if "messages" in row else [True]
+
+
+def _weighted(messages: list[dict[str, Any]]) -> list[bool]:
     return [message.get("weight", 1) != 0 for message in messages if message["role"] == "assistant"]
 
 

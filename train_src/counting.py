@@ -19,14 +19,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from conversations import RowError, row_messages
+from conversations import RowError, row_messages, trained_answers
 from encoding import FAMILIES, EncodedRow, Encoder
 
 try:
@@ -87,14 +87,16 @@ class Counter:
             messages = row_messages(row)
         except RowError as error:
             return error
-        signature = tuple((message["role"], message.get("weight") == 0) for message in messages)
+        wanted = iter(trained_answers(row))
+        learned = [message["role"] == "assistant" and next(wanted) for message in messages]
+        signature = tuple(zip((message["role"] for message in messages), learned, strict=True))
         if signature not in self._frames:
-            self._frames[signature] = self._frame(messages)
+            self._frames[signature] = self._frame(messages, learned)
         frame = self._frames[signature]
         if frame is None:
             return None
         tokens, trained = frame.tokens, frame.trained
-        for message, learned in zip(messages, frame.learned, strict=True):
+        for message, is_learned in zip(messages, learned, strict=True):
             text = message["content"]
             if not text or text[0].isspace() or text[-1].isspace() or self._added.search(text):
                 return None
@@ -102,12 +104,14 @@ class Counter:
             if size is None:
                 return None
             tokens += size
-            trained += size if learned else 0
+            trained += size if is_learned else 0
         return (tokens, trained, 0, 0) if not self.max_length or tokens <= self.max_length else None
 
-    def _frame(self, messages: list[dict[str, Any]]) -> "_Frame | None":
+    def _frame(self, messages: list[dict[str, str]], learned: list[bool]) -> "_Frame | None":
         """What a conversation of these roles costs besides its contents, measured on one whose contents are `x`."""
-        probe = [message | {"content": "x"} for message in messages]
+        probe = [
+            message | {"content": "x", "weight": int(item)} for message, item in zip(messages, learned, strict=True)
+        ]
         marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
         marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
         shown, encoded = self.encoder.encode([{"messages": marked}, {"messages": probe}])
@@ -118,13 +122,12 @@ class Counter:
             start = text.find(mark)
             if text.count(mark) != 1 or not self._words.cuts_around(text, start, start + len(mark), self._added):
                 return None
-        learned = [message["role"] == "assistant" and message.get("weight") != 0 for message in messages]
         size = self._words.count("x") or 0
         own_trained = sum(encoded.trained) - size * sum(learned)
         # Every answer must be trained from its first token on, or the template does something this cannot see.
         if own_trained < 0 or not _answers_trained(encoded, sum(learned)):
             return None
-        return _Frame(len(encoded.ids) - size * len(messages), own_trained, learned)
+        return _Frame(len(encoded.ids) - size * len(messages), own_trained)
 
     def _counted(self, encoded: EncodedRow | RowError) -> Counts | RowError:
         if isinstance(encoded, RowError):
@@ -134,13 +137,11 @@ class Counter:
         return len(encoded), trained, len(encoded) - len(kept), trained - sum(kept.trained)
 
 
-class _Frame:
-    """The template's own share for one sequence of roles: tokens, trained tokens, and which contents are learned."""
+class _Frame(NamedTuple):
+    """The template's own share for one sequence of roles."""
 
-    __slots__ = ("learned", "tokens", "trained")
-
-    def __init__(self, tokens: int, trained: int, learned: list[bool]) -> None:
-        self.tokens, self.trained, self.learned = tokens, trained, learned
+    tokens: int
+    trained: int
 
 
 class _Words(dict[str, int]):

@@ -25,7 +25,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer, processors
 
 from chat_template import ChatTemplate, read_chat_template
-from conversations import RowError, row_messages, seq2seq_source, weights
+from conversations import RowError, row_messages, seq2seq_source, trained_answers
 
 FAMILIES = ("causal", "seq2seq")
 ROWS_PER_BATCH = 512
@@ -134,8 +134,7 @@ class Encoder:
         for row in rows:
             try:
                 messages = row_messages(row)
-                wanted = weights(row["messages"]) if "messages" in row else [True]
-                drafts.append(self._template.answer_spans(messages, wanted))
+                drafts.append(self._template.answer_spans(messages, trained_answers(row)))
             except RowError as error:
                 drafts.append(error)
         texts = [draft[0] for draft in drafts if not isinstance(draft, RowError)]
@@ -177,7 +176,7 @@ class Encoder:
                 messages = row_messages(row)
                 while messages[-1]["role"] != "assistant":
                     messages.pop()
-                if "messages" in row and not weights(row["messages"])[-1]:
+                if not trained_answers(row)[-1]:
                     raise RowError("the last answer has weight 0, and an encoder-decoder model learns only that one")
                 if len(messages) == 1:
                     raise RowError("the answer has no question before it")

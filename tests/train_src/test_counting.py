@@ -36,7 +36,11 @@ def rows(count: int, seed: int = 3) -> list[Any]:
         if number % 3 == 0:
             made.append({"instruction": text(), "input": text() if number % 2 else "", "output": text()})
             continue
-        turns = [{"role": role, "content": text()} for _ in range(draw.randint(1, 3)) for role in ("user", "assistant")]
+        turns: list[dict[str, Any]] = [
+            {"role": role, "content": text()} for _ in range(draw.randint(1, 3)) for role in ("user", "assistant")
+        ]
+        if number % 4 == 1:
+            turns[1]["weight"] = draw.choice([0, 1])
         made.append({"messages": ([{"role": "system", "content": text()}] if number % 5 == 0 else []) + turns})
     return [*made, {"messages": []}, {"instruction": "a"}, "text", {"messages": [{"role": "user", "content": "q"}]}]
 
