@@ -19,7 +19,7 @@ from llmtuner_kit import job_code
 from llmtuner_kit.catalog import INSTANCES, BaseModel, Instance
 
 if TYPE_CHECKING:
-    import memory
+    import memory as memory  # model_folders.py reads it through here
 else:
     memory = job_code.module("memory")
 

@@ -46,7 +46,7 @@ def look_up(name: str, revision: str = "") -> HubModel:
 def fetch(name: str, commit: str, patterns: Sequence[str], folder: Path) -> None:
     """Files of a model into a folder; those that are there already are not fetched again."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     class Silent(tqdm):
         """No bar: a few small files."""

@@ -14,7 +14,7 @@ from llmtuner_kit import aws as aws_module
 from llmtuner_kit import buckets, paths
 from llmtuner_kit.aws import Aws
 from llmtuner_kit.errors import AccessError
-from llmtuner_kit.settings import RunSettings
+from llmtuner_kit.run_settings import RunSettings
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from llmtuner_kit.dataset.build import Progress, build
 from llmtuner_kit.dataset.chunks import Source
 from llmtuner_kit.dataset.report import Report
 from llmtuner_kit.dataset.tokens import Encoding
-from llmtuner_kit.settings import PrepareSettings, RunSettings
+from llmtuner_kit.run_settings import RunSettings
+from llmtuner_kit.settings import PrepareSettings
 
 # Counted up whenever the same files and settings would give other bytes than before.
 FORMAT = 4

@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import KitError, SettingsError
 from llmtuner_kit.faces import groups
-from llmtuner_kit.settings import RunSettings
+from llmtuner_kit.run_settings import RunSettings
 
 _LABELS = {
     "user_id": "User", "model_id": "Base model", "lora_r": "LoRA rank", "lora_alpha": "LoRA alpha",

@@ -15,8 +15,8 @@ from llmtuner_kit.faces.cards import Card
 from llmtuner_kit.faces.parts import Table
 from llmtuner_kit.faces.pipelines import Pipeline
 from llmtuner_kit.faces.texts import duration
+from llmtuner_kit.run_settings import RunSettings
 from llmtuner_kit.runs import Run
-from llmtuner_kit.settings import RunSettings
 from llmtuner_kit.workspace import Workspace, open_workspace
 
 _CONTROLS = "application/vnd.jupyter.widget-view+json"

@@ -14,6 +14,7 @@ from llmtuner_kit.faces.cards import Card
 from llmtuner_kit.faces.parts import Link, Part, listed
 from llmtuner_kit.faces.texts import size
 from llmtuner_kit.fit import Fit
+from llmtuner_kit.run_settings import RunSettings
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import (
     STEPS,
@@ -21,7 +22,6 @@ from llmtuner_kit.settings import (
     DownloadSettings,
     InvokeSettings,
     MonitorSettings,
-    RunSettings,
     StartSettings,
     UploadSettings,
     notebook_of,

@@ -16,9 +16,10 @@ from llmtuner_kit.faces.charts import Chart
 from llmtuner_kit.faces.parts import Folded, Link, Table, listed
 from llmtuner_kit.faces.texts import duration, shortened, size
 from llmtuner_kit.monitoring import Snapshot
+from llmtuner_kit.quotes import Quote
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import TrainSettings
-from llmtuner_kit.training import Quote, TrainingJob
+from llmtuner_kit.training import TrainingJob
 from llmtuner_kit.uploads import Upload
 from llmtuner_kit.workspace import Workspace
 

@@ -54,7 +54,7 @@ class AsyncInvocations:
         request_id, now = str(uuid.uuid4()), self.context.now()
         kept = passed_headers(headers)
         kept |= {"content-type": headers[f"{PREFIX}content-type"]} if f"{PREFIX}content-type" in headers else {}
-        document = {
+        document: dict[str, Any] = {
             "endpoint": name,
             "inference_id": headers.get(f"{PREFIX}inference-id", request_id),
             "location": location,

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -24,13 +25,13 @@ def listen_on_loopback_only() -> None:
     from twisted.internet import endpoints
 
     class LoopbackEndpoint(endpoints.TCP4ServerEndpoint):
-        def __init__(self, reactor, port, backlog=50, interface="127.0.0.1"):
+        def __init__(self, reactor: Any, port: int, backlog: int = 50, interface: str = "127.0.0.1") -> None:
             super().__init__(reactor, port, backlog, interface or "127.0.0.1")
 
-        def listen(self, factory):
+        def listen(self, factory: Any) -> Any:
             return super().listen(factory).addErrback(end)
 
-    def end(failure):
+    def end(failure: Any) -> None:
         print(f"LocalStack cannot listen: {failure.getErrorMessage()}", file=sys.stderr, flush=True)
         os._exit(1)
 

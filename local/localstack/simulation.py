@@ -17,8 +17,14 @@ def install() -> None:
     from localstack.services.iam import provider
 
     def simulate_principal_policy(
-        _self, context, policy_source_arn, action_names, policy_input_list=None, resource_arns=None, **_
-    ):
+        _self: Any,
+        context: Any,
+        policy_source_arn: str,
+        action_names: list[str],
+        policy_input_list: list[str] | None = None,
+        resource_arns: list[str] | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
         policies = provider.get_policies_from_principal(provider.get_iam_backend(context), policy_source_arn)
         found = statements([*policies, *(policy_input_list or [])])
         results = [

@@ -100,7 +100,7 @@ def put_scheduled(context: Context, params: dict[str, Any]) -> dict[str, Any]:
     if "Schedule" not in params and "Schedule" not in known:
         raise validation("Schedule is required for a new scheduled action.")
     now = context.now()
-    next_time(params.get("Schedule", known.get("Schedule", "")), now)  # raises for what cannot be read
+    next_time(str(params.get("Schedule", known.get("Schedule"))), now)  # raises for what cannot be read
     arn = f"arn:aws:autoscaling:{context.region}:{context.account_id}:scheduledAction:{uuid.uuid4()}:resource/sagemaker/{key}"
     action = (
         known | params | {"ScheduledActionARN": known.get("ScheduledActionARN", arn), "CreationTime": now, "_last": now}
