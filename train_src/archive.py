@@ -37,6 +37,7 @@ CODE = (
     "llama_layer.py",
     "t5.py",
     "linears.py",
+    "threads.py",
     "adapters.py",
     "sampling.py",
     "textstream.py",

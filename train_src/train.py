@@ -21,6 +21,7 @@ from pathlib import Path  # noqa: E402
 import disk  # noqa: E402
 import launch  # noqa: E402
 import requirements  # noqa: E402
+import threads  # noqa: E402
 from failures import TrainingError, write_failure  # noqa: E402
 from folders import Folders  # noqa: E402
 from stopping import Stop  # noqa: E402
@@ -28,6 +29,7 @@ from stopping import Stop  # noqa: E402
 
 def main() -> int:
     """Run the job; the exit code says whether it succeeded."""
+    threads.wait_briefly()
     folders = Folders.from_environment()
     stop = Stop(folders)
     if "RANK" not in os.environ:

@@ -1,6 +1,7 @@
 """One side of a training benchmark: a process of its own that trains the planned steps and tells speed, memory, losses."""
 
 import json
+import os
 import resource
 import subprocess
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from train_rows import LONGEST, SEED, write_channel
+
+import threads
 
 LEARNING_RATE = 3e-4
 WARM_UP = 1  # steps that are not timed
@@ -129,7 +132,10 @@ def train_py(model: Path, tokens: list[int], batch_tokens: int, **settings: Any)
 def run_side(python: Path, script: str, side: str, *arguments: str) -> Side:
     """Run `script --side SIDE` with that interpreter; its last line is the result."""
     command = [str(python), "-W", "ignore", script, "--side", side, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    environment = dict(os.environ)
+    if side == "train.py":
+        threads.wait_briefly(environment)  # as train.py does before it loads anything
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return Side(**json.loads(done.stdout.splitlines()[-1]))
 
 
