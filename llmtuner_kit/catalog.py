@@ -36,6 +36,7 @@ class BaseModel:
         embedded: weights come to S3 from this machine, no Hub is asked.
         source: where weights come to S3 from that are nobody's but the user's: a folder or an S3 prefix.
         stored_bytes: bytes of a weight as the Hub keeps it.
+        attention: how a job computes it, as train_src/memory.py says: packed, masked or eager.
         instance: smallest instance type that tunes it with LoRA in comfort.
     """
 
@@ -60,6 +61,7 @@ class BaseModel:
     source: str = ""
     stored_bytes: int = 2
     instance: str = "ml.g5.xlarge"
+    attention: str = "packed"
 
     @property
     def staged(self) -> bool:

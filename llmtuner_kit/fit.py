@@ -93,6 +93,7 @@ def job(model: BaseModel, instance: Instance, *, method: str, rank: int, dropout
         gated=True,
         tied=model.tied,
         dropout=is_half,
+        attention=model.attention,
     )
     value = 2 if instance.bf16_tflops else 4
     return memory.Job(shape, method=method, lora_r=rank, lora_dropout=dropout, bytes_per_weight=value)

@@ -150,6 +150,7 @@ def described(reference: Reference, folder: ModelFolder) -> BaseModel:
         tied=shape.tied,
         gated=folder.gated,
         stored_bytes=stored,
+        attention=shape.attention,
     )
     return dataclasses.replace(model, instance=_instance(model))
 

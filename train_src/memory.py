@@ -10,7 +10,8 @@ What is counted, in bytes (h hidden size, f feed-forward size, q and kv widths o
     optimizer     8 per trained weight (AdamW's two moments)
     copies        2 per linear weight where fp32 weights are multiplied in bf16 (full fine-tuning) and not spread; one
                   layer's weights where they are made from 4 bits
-    activations   per token and layer what the backward pass reads again; `Job.layer_bytes` says what that is
+    activations   per token and layer what the backward pass reads again; `Job.layer_bytes` says what that is. Where
+                  transformers computes the attention, each token also meets all tokens of its pass: `Job.matrix_bytes`
     recomputed    with checkpointing only each layer's input, and one whole layer at a time
     head          on a GPU one chunk of logits, 6 per entry (bf16 and fp32), what enters the head, and its gradient
                   where it is trained
@@ -38,11 +39,18 @@ CPU_MICRO_TOKENS = 1024  # more leaves the processor's cache: slower (measured 4
 TARGET_SHARE = 0.5  # of an encoder-decoder's tokens that are the decoder's, where the rows are not known
 TIED = ("cohere", "ernie4_5", "gemma", "smollm3", "starcoder2", "vaultgemma")  # without config.json saying so
 GPU_MICRO_TOKENS = 16384  # a GPU is saturated by then
+EAGER = ("gemma2", "granite_swa", "vaultgemma")  # transformers computes their attention in single steps
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a transformer. `cross_layers` are decoder layers that also look at an encoder's output."""
+    """The sizes of a transformer.
+
+    Attributes:
+        cross_layers: decoder layers that also look at an encoder's output.
+        attention: of a decoder: `packed` as attention.py computes it; by transformers `masked`, through PyTorch's kernels,
+            where layers see a window only, or `eager`, in single steps.
+    """
 
     hidden: int
     feed_forward: int
@@ -55,6 +63,7 @@ class Shape:
     gated: bool
     tied: bool
     dropout: bool = False
+    attention: str = "packed"
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Shape":
@@ -88,6 +97,7 @@ class Shape:
             vocabulary=config["vocab_size"],
             gated=True,
             tied=config.get("tie_word_embeddings", str(config.get("model_type")).startswith(TIED)),
+            attention=_attention(config),
         )
 
     @property
@@ -114,6 +124,14 @@ class Shape:
         attention = r * (4 * self.hidden + 2 * self.query + 2 * self.key_value)
         feed_forward = r * (3 if self.gated else 2) * (self.hidden + self.feed_forward)
         return self.layers * (attention + feed_forward) + self.cross_layers * (2 * attention + feed_forward)
+
+
+def _attention(config: dict[str, Any]) -> str:
+    if config.get("model_type") in EAGER:
+        return "eager"
+    has_window = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
+    is_packed = not has_window and set(config.get("layer_types") or ()) <= {"full_attention"}
+    return "packed" if is_packed else "masked"
 
 
 @dataclass(frozen=True)
@@ -215,10 +233,26 @@ class Job:
         if self.lora_dropout and not self.is_full:
             adapter += (2 * value + 1) * inputs
         weights: float = 0
-        if self.device == "cpu" and not shape.cross_layers:  # as cpu_attention.py keeps them
+        # As cpu_attention.py keeps them.
+        if self.device == "cpu" and not shape.cross_layers and shape.attention == "packed":
             weights = shape.heads * min(self.mean_row, (self.mean_row + BLOCK) / 2)
             weights = weights if weights <= MOST_KEPT * shape.query else 0
         return norms + attention + value * weights + feed_forward + dropped + adapter
+
+    def matrix_bytes(self, pass_tokens: int) -> tuple[float, float]:
+        """(activation bytes per token that a layer keeps, that are there once) of attention that is transformers' own.
+
+        A layer keeps keys and values repeated for each head, and of the matrix of all tokens of a pass its own copy of
+        the mask, or for each head the weights in two types or before and after a cap. Once there are the mask itself, or
+        the gradients of one layer's weights.
+        """
+        shape, value = self.shape, self.bytes_per_weight
+        if shape.attention == "packed":
+            return 0.0, 0.0
+        repeated = 2 * value * (shape.query - shape.key_value)
+        if shape.attention == "masked":
+            return repeated + value * pass_tokens, pass_tokens
+        return repeated + 8 * shape.heads * pass_tokens, 4 * shape.heads * pass_tokens
 
     @cached_property
     def token_bytes(self) -> tuple[float, float]:
@@ -244,6 +278,8 @@ class Job:
         """(bytes of what the backward pass reads again, of what is at work at the head) of one pass."""
         shape, value = self.shape, self.bytes_per_weight
         layers, largest = self.token_bytes
+        kept, once = self.matrix_bytes(micro_batch_tokens)
+        layers, largest = layers + shape.layers * kept + once, largest + kept + once
         if checkpointing:
             depth: float = shape.layers
             if shape.cross_layers:

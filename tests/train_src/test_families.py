@@ -4,6 +4,7 @@ Rows end to end have the losses and gradients of each row alone (a leak from one
 error), and an answer decoded token by token has the log-probabilities of one pass over all of it.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn import functional
 import parity
 from decoders import Row
 from generation import answer_logprobs
+from memory import Shape
 from supported import obstacle
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -137,6 +139,8 @@ def test_a_model_is_trained_and_answers_as_transformers_computes(name: str, tmp_
     make(name, tmp_path)
     model = load(tmp_path, lora_dropout=0.0, lora_r=4)
     seq2seq = model.family == "seq2seq"
+    planned = Shape.from_config(json.loads((tmp_path / "config.json").read_text())).attention
+    assert planned.replace("masked", "sdpa") == model.network.config._attn_implementation
     theirs = peft.get_peft_model(read(tmp_path, seq2seq), model.module.peft_config["default"]).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -28,6 +28,11 @@ LLAMA_7B = {
 }
 
 
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+)  # fmt: skip
+
+
 def test_weights_are_counted_exactly_from_the_configuration(models: dict[str, Path]) -> None:
     assert memory.Shape.from_config(LLAMA_7B).weights == 6_738_415_616
     model = load(models["causal"])
@@ -58,9 +63,15 @@ def middle_sized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         vocab_size=384, d_model=256, d_kv=64, d_ff=512, num_layers=3, num_heads=4, feed_forward_proj="gated-gelu",
         decoder_start_token_id=0, pad_token_id=0,
     )  # fmt: skip
+    window = {"sliding_window": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    shape = {name: getattr(llama, name) for name in SIZES}
+    masked = transformers.MistralConfig(**shape, **window)
+    eager = transformers.AutoConfig.for_model("granite_swa", **shape, **window)
     folders = {}
     for family, network in (
         ("causal", transformers.LlamaForCausalLM(llama)),
+        ("masked", transformers.MistralForCausalLM(masked)),
+        ("eager", transformers.AutoModelForCausalLM.from_config(eager)),
         ("seq2seq", transformers.T5ForConditionalGeneration(t5)),
     ):
         folders[family] = tmp_path_factory.mktemp(f"middle-{family}")
@@ -79,6 +90,10 @@ def middle_sized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("causal", "dora", "bf16", 100, False, 0.0),
         ("causal", "full", "fp32", 100, True, 0.0),
         ("causal", "full", "bf16", 100, False, 0.0),
+        ("masked", "lora", "fp32", 300, False, 0.0),
+        ("masked", "lora", "bf16", 100, True, 0.0),
+        ("eager", "lora", "fp32", 300, False, 0.0),
+        ("eager", "lora", "bf16", 100, False, 0.0),
         ("seq2seq", "lora", "fp32", 300, False, 0.0),
         ("seq2seq", "lora", "bf16", 100, False, 0.0),
         ("seq2seq", "dora", "fp32", 100, False, 0.0),
@@ -100,7 +115,7 @@ def test_the_peak_of_a_pass_is_predicted_within_a_tenth(
     model = load_model(Base(folder, "middle", "1", config), settings, recompute=recompute)
     count = 600 // length
     half = [length // 2] * count
-    batch = model.batch(rows_of([length] * count) if family == "causal" else rows_of(half, half))
+    batch = model.batch(rows_of(half, half) if family == "seq2seq" else rows_of([length] * count))
 
     def work() -> None:
         losses, _ = model.losses(batch)
