@@ -76,9 +76,11 @@ class PrepareSettings(NetworkSettings):
         "text",
         "documentation",
     ] = Field("auto", description="how to read rows; auto: recognise it and say so")
-    instruction_column: str = Field("", description="column or key with the question or task")
-    input_column: str = Field("", description="column or key with the text that the question is about")
-    output_column: str = Field("", description="column or key with the answer to learn")
+    instruction_column: str = Field(
+        "", description="column or key with the question or task; where files differ, several with commas between"
+    )
+    input_column: str = Field("", description="column or key with the text that the question is about, or several")
+    output_column: str = Field("", description="column or key with the answer to learn, or several")
     instruction_template: Text = Field("", description="instruction of every row, {column} for what the row has there")
     input_template: Text = Field("", description="input of every row, made from columns in the same way")
     output_template: Text = Field("", description="answer of every row, made from columns in the same way")

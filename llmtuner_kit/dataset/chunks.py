@@ -44,7 +44,7 @@ class Chunk:
     Attributes:
         number: position among all chunks, from 0.
         source: position of its file among the sources.
-        told: the mapping from the settings, spelled as this file spells it.
+        told: the mapping from the settings, as they name it.
         ranges: where the pages of a long PDF lie, once they are read.
     """
 
@@ -185,7 +185,8 @@ def _told(
     wording = Templates.of(settings)
     templates.check(source.name, keys, wording)
     if (told := shapes.told(settings)) is not None:
-        return shapes.check_columns(source.name, keys, told)
+        shapes.check_columns(source.name, keys, told)
+        return told
     found = [mapping for row in rows if (mapping := shapes.recognise(tuple(row), settings.shape))]
     if any(mapping.messages for mapping in found) and (used := wording.given().keys() - {"system"}):
         raise DataError(

@@ -75,7 +75,7 @@ def _converted(
         if mapping is None:
             yield record, _unknown(record)
             continue
-        if mapping is not _NO_OBJECT:
+        if mapping is not _NO_OBJECT and not (mapping.told and mapping.output and mapping.output not in record.value):
             mappings.setdefault(mapping.describe())
         if mapping.shape == "text":
             yield from _plain_text(record, mapping, settings, measure)
@@ -100,7 +100,7 @@ def _mapping(value: Any, told: ColumnMapping | None, shape: str) -> ColumnMappin
         return _TEXT if shape in ("auto", "text") else None
     if not isinstance(value, dict):
         return _NO_OBJECT
-    return told or shapes.recognise(tuple(value), shape)
+    return shapes.of_row(told, tuple(value)) if told else shapes.recognise(tuple(value), shape)
 
 
 _TEXT = ColumnMapping("text")

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from llmtuner_kit.dataset import chunks, expand, kinds, quotes, shapes, sources,
 from llmtuner_kit.dataset.chunks import Chunk, Plan, Source
 from llmtuner_kit.dataset.drafts import drafts_of
 from llmtuner_kit.dataset.records import Record
-from llmtuner_kit.dataset.shapes import ColumnMapping
+from llmtuner_kit.dataset.shapes import ColumnMapping, NoColumnError
 from llmtuner_kit.dataset.sources import Listing, Stored
 from llmtuner_kit.errors import KitError
 from llmtuner_kit.runs import Run
@@ -78,13 +78,17 @@ class PreviewedFile:
 
 @dataclass(frozen=True)
 class Previewed:
-    """The first files, how many there are besides them, what would be left out, and the quote where a job is asked for."""
+    """The first files, how many there are besides them, what would be left out, and the quote where a job is asked for.
+
+    `offer`: settings with which the files that name no question and answer would be read as it is proposed for each.
+    """
 
     dataset: str
     files: tuple[PreviewedFile, ...]
     more: int
     left_out: tuple[tuple[str, str], ...]
     quote: quotes.JobQuote | None = None
+    offer: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Preview:
             self._listings[key] = sources.find(self.workspace, run, settings)
         listing = self._listings[key]
         shown = tuple(self._file(listing, item, settings) for item in listing.files[:FILES])
-        if any(settings.output_column in file.columns and not file.problem for file in shown):
+        if any(shapes.columns_of(settings.output_column, file.columns) and not file.problem for file in shown):
             # Beside a file that has the columns which the settings name, others may say by themselves what they are.
             unnamed = settings.model_copy(update=_UNNAMED)
             shown = tuple(
@@ -112,7 +116,8 @@ class Preview:
                 for file, item in zip(shown, listing.files, strict=False)
             )
         job = quotes.quote(self.workspace, settings, listing) if settings.compute == "processing-job" else None
-        return Previewed(listing.dataset, shown, max(0, len(listing.files) - FILES), listing.left_out, job)
+        more = max(0, len(listing.files) - FILES)
+        return Previewed(listing.dataset, shown, more, listing.left_out, job, offer(settings, shown))
 
     def _file(self, listing: Listing, item: Stored, settings: PrepareSettings) -> PreviewedFile:
         kind = kinds.kind_of(item.name)
@@ -132,6 +137,16 @@ class Preview:
             client = self.workspace.aws.client("s3")
             self._heads[key] = client.get_object(Bucket=bucket, Key=item.key, **part)["Body"].read()
         return self._heads[key]
+
+
+def offer(settings: PrepareSettings, files: Iterable[PreviewedFile]) -> dict[str, str]:
+    """The columns that are set already, and those proposed for the files that lack them, as settings."""
+    proposed = [file.proposed for file in files if file.proposed]
+    if not proposed:
+        return {}
+    asked = shapes.several(settings.instruction_column, *(item.instruction for item in proposed))
+    answered = shapes.several(settings.output_column, *(item.output for item in proposed))
+    return {"instruction_column": asked, "output_column": answered}
 
 
 def _by_lines(name: str) -> bool:
@@ -168,7 +183,8 @@ def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> Previe
                 if len(rows) >= FILES:
                     break
         except KitError as error:
-            proposed = None if settings.output_column else shapes.propose(_values(head))
+            is_open = not settings.output_column or isinstance(error, NoColumnError)
+            proposed = shapes.propose(_values(head)) if is_open else None
             said = str(error).split("\n")[0]
             return PreviewedFile(name, kind, size, columns, "", proposed, (), said, sheets)
     shown_rows = tuple(itertools.chain.from_iterable(rows.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from llmtuner_kit.errors import DataError
 from llmtuner_kit.settings import PrepareSettings
 
+_COLUMNS = ("instruction", "input", "output")
 ANSWERS = ("output", "response", "answer", "completion", "answers", "target")
 # Pairs that name themselves: (what the customer or reader writes, what the model shall learn to write).
 _QUESTION_COLUMNS = (
@@ -213,19 +215,40 @@ def unknown(source: str, rows: Sequence[Mapping[str, Any]], settings: PrepareSet
     )
 
 
-def check_columns(source: str, keys: Sequence[str], mapping: ColumnMapping) -> ColumnMapping:
-    """The mapping with the keys spelled as the source spells them; raises NoColumnError naming what is missing."""
-    spelled = {normal(key): key for key in keys}
-    found: dict[str, str] = {}
-    for part in ("instruction", "input", "output"):
-        name = found[part] = getattr(mapping, part)
-        if not name or name in keys:
-            continue
-        if normal(name) not in spelled:
+def check_columns(source: str, keys: Sequence[str], mapping: ColumnMapping) -> None:
+    """Raises NoColumnError where a source with these keys has none of the columns that the settings name for a part."""
+    for part in _COLUMNS:
+        name = getattr(mapping, part)
+        if name and not columns_of(name, keys):
             raise NoColumnError(
                 f"{source} has no column {name!r} (set as {part}_column).",
                 valid=", ".join(map(repr, keys)) or "the file has no columns",
-                fix=f"set {part}_column to one of these, leave it empty, or put the file's name into leave_out",
+                fix=f"set {part}_column to one of these, where files differ to several with commas between, leave it "
+                "empty, or put the file's name into leave_out",
             )
-        found[part] = spelled[normal(name)]
-    return ColumnMapping(mapping.shape, **found, told=mapping.told)
+
+
+def columns_of(name: str, keys: Sequence[str]) -> list[str]:
+    """Which of the keys a setting means: the one of that name, however spelled, or those between its commas."""
+    spelled = {normal(key): key for key in keys}
+    spelled |= {key: key for key in keys}
+    if found := spelled.get(name) or spelled.get(normal(name)):
+        return [found]
+    parts = [part.strip() for part in name.split(",")]
+    return [key for part in parts if part and (key := spelled.get(part) or spelled.get(normal(part)))]
+
+
+@lru_cache(maxsize=4096)
+def of_row(mapping: ColumnMapping, keys: tuple[str, ...]) -> ColumnMapping:
+    """A mapping that was told, as a row with these keys has it: its own spelling, of several columns the first there."""
+    first = {part: columns_of(getattr(mapping, part), keys)[:1] for part in _COLUMNS}
+    question, context, answer = ("".join(first[part]) or getattr(mapping, part) for part in _COLUMNS)
+    return dataclasses.replace(mapping, instruction=question, input=context, output=answer)
+
+
+def several(told: str, *names: str) -> str:
+    """What a setting tells and further columns as one setting, each once: `Frage` and `Anfrage` -> `Frage, Anfrage`."""
+    found = {normal(name): name for name in map(str.strip, told.split(",")) if name}
+    for name in names:
+        found.setdefault(normal(name), name)
+    return ", ".join(found.values())

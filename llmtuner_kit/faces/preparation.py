@@ -35,16 +35,14 @@ def first_rows() -> standing.OnRun:
 
 
 def _first_rows(seen: preview.Previewed) -> Card:
-    parts: list[Any] = [part for file in seen.files for part in _previewed(file)]
+    parts: list[Any] = [part for file in seen.files for part in _previewed(file, seen.offer)]
     if seen.more:
         parts.append(f"and {seen.more} more files")
     if seen.left_out:
         parts.append(_left_out(seen.left_out))
     facts = _quote(seen.quote) if seen.quote else []
     title = f"First rows of {seen.dataset} as they would be written"
-    proposed = next((file.proposed for file in seen.files if file.proposed), None)
-    offer = {"instruction_column": proposed.instruction, "output_column": proposed.output} if proposed else {}
-    return Card(title, facts, parts, blocked=_blocked(seen), offer=offer)
+    return Card(title, facts, parts, blocked=_blocked(seen), offer=seen.offer)
 
 
 def _blocked(seen: preview.Previewed) -> str:
@@ -67,26 +65,24 @@ def _quote(made: JobQuote) -> list[tuple[str, str]]:
     ]
 
 
-def _previewed(file: PreviewedFile) -> list[Table | str]:
+def _previewed(file: PreviewedFile, offer: Mapping[str, str]) -> list[Table | str]:
     title = f"{file.name} ({file.kind}, {size(file.bytes)})"
-    columns = f"Columns: {', '.join(filter(None, file.columns))}" if file.columns else ""
     if file.problem:
-        lines = [title, f"Needs a change: {file.problem}", *_sheets(file)]
+        told = [("needs a change", file.problem), *(("sheets", line) for line in _sheets(file))]
         if not all(name in file.problem for name in file.columns):
-            lines.append(columns)
-        if file.proposed:
-            lines.append(
-                f"Proposal, used only when you set it: instruction_column = {file.proposed.instruction!r}, "
-                f"output_column = {file.proposed.output!r}"
-            )
-        return [*lines]
-    told = [f"{title}: {file.mapping}" if file.mapping else title, columns, *_sheets(file)]
+            told.append(("columns", ", ".join(filter(None, file.columns))))
+        if file.proposed and offer:
+            proposal = ", ".join(f"{name} = {value!r}" for name, value in offer.items())
+            told.append(("proposal", f"{proposal}; used only when you set it"))
+        return [Table(title, ("what", "found"), told)]
+    columns = f"Columns: {', '.join(filter(None, file.columns))}" if file.columns else ""
+    lines = [f"{title}: {file.mapping}" if file.mapping else title, columns, *_sheets(file)]
     rows = [
         (_place(file, row), row.number, *(_parts(row.row) if row.row else (f"rejected: {row.reason}", "", "")))
         for row in file.rows
     ]
     head = (("sheet" if file.sheets else "file"), "row", "instruction", "input", "answer")
-    return [Table("\n".join(filter(None, told)), head, rows)]
+    return [Table("\n".join(filter(None, lines)), head, rows)]
 
 
 def _sheets(file: PreviewedFile) -> list[str]:

@@ -42,7 +42,7 @@ def test_a_number_is_never_proposed_as_what_is_asked_and_columns_are_told_once()
     seen = preview.read("t.csv", data, len(data), PrepareSettings())
     assert seen.proposed is not None
     assert (seen.proposed.instruction, seen.proposed.output) == ("Frage des Kunden", "Antwort (Agent)")
-    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, ())))
+    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, (), offer=preview.offer(PrepareSettings(), [seen]))))
     assert shown.count("Frage des Kunden") == 2  # among the columns, and in the proposal
 
 
@@ -148,7 +148,7 @@ def test_every_sheet_of_a_spreadsheet_is_shown_with_its_first_rows_and_what_beco
     assert seen.mapping == (
         "question-answer: question -> instruction, answer -> output; columns: customer -> instruction, agent -> output"
     )
-    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, ())))
+    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, (), offer=preview.offer(PrepareSettings(), [seen]))))
     assert "All 4 sheets are read: FAQ, Counts, Mails, Notes. No rows below a header: Notes." in shown
     assert "Counts  2    rejected: fields 'month', 'count'" in shown
     assert "Mails   2    Where is 0?" in shown
@@ -172,7 +172,7 @@ def test_a_sheet_needs_a_change_only_where_no_other_says_what_is_asked() -> None
     assert [row.row is None for row in seen.rows] == [True] * 3 + [False] * 3
     data = workbook(Counts=[["month", "count"], ["May", "7"]], Years=[["year", "sum"], ["1999", "8"]])
     seen = preview.read("book.xlsx", data, len(data), PrepareSettings())
-    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, ())))
+    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, (), offer=preview.offer(PrepareSettings(), [seen]))))
     assert "the columns do not say" in shown
     assert "All 2 sheets are read: Counts, Years." in shown
     assert seen.columns == ("month", "count", "year", "sum")
@@ -181,7 +181,7 @@ def test_a_sheet_needs_a_change_only_where_no_other_says_what_is_asked() -> None
 def test_files_in_an_archive_are_shown_each_with_its_own_rows() -> None:
     data = zip_of({"a.jsonl": as_bytes(distinct(9)), "b.csv": TICKETS})
     seen = preview.read("all.zip", data, len(data), PrepareSettings())
-    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, ())))
+    shown = repr(_first_rows(preview.Previewed("t", (seen,), 0, (), offer=preview.offer(PrepareSettings(), [seen]))))
     assert "a.jsonl  3    Tell about" in shown
     assert "b.csv    2    It blinks" in shown
 
@@ -231,7 +231,7 @@ def test_the_form_shows_the_preview_and_follows_it(workspace: Workspace, uploade
     form = Form("prepare", **uploaded.model_dump()).beside(first_rows())
     shown = form._beside.value
     assert "customer wrote" in shown
-    assert "Proposal, used only when you set it" in shown
+    assert "output_column = &#x27;we said&#x27;; used only when you set it" in shown
     assert "t.csv: needs a change" in form._verdict.value
     form._controls["instruction_column"].value = "customer wrote"
     form._controls["output_column"].value = "we said"
@@ -248,6 +248,24 @@ def test_a_proposed_mapping_is_taken_with_a_click(workspace: Workspace, uploaded
     form._taken.click()
     assert "Where is my parcel" in form._beside.value
     assert (form.settings().instruction_column, form.settings().output_column) == ("customer wrote", "we said")
+
+
+def test_files_that_name_their_columns_differently_are_read_together(workspace: Workspace, tmp_path: Path) -> None:
+    runs.open_run(workspace, "demo", create=True).save("start", settings={"model_id": "tiny-llama"})
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "anfragen.csv").write_text("Anfrage;Antwort\nWo ist es?;Hier ist es.\n")
+    (folder / "t.csv").write_bytes(TABLE)
+    shared = {"run_name": "demo", "user_id": workspace.user_id, "bucket": workspace.bucket}
+    uploads.upload(workspace, UploadSettings(**shared, source=str(folder)))
+    form = Form("prepare", **shared, instruction_column="Anfrage", output_column="Antwort").beside(first_rows())
+    assert "t.csv: needs a change" in form._verdict.value
+    form._taken.click()
+    assert form.settings().instruction_column == "Anfrage, customer wrote"
+    assert form.settings().output_column == "Antwort, we said"
+    assert "Run the next cell" in form._verdict.value
+    assert "Where is my parcel" in form._beside.value
+    assert "Hier ist es." in form._beside.value
 
 
 def test_an_s3_prefix_is_a_source_of_its_own(workspace: Workspace, uploaded: PrepareSettings) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import openpyxl
 import pytest
 
+from dataset.conftest import Prepare
 from llmtuner_kit.dataset import shapes, tables
 from llmtuner_kit.dataset.chunks import Plan, Source
 from llmtuner_kit.errors import DataError
@@ -132,3 +133,37 @@ def test_beside_a_file_that_has_the_named_columns_others_may_say_what_they_are(t
         mappings(tmp_path, ENGLISH, ENGLISH, **NAMED)
     with pytest.raises(DataError, match=r"1\.csv has no column 'Anfrage'"):
         mappings(tmp_path, GERMAN, b"klant,dienst\nWaar?,Hier.\n", **NAMED)
+
+
+BOTH = {"instruction_column": "Anfrage, Vraag", "output_column": "Antwort,antwoord"}
+
+
+def test_of_several_columns_the_first_that_a_row_has_is_read() -> None:
+    told = shapes.told(PrepareSettings(**BOTH))
+    assert told is not None
+    rows = {
+        ("Anfrage", "Vraag", "Antwort"): "columns: Anfrage -> instruction, Antwort -> output",
+        ("VRAAG", "Antwoord"): "columns: VRAAG -> instruction, Antwoord -> output",
+        ("Anfrage, Vraag", "Antwort"): "columns: Anfrage, Vraag -> instruction, Antwort -> output",
+    }
+    assert {keys: shapes.of_row(told, keys).describe() for keys in rows} == rows
+
+
+def test_files_and_sheets_with_columns_of_different_names_become_one_dataset(prepare: Prepare) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["Anfrage", "Antwort"])
+    book.active.append(["Wo ist das Paket geblieben?", "Es ist unterwegs zu Ihnen."])
+    sheet = book.create_sheet("NL")
+    sheet.append(["Vraag", "Antwoord"])
+    sheet.append(["Waar is mijn pakje gebleven?", "Het is naar u onderweg."])
+    book.create_sheet("Prices").append(["Article", "Price"])
+    book["Prices"].append(["Hub", 9.99])
+    file = io.BytesIO()
+    book.save(file)
+    built = prepare({"book.xlsx": file.getvalue(), "t.csv": GERMAN}, **BOTH)
+    assert (built.report.accepted, built.report.rejected) == (3, 1)
+    (asked,) = (source.mapping for source in built.report.sources if source.name == "book.xlsx")
+    told = "columns: Anfrage -> instruction, Antwort -> output; columns: Vraag -> instruction, Antwoord -> output"
+    assert asked == told
+    with pytest.raises(DataError, match="several with commas between"):
+        prepare({"t.csv": b"klant,dienst\nWaar?,Hier.\n"}, **BOTH)
