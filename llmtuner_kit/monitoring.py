@@ -152,7 +152,7 @@ def snapshot(
         log=log,
         elapsed_seconds=elapsed,
         billable_seconds=billable,
-        eta_seconds=None if ending or eta is None or not started else max(0.0, eta - (now() - eta_at)),
+        eta_seconds=None if ending or eta is None or not started else _left(eta, now() - eta_at),
         cost_usd=costs.running_cost(resources["InstanceType"], workspace.aws.region, billable, count),
         charged=workspace.aws.charged,
         instance_type=resources["InstanceType"],
@@ -162,6 +162,11 @@ def snapshot(
         tokens=tokens,
         eta_at=eta_at,
     )
+
+
+def _left(eta: float, passed: float) -> float:
+    """What is left of an estimate; no more than it was, should the clock have been set back."""
+    return min(eta, max(0.0, eta - passed))
 
 
 def _times(job: dict[str, Any], now: float) -> tuple[bool, float, float]:

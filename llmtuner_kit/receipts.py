@@ -39,7 +39,7 @@ def _training_line(workspace: Workspace, name: str, facts: dict[str, Any]) -> co
     except NotFoundError:
         return _forgotten(f"training job {name}", facts)
     begin, end = job.get("TrainingStartTime"), job.get("TrainingEndTime")
-    running = (datetime.now(UTC) - begin).total_seconds() if begin and not end else 0.0
+    running = max(0.0, (datetime.now(UTC) - begin).total_seconds()) if begin and not end else 0.0
     seconds = float(job.get("BillableTimeInSeconds") or running)
     what = f"training job {name}" + _standing(job["TrainingJobStatus"])
     return _job_line(workspace, what, facts, job["ResourceConfig"], seconds, "training")

@@ -60,6 +60,11 @@ def test_a_line_of_the_log_has_the_progress_with_its_numbers_and_only_then() -> 
     assert views.snapshot(seen(log=BEFORE)).line() == f"1 min 2 s · {BEFORE[-1]} · $0.02 on AWS"
 
 
+@pytest.mark.parametrize(("passed", "left"), [(30.0, 60.0), (3600.0, 0.0), (-3600.0, 90.0)])
+def test_what_is_left_is_no_more_than_was_estimated_when_the_clock_is_set_back(passed: float, left: float) -> None:
+    assert monitoring._left(90.0, passed) == left
+
+
 def test_steps_are_one_phase_and_what_comes_before_them_are_others() -> None:
     phases = [
         views.snapshot(seen(**changes)).phase

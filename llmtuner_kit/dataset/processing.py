@@ -221,7 +221,7 @@ def described(workspace: Workspace, job_name: str) -> dict[str, Any] | None:
 def billable_seconds(job: dict[str, Any]) -> float:
     """From the start of a described job until its end, or until now; 0 before it has started."""
     begun = job.get("ProcessingStartTime")
-    return ((job.get("ProcessingEndTime") or datetime.now(UTC)) - begun).total_seconds() if begun else 0.0
+    return max(0.0, ((job.get("ProcessingEndTime") or datetime.now(UTC)) - begun).total_seconds()) if begun else 0.0
 
 
 def _meter(workspace: Workspace, job: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -48,6 +49,20 @@ def test_the_end_of_a_job_is_told_when_what_it_leaves_cannot_be_removed(tmp_path
     supervisor.run()
     (*_, last), _ = journal.read(tmp_path / "journal.jsonl")
     assert (last["status"], last["reason"]) == ("Failed", "none")
+
+
+@pytest.mark.parametrize("jump", [86_400, -86_400])
+def test_a_clock_that_is_set_changes_no_duration(jump: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, clock = tmp_path / "journal.jsonl", time.time
+    written = journal.Journal(path)
+    written.write(secondary="Downloading")
+    monkeypatch.setattr(time, "time", lambda: clock() + jump)
+    written.write(secondary="Training")
+    (first, second), _ = journal.read(path)
+    assert 0 <= second["time"] - first["time"] < 60
+    written.touch()
+    assert 0 <= journal.last_sign(path) - second["time"] < 60
+    assert journal.last_sign(tmp_path / "none") == 0
 
 
 def test_a_line_that_a_full_disk_cut_off_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from llmtuner_local.emulator.context import Context
+from llmtuner_local.emulator.errors import INTERNAL
 from llmtuner_local.emulator.operations.training_status import JOBS
+from llmtuner_local.emulator.shim import journal
 
 DAY = 1_000_000.0
+
+
+def test_a_job_that_was_lost_with_its_machine_ended_when_it_last_lived(tmp_path: Path) -> None:
+    """And not when somebody looks, which may be days later: that time would be on its bill."""
+    journal.Journal(tmp_path / "journal.jsonl").write(secondary="Downloading", message="")
+    lines, _ = journal.read(tmp_path / "journal.jsonl")
+    begun = lines[0]["time"]
+    os.utime(tmp_path / "journal.jsonl", (begun + 60, begun + 60))
+    start = {"Status": "Starting", "StartTime": begun - 1, "StatusMessage": ""}
+    document = {
+        "TrainingJobName": "lost", "TrainingJobStatus": "InProgress", "LastModifiedTime": begun - 1, "_offset": 0,
+        "EnableManagedSpotTraining": False, "SecondaryStatusTransitions": [start],
+    }  # fmt: skip
+    kept = SimpleNamespace(put=lambda kind, name, document: document)
+    context = cast(Context, SimpleNamespace(store=kept, job_folder=lambda _: tmp_path, home=tmp_path))
+    kind = replace(JOBS, folder=lambda *_: tmp_path)
+    job = kind.refresh(context, kind.refresh(context, document))
+    assert (job["TrainingJobStatus"], job["FailureReason"]) == ("Failed", INTERNAL)
+    assert job["BillableTimeInSeconds"] == 60
 
 
 def described(*lines: tuple[float, str], spot: bool) -> dict[str, Any]:

@@ -84,7 +84,6 @@ def required(path: str) -> ServiceError:
 def launch(context: Context, module: str, folder: Path, spec: dict[str, Any]) -> None:
     """Start the supervisor of a job; `spec` says what is particular to it (`shim/job.py`)."""
     common = {
-        "created": context.now(),
         "mode": context.mode,
         "hide": str(context.home),
         "localstack_url": context.localstack_url,
@@ -133,7 +132,8 @@ class JobKind:
             supervisors.clear(folder)
             supervisors.clear_containers(folder)
         document = dict(document, _offset=offset)
-        for line in lines or [{"time": context.now(), **self.lost}]:
+        died = max(document["LastModifiedTime"], journal.last_sign(folder / "journal.jsonl"))  # not now, days later
+        for line in lines or [{"time": died, **self.lost}]:
             self.apply(document, line)
         return context.store.put(self.kind, name, document)
 

@@ -193,11 +193,15 @@ class JobSupervisor(ABC):
             self.journal.write(container=container.process.pid)
             machine = MachineMetrics(self.name, host.name, host.base, self.job.get("volume_gb", 0))
             cluster.members.append(Member(host, container, shipper, machine, on_line, cluster.changed))
-        ending = cluster.wait(self.halt, stopping)
+        ending = cluster.wait(self._look, stopping)
         self.ran, self.running_since = self.seconds(), None
         if self.project:
             self.project.close()  # now, not in `clear`: what the containers wrote must be this user's to be uploaded
         return ending
+
+    def _look(self) -> str:
+        self.journal.touch()
+        return self.halt()
 
     def _start_containers(self, read_only: dict[str, list[str]]) -> list[Container]:
         """A started container for each host."""

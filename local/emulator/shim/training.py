@@ -44,7 +44,7 @@ class TrainingSupervisor(JobSupervisor):
         stopping = self.request.get("StoppingCondition", {})
         self.limit = float(stopping.get("MaxRuntimeInSeconds", 86400))
         self.spot = bool(self.request.get("EnableManagedSpotTraining"))
-        self.wait_until = self.job["created"] + float(stopping.get("MaxWaitTimeInSeconds", "inf"))
+        self.wait_until = time.monotonic() + float(stopping.get("MaxWaitTimeInSeconds", "inf"))
         self.attempts_left = self.request.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0)
         definitions = self.request["AlgorithmSpecification"].get("MetricDefinitions", [])
         self.metrics = AlgorithmMetrics(self.name, definitions)
@@ -128,7 +128,7 @@ class TrainingSupervisor(JobSupervisor):
     def halt(self) -> str:
         if self.stop_asked():
             return "stop"
-        if self.spot and time.time() >= self.wait_until:
+        if self.spot and time.monotonic() >= self.wait_until:
             return "wait"
         if self.running_since is None:
             return ""
