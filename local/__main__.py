@@ -108,9 +108,18 @@ def _reset(options: argparse.Namespace) -> int:
     from llmtuner_local.home import home_folder
 
     if not options.yes:
-        answer = input(f"Delete everything the local cloud has stored in {home_folder()}? Type yes: ")
+        print(f"Everything that the local cloud has stored in {home_folder()} will be deleted, for all users and runs:")
+        print(
+            "uploads, datasets, run records, tuned models, jobs, endpoints and logs. Copies that you downloaded stay."
+        )
+        if found := stack.running():
+            print(f"Running now, and stopped first: {', '.join(found)}.")
+        try:
+            answer = input("Type yes to delete it: ")
+        except EOFError:  # no terminal
+            answer = ""
         if answer.strip().lower() != "yes":
-            print("Nothing was deleted.")
+            print("Nothing was deleted. Without a terminal: llmtuner local reset --yes")
             return 1
     stack.reset()
     print("The local cloud is empty.")

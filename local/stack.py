@@ -102,6 +102,19 @@ def _stop_supervisors(home: Path, what: str, pattern: str) -> list[str]:
     return [f"{len(running)} {what}"] if running else []
 
 
+def running() -> list[str]:
+    """What would be cut off now, in words: `training job demo-1`, `endpoint demo-1`."""
+    home = home_folder()
+    kinds = {"jobs/*": "training job", "processing/*": "processing job", "endpoints/*/*/*": "endpoint"}
+    found = [
+        f"{what} {path.relative_to(home).parts[1]}"
+        for pattern, what in kinds.items()
+        for path in sorted(home.glob(f"{pattern}/{PID_FILE}"))
+        if PidFile(path).held
+    ]
+    return list(dict.fromkeys(found))
+
+
 def status() -> dict[str, Any]:
     """Which parts run, where, since when."""
     home = home_folder()

@@ -327,16 +327,22 @@ def test_up_writes_the_profile_anew_where_it_is_missing_or_for_other_addresses(t
 def test_reset_asks_first_and_then_forgets_everything(local: Local) -> None:
     local.up()
     values = os.environ | {"LLMTUNER_HOME": str(local.home)}
-    refused = subprocess.run(
-        [sys.executable, "-m", "llmtuner_local", "reset"],
-        env=values,
-        input="no\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 1
-    assert (local.home / "local.json").exists()
+    job = local.home / "jobs" / "one" / processes.PID_FILE
+    job.parent.mkdir(parents=True)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    processes.PidFile(job).start(command, environment=values, log=local.home / "one.log", folder=local.home)
+    for said in ("no\n", ""):  # the second as from a timer, without a terminal
+        refused = subprocess.run(
+            [sys.executable, "-m", "llmtuner_local", "reset"],
+            env=values,
+            input=said,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert refused.returncode == 1
+        assert "Running now, and stopped first: training job one." in refused.stdout
+        assert (local.home / "local.json").exists()
     assert local.run("reset", "--yes").returncode == 0
     assert {item.name for item in local.home.iterdir()} <= {".lock"}
 
