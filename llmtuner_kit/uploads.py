@@ -20,6 +20,7 @@ from llmtuner_kit.settings import UploadSettings
 from llmtuner_kit.workspace import Workspace
 
 _SHOWN = 8
+_LONGEST_NAME = 880  # bytes of a name below the source: with the longest prefix before it, what S3 takes as a key
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def find_files(source: str) -> tuple[list[tuple[str, Path]], list[tuple[str, str
             raise kinds.unsupported([top.name])
         if not top.stat().st_size:
             raise DataError(f"{top.name} is empty (0 bytes).", fix="choose a file that has rows")
+        if reason := _unfit(top.name):
+            raise DataError(f"{_readable(top.name)} cannot be uploaded: {reason}.", fix="give it another name")
         return [(top.name, top)], []
     return _in_folder(top)
 
@@ -147,10 +150,10 @@ def _beside(missing: Path) -> str:
 
 def _in_folder(top: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]:
     found, ignored = [], []
-    for name, reason in sorted(_walked(top)):
+    for name, why in sorted(_walked(top)):
         path = top / name
-        if reason:
-            ignored.append((name, reason))
+        if reason := why or _unfit(name):
+            ignored.append((_readable(name), reason))
         elif kinds.is_hidden(name):
             ignored.append((name, "hidden file"))
         elif not kinds.kind_of(name):
@@ -163,9 +166,32 @@ def _in_folder(top: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]
         return found, ignored
     if any(reason.startswith("no reader") for _, reason in ignored):
         raise kinds.unsupported([name for name, reason in ignored if reason.startswith("no reader")])
+    left_out = ", ".join(f"{name} ({reason})" for name, reason in ignored[:_SHOWN])
     raise DataError(
-        f"The folder {str(top)!r} has no files to upload.", valid=kinds.describe(), fix="choose another folder"
+        f"The folder {str(top)!r} has no files to upload" + (f"; left out: {left_out}." if left_out else "."),
+        valid=kinds.describe(),
+        fix="choose another folder",
     )
+
+
+def _unfit(name: str) -> str:
+    """Why a name cannot be one in S3; empty when it can."""
+    try:
+        return "its path is too long" if len(name.encode()) > _LONGEST_NAME else ""
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+
+
+def _readable(name: str) -> str:
+    """A name that can be shown and stored, whatever its bytes are."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _no_file(path: Path) -> str:
+    """Why there is nothing to read; empty for a file and for a link to one."""
+    if path.is_file():
+        return ""
+    return "link that leads nowhere" if path.is_symlink() else "no regular file"
 
 
 def _walked(top: Path) -> Iterator[tuple[str, str]]:
@@ -175,7 +201,9 @@ def _walked(top: Path) -> Iterator[tuple[str, str]]:
         place = Path(folder).relative_to(top)
         hidden = [name for name in inside if kinds.is_hidden(name)]
         yield from (((place / name).as_posix() + "/", "hidden folder") for name in hidden)
+        linked = [name for name in inside if name not in hidden and (Path(folder) / name).is_symlink()]
+        yield from (((place / name).as_posix() + "/", "linked folder; set source to it") for name in linked)
         inside[:] = [name for name in inside if name not in hidden]
-        yield from (((place / name).as_posix(), "") for name in files if (Path(folder) / name).is_file())
+        yield from (((place / name).as_posix(), _no_file(Path(folder) / name)) for name in files)
     for error in closed:
         yield Path(error.filename).relative_to(top).as_posix() + "/", f"cannot be read: {error.strerror}"

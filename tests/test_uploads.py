@@ -78,6 +78,30 @@ def test_a_folder_tells_what_it_left_out(send, tmp_path: Path) -> None:  # type:
     }  # fmt: skip
 
 
+def test_what_cannot_be_uploaded_is_told_and_nothing_of_the_rest_is_lost(send, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    top = tmp_path / "data"
+    deep = Path(*["d" * 200] * 5)
+    (top / deep).mkdir(parents=True)
+    for name in ("new\nline.csv", "ünï 日本.csv", deep / "rows.csv"):
+        (top / name).write_text(f"q,a\n{name},x\n")
+    Path(os.fsdecode(os.fsencode(top) + b"/latin\xff.csv")).write_text("q,a\n")
+    (top / "loop").symlink_to(top)
+    (top / "self.csv").symlink_to(top / "self.csv")
+    os.mkfifo(top / "pipe.csv")
+    made = send(top)
+    assert {file.name for file in made.files} == {"new\nline.csv", "ünï 日本.csv"}
+    assert dict(made.ignored) == {
+        (deep / "rows.csv").as_posix(): "its path is too long", "latin\\udcff.csv": "its name is not UTF-8",
+        "loop/": "linked folder; set source to it", "self.csv": "link that leads nowhere", "pipe.csv": "no regular file",
+    }  # fmt: skip
+
+
+def test_a_folder_without_a_file_to_read_says_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").touch()
+    with pytest.raises(DataError, match=r"left out: rows\.csv \(empty file\)"):
+        uploads.find_files(str(tmp_path))
+
+
 def test_a_folder_that_may_not_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "rows.csv").write_text("q,a\n")
