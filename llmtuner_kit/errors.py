@@ -21,10 +21,12 @@ a KitError is a bug of the kit and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+WIDTH = 100  # characters of a line of an error in a notebook: what a browser of 1280 pixels shows beside its files
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
@@ -61,10 +63,16 @@ class KitError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         # IPython asks for this: one readable block in place of a traceback, in Jupyter and in papermill's output.
-        return [
-            f"{type(self).__name__}: {line}" if n == 0 else f"  {line}"
-            for n, line in enumerate(self.text().split("\n"))
-        ]
+        lines = f"{type(self).__name__}: {self.text()}".replace("\n", "\n  ").split("\n")
+        return [part for line in lines for part in _wrapped(line)]
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line as several that a page shows whole: Jupyter breaks long ones in the middle of words."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    ) or [""]
 
 
 def _rebuild(kind: type[KitError], problem: str, valid: str, fix: str) -> KitError:

@@ -39,6 +39,7 @@ FP32_TFLOPS = 8.1
 _FOUR_BIT_SHARE = 0.9
 # What a serving process keeps of a GPU for weights and cache (SM_VLLM_GPU_MEMORY_UTILIZATION).
 SERVING_SHARE = 0.9
+_TIGHT = 0.85  # a fit that takes more than this share of the memory looks as if it hardly fitted
 _LARGEST_FILE_GB = 4  # of the weights in an archive
 SERVING_CONTEXT = 4096  # longest request an endpoint takes, in tokens (SM_VLLM_MAX_MODEL_LEN)
 
@@ -51,6 +52,7 @@ class Fit:
         needed_gb, available_gb: memory of one GPU in 10^9 bytes; available is what may be used, a tenth is left free.
         why: one sentence.
         smallest: the instance type with the least hardware that fits; empty when none does.
+        least_gb: what the job would need where it gives up speed for memory; `needed_gb` is the fastest that fits.
     """
 
     fits: bool
@@ -61,11 +63,12 @@ class Fit:
     micro_tokens: int = 0
     checkpointing: bool = False
     sharded: bool = False
+    least_gb: float = 0.0
 
     @property
     def headroom(self) -> float:
-        """Share of the usable memory that stays free; below zero when it does not fit."""
-        return 1 - self.needed_gb / self.available_gb
+        """Share of the usable memory that the most frugal way leaves free; below zero when it does not fit."""
+        return 1 - (self.least_gb or self.needed_gb) / self.available_gb
 
 
 class Sizes(TypedDict):
@@ -101,11 +104,19 @@ def job(model: BaseModel, instance: Instance, *, method: str, rank: int, dropout
 
 def plan(model: BaseModel, instance: Instance, *, count: int = 1, **sizes: Unpack[Sizes]) -> memory.Plan:
     """The fastest way that fits one GPU of the instance, else the most frugal one, whose estimate is then too much."""
+    ways = _ways(model, instance, count=count, **sizes)
+    return memory.fitting(ways, instance.gpu_memory_gb * memory.GB) or _most_frugal(ways)
+
+
+def _ways(model: BaseModel, instance: Instance, *, count: int, **sizes: Unpack[Sizes]) -> list[memory.Plan]:
     gpus = instance.gpus * count
     planned = job(model, instance, method=sizes["method"], rank=sizes["rank"], dropout=sizes.get("dropout", 0.0))
     batch_tokens = max(1, sizes.get("batch_tokens", 4096) // gpus)
-    ways = list(planned.plans(longest_row=sizes["max_length"], batch_tokens=batch_tokens, processes=gpus))
-    return memory.fitting(ways, instance.gpu_memory_gb * memory.GB) or min(ways, key=lambda way: way.estimate.total)
+    return list(planned.plans(longest_row=sizes["max_length"], batch_tokens=batch_tokens, processes=gpus))
+
+
+def _most_frugal(ways: list[memory.Plan]) -> memory.Plan:
+    return min(ways, key=lambda way: way.estimate.total)
 
 
 def check(model: BaseModel, instance: Instance, *, count: int = 1, **sizes: Unpack[Sizes]) -> Fit:
@@ -116,6 +127,7 @@ def check(model: BaseModel, instance: Instance, *, count: int = 1, **sizes: Unpa
     possible = instance.bf16_tflops > 0 or sizes["method"] != "qlora"
     host = least_host_memory_gb(model, instance, sizes["method"])
     fits = needed <= usable and possible and host <= instance.memory_gb
+    least = _most_frugal(_ways(model, instance, count=count, **sizes)).estimate.total / memory.GB
     if not possible:
         why = f"4-bit training needs bf16, which the {instance.gpu} does not have"
     elif needed <= usable and not fits:
@@ -124,12 +136,13 @@ def check(model: BaseModel, instance: Instance, *, count: int = 1, **sizes: Unpa
         how = ", activations computed again" if found.gradient_checkpointing else ""
         how += f", weights spread over {instance.gpus * count} GPUs" if found.sharded else ""
         why = f"about {needed:.1f} of {usable:.1f} GB usable on each {instance.gpu}{how}"
+        if needed > _TIGHT * usable and least < _TIGHT * needed:
+            why += f", for speed; {least:.1f} GB would do"
     else:
         why = f"about {needed:.1f} GB needed, {usable:.1f} GB usable on each {instance.gpu}"
     smallest = smallest_instance(model, **sizes)
-    return Fit(
-        fits, needed, usable, why, smallest, found.micro_batch_tokens, found.gradient_checkpointing, found.sharded
-    )
+    planned = found.micro_batch_tokens, found.gradient_checkpointing, found.sharded
+    return Fit(fits, needed, usable, why, smallest, *planned, least_gb=least)
 
 
 def fitting_instances(model: BaseModel, **sizes: Unpack[Sizes]) -> list[Instance]:

@@ -47,6 +47,7 @@ def test_who_adds_up_the_lines_of_a_receipt_finds_its_total(amounts: list[float]
     def read(text: str) -> Decimal:
         return Decimal(text.removeprefix("$").replace(",", ""))
 
+    assert ("nothing to pay" in card.title) is not charged
     column = table.head.index("cost")
     assert read(card.title.rpartition(" ")[2]) == sum(read(row[column]) for row in table.rows)
     # Each line is what 04_monitor and the endpoint's card say of the same amount.

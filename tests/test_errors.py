@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+from llmtuner_kit import errors
 from llmtuner_kit.errors import DataError, KitError, SettingsError
 
 
@@ -19,6 +20,14 @@ def test_parts_that_are_not_given_leave_no_line() -> None:
 def test_notebook_shows_one_block_named_after_the_class() -> None:
     lines = DataError("line 3 is not JSON.", fix="repair it")._render_traceback_()
     assert lines == ["DataError: line 3 is not JSON.", "  Next: repair it"]
+
+
+def test_a_notebook_breaks_no_word_of_a_long_line() -> None:
+    said = "s3://bucket/" + "folder/" * 20 + " is not there, " + "and this goes on " * 10
+    lines = DataError(said, valid="a, " * 60)._render_traceback_()
+    assert " ".join("\n".join(lines).split()) == " ".join(f"DataError: {said} Valid: {'a, ' * 60}".split())
+    assert [len(line) > errors.WIDTH for line in lines].count(True) == 1  # the address, which is one word
+    assert all(line.startswith("  ") for line in lines[1:])
 
 
 def test_errors_survive_pickling_with_their_parts() -> None:

@@ -80,6 +80,10 @@ def test_the_last_loss_stands_beside_the_first_and_numbers_have_units() -> None:
     assert facts["token accuracy"] == "10.7%"
     assert facts["speed"] == "1,234 tokens a second"
     assert facts["status"] == "Training: step 2 of 8"
+    metrics |= {"base_perplexity": [(0, 1056.61)]}
+    assert "perplexity on held-out rows" not in dict(views.snapshot(seen(metrics=metrics)).facts)
+    facts = dict(views.snapshot(seen(metrics=metrics | {"perplexity": [(2, 8.9)]})).facts)
+    assert facts["perplexity on held-out rows"] == "8.90, of the base model 1,056.61; lower is better"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from llmtuner_kit import preflight
+from llmtuner_kit import catalog, preflight
 from llmtuner_kit.aws import ClientError
 from llmtuner_kit.errors import AccessError
 from llmtuner_kit.workspace import Workspace
@@ -71,3 +72,24 @@ def test_the_users_own_role_is_as_good_as_the_shared_one() -> None:
     found = preflight._role(cast(Workspace, SimpleNamespace(aws=aws, user_id="ada")))
     assert (found.level, found.text) == ("ok", "arn:aws:iam::123456789012:role/llmtuner-execution-ada")
     assert preflight._role(cast(Workspace, SimpleNamespace(aws=aws, user_id="bob"))).level == "problem"
+
+
+@pytest.mark.parametrize(
+    ("model_id", "charged", "gpu", "warned"),
+    [
+        ("llama-2-7b", False, False, 1),
+        ("llama-2-7b", True, False, 0),
+        ("llama-2-7b", False, True, 0),
+        ("smollm2-135m-instruct", False, False, 0),
+    ],
+)
+def test_a_model_for_gpus_is_not_rehearsed_without_one_unawares(
+    model_id: str, charged: bool, gpu: bool, warned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "_GPUS", (str(tmp_path if gpu else tmp_path / "none"),))
+    where = SimpleNamespace(aws=SimpleNamespace(charged=charged, target="local"))
+    found = preflight._machine(cast(Workspace, where), catalog.base_model(model_id))
+    assert [item.level for item in found] == ["warning"] * warned
+    for item in found:
+        assert "weights alone take 13.5 of" in item.text
+        assert "smollm2-135m-instruct" in item.fix

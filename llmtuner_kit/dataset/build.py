@@ -9,6 +9,7 @@ is bounded by the chunk size and by about a hundred bytes a row. An interrupted 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -234,8 +235,8 @@ def _split(
 def _write(
     store: Store, twins: Duplicates, where: NDArray[np.uint8], folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Write all files; returns the first rows of the training split."""
-    samples: list[dict[str, Any]] = []
+    """Write all files; returns a few rows of the training split: one of each source, then a second one, and so on."""
+    samples: dict[str, list[dict[str, Any]]] = {}
     with ExitStack() as files:
         split_files = [files.enter_context((folder / f"{name}.jsonl").open("wb")) for name in splits.SPLITS]
         repeated = files.enter_context((folder / "duplicates.jsonl").open("wb"))
@@ -246,14 +247,16 @@ def _write(
                 wanted = np.flatnonzero((kind == 0) & (split == number))
                 lines = [data[offsets[row] : offsets[row + 1]] for row in wanted]
                 split_files[number].write(b"".join(lines))
-                if name == "train" and len(samples) < SAMPLES:
-                    samples += [json.loads(line.split(b"\n")[0]) for line in lines[: SAMPLES - len(samples)]]
+                if name == "train" and lines and len(samples) < SAMPLES:
+                    shown = samples.setdefault(store.place(first)[0], [])
+                    shown += [json.loads(line.split(b"\n")[0]) for line in lines[: SAMPLES - len(shown)]]
             for row in np.flatnonzero(kind):
                 repeated.write(_duplicate_line(store, twins, first + int(row)))
             progress("writing splits", first + count, store.rows)
         refused = files.enter_context((folder / "rejected.jsonl").open("wb"))
         refused.writelines(store.written("rejected"))
-    return samples
+    turns = itertools.zip_longest(*samples.values())
+    return [row for turn in turns for row in turn if row is not None][:SAMPLES]
 
 
 def _duplicate_line(store: Store, twins: Duplicates, row: int) -> bytes:

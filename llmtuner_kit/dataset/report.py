@@ -116,7 +116,7 @@ class Report:
         rows_out: rows written; more than `accepted` when long rows were split into several.
         leaks: rows of validation or test whose question is in the training split too; with splits_from content 0.
         languages: share of rows by language code, largest first.
-        samples: a few rows of the training split as written.
+        samples: a few rows of the training split as written, of as many files as there are.
         left_out: files that were not prepared, each with the reason.
         originals: files of the dataset that hold originals of rejected records too large for a line of rejected.jsonl,
             with their bytes.

@@ -61,7 +61,7 @@ def quote(made: EndpointQuote) -> Card:
     facts = [
         ("model of", made.job_name),
         ("runs on", f"{count} x {made.instance_type}"),
-        ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
+        ("does it fit", f"{'yes' if made.fit.fits else 'NO'}: {made.fit.why}"),
         ("price", costs.priced(made.price) + (" for each" if most > 1 else "")),
         ("serves after", " to ".join(map(duration, made.starting_seconds)) + ", which counts"),
         ("time to live", f"{duration(made.time_to_live_minutes * 60)}, {costs.usd(made.usd_until_expiry)} at most"),
@@ -144,7 +144,7 @@ def receipt(made: costs.Receipt) -> Card:
     rows = [
         [line.what, line.instance_type, duration(line.seconds), costs.usd(line.usd), line.quoted] for line in made.lines
     ]
-    note = "This is on your AWS bill."
+    note, total = "This is on your AWS bill.", costs.usd(made.total_usd)
     if made.charged:
         head.append("verdict")
         rows = [[*row, line.verdict] for row, line in zip(rows, made.lines, strict=True)]
@@ -153,7 +153,8 @@ def receipt(made: costs.Receipt) -> Card:
         note = (
             "It ran on this machine and cost nothing. The cost is its time at AWS's price, the quote is AWS's own time."
         )
-    return Card(f"Receipt of run {made.run_name}: {costs.usd(made.total_usd)}", parts=[Table(note, head, rows)])
+        total = f"nothing to pay; at AWS's prices {total}"
+    return Card(f"Receipt of run {made.run_name}: {total}", parts=[Table(note, head, rows)])
 
 
 def started(made: Start) -> Card:

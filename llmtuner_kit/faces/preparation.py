@@ -135,7 +135,7 @@ def prepared(made: Prepared) -> Card:
         *([_repeats(report)] if report.duplicates else []),
         *_lengths(report),
         *([_histogram(report)] if report.lengths.histogram else []),
-        Table("Rows as written", ("question", "answer"), [_row(row) for row in report.samples[:3]]),
+        Table("Rows as written", ("question", "answer"), [_row(row) for row in report.samples]),
         *_masks(made),
     ]
     return Card(title, facts, parts, _following(report))

@@ -75,7 +75,7 @@ def quote(made: Quote) -> Card:
     facts = [
         ("model", f"{made.model_id} with {made.method}"),
         ("runs on", f"{made.instance_count} x {made.instance_type}"),
-        ("does it fit", made.fit.why if made.fit.fits else f"NO: {made.fit.why}"),
+        ("does it fit", f"{'yes' if made.fit.fits else 'NO'}: {made.fit.why}"),
         ("work", f"{made.tokens:,} tokens of {made.rows:,} {'row' if made.rows == 1 else 'rows'}"),
         ("time on AWS", _range(made.seconds)),
         ("of that", "; ".join(f"{part} {_range(seconds)}" for part, seconds in made.parts.items())),
@@ -187,6 +187,9 @@ def _numbers(seen: Snapshot) -> list[tuple[str, str]]:
     ):
         if (value := seen.last(name)) is not None:
             facts.append((label, form.format(value)))
+    before, after = seen.last("base_perplexity"), seen.last("perplexity")
+    if before is not None and after is not None:
+        facts.append(("perplexity on held-out rows", f"{after:,.2f}, of the base model {before:,.2f}; lower is better"))
     return facts
 
 

@@ -160,9 +160,12 @@ def test_files_and_sheets_with_columns_of_different_names_become_one_dataset(pre
     book["Prices"].append(["Hub", 9.99])
     file = io.BytesIO()
     book.save(file)
-    built = prepare({"book.xlsx": file.getvalue(), "t.csv": GERMAN}, **BOTH)
+    whole = {"validation_share": 0, "test_share": 0}
+    built = prepare({"book.xlsx": file.getvalue(), "t.csv": GERMAN}, **BOTH, **whole)
     assert (built.report.accepted, built.report.rejected) == (3, 1)
     (asked,) = (source.mapping for source in built.report.sources if source.name == "book.xlsx")
+    asked_of = [row["instruction"] for row in built.report.samples]
+    assert asked_of[:2] == ["Wo ist das Paket geblieben?", "Wo ist es?"]  # one of each file first
     told = "columns: Anfrage -> instruction, Antwort -> output; columns: Vraag -> instruction, Antwoord -> output"
     assert asked == told
     with pytest.raises(DataError, match="several with commas between"):
