@@ -227,6 +227,11 @@ def cache_folder() -> Path:
     """Where things that can be rebuilt live: `LLMTUNER_CACHE`, else `llmtuner` in the user's cache folder."""
     if named := os.environ.get("LLMTUNER_CACHE"):
         return Path(named)
+    return own_cache_folder()
+
+
+def own_cache_folder() -> Path:
+    """The user's own, also where `LLMTUNER_CACHE` names one that several people share."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmtuner"
 
 

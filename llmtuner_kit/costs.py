@@ -86,11 +86,16 @@ def _packaged() -> dict[str, Any]:
 
 def _refreshed() -> dict[str, Any]:
     path = refreshed_book()
-    if not path.exists():
-        return {"regions": {}}
     try:
         found = json.loads(path.read_text())
         found["regions"].items()
+    except FileNotFoundError:
+        return {"regions": {}}
+    except PermissionError as error:  # in a cache that several people share
+        raise DataError(
+            f"The refreshed price book {path} cannot be read: {error.strerror}",
+            fix="ask its owner to let others read it, or set LLMTUNER_CACHE to a folder of your own",
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"The refreshed price book {path} cannot be read: {error}",

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmtuner_kit import base_models, catalog, job_code, paths
 from llmtuner_kit.aws import object_sizes
+from llmtuner_kit.errors import disk_errors_in_words
 from llmtuner_kit.sending import Moved, Progress, Sender
 from llmtuner_kit.workspace import Workspace
 
@@ -69,7 +70,9 @@ def stage_model(workspace: Workspace, model: catalog.BaseModel, progress: Progre
         files = base_models.unchanged(workspace, model).files if missing else {}
         sizes = {name: files[name] for name in missing}
     if sizes:
-        _bring(workspace, source, prefix, list(sizes), _counting(model.title, sum(sizes.values()), progress))
+        count = _counting(model.title, sum(sizes.values()), progress)
+        with disk_errors_in_words(Path(source), f"its owner lets others read it with `chmod -R a+rX {source}`"):
+            _bring(workspace, source, prefix, list(sizes), count)
     return workspace.paths.uri(prefix)
 
 

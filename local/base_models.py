@@ -71,6 +71,9 @@ def _finish(folder: Path, model_id: str, facts: dict[str, str]) -> None:
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
     card = {"model_id": model_id, **facts, "revision": f"{facts['revision']}-{digest}", "files": files}
     (folder / "base.json").write_text(json.dumps(card, indent=2) + "\n")
+    mode = (folder / "base.json").stat().st_mode
+    for item in folder.iterdir():  # safetensors keeps what it writes to its user; a cache may be one of several people
+        item.chmod(mode)
 
 
 def _smollm2(folder: Path) -> dict[str, str]:

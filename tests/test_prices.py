@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from datetime import date
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -73,3 +75,11 @@ def test_what_is_no_price_of_an_instance_is_refused(name: str, amount: float) ->
 def test_the_local_cloud_has_no_prices_to_refresh(workspace: Workspace) -> None:
     with pytest.raises(SettingsError, match="come from AWS"):
         prices.refresh(workspace.aws)
+
+
+def test_a_price_book_of_somebody_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = PermissionError(errno.EACCES, "Permission denied")
+    costs.price("ml.g5.xlarge", "us-east-1")  # the packaged book is read and kept
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=closed))
+    with pytest.raises(DataError, match=r"prices\.json cannot be read: Permission denied(?s:.*)LLMTUNER_CACHE"):
+        costs.price("ml.g5.xlarge", "us-east-1")

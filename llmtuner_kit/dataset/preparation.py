@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import json
@@ -140,7 +141,7 @@ def _folder(name: str, watch: Watch) -> Iterator[Path]:
 
     One preparation of a dataset at a time: the next one waits, and may find that all is done.
     """
-    top = catalog.cache_folder() / "prepare"
+    top = _top()
     folder = top / name
     with disk_errors_in_words(folder, _ROOM):
         top.mkdir(parents=True, exist_ok=True)
@@ -154,6 +155,17 @@ def _folder(name: str, watch: Watch) -> Iterator[Path]:
             os.utime(folder)
             _forget_old(top, folder)
             yield folder
+
+
+def _top() -> Path:
+    """In the cache; in the user's own where that is one which several people share, and is not theirs to write."""
+    shared = catalog.cache_folder() / "prepare"
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return shared  # a full disk is told of that place
+    return shared if os.access(shared, os.R_OK | os.W_OK | os.X_OK) else catalog.own_cache_folder() / "prepare"
 
 
 def _forget_old(top: Path, mine: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from dataset.conftest import as_bytes, distinct
 from llmtuner_kit import catalog, runs, uploads
-from llmtuner_kit.dataset import Prepared, prepare
+from llmtuner_kit.dataset import Prepared, preparation, prepare
 from llmtuner_kit.dataset import card as cards
 from llmtuner_kit.errors import DataError, DiskError, NotFoundError
 from llmtuner_kit.faces import views
@@ -158,6 +158,15 @@ def test_a_full_disk_is_named_with_what_to_do_and_the_next_call_goes_on(
         with pytest.raises(DiskError, match=rf"(?s){tmp_path}/cache/prepare/.*lamps: No space.*set LLMTUNER_CACHE"):
             run({"rows.jsonl": distinct(20)})
     assert run({"rows.jsonl": distinct(20)}).card["counts"]["accepted"] == 20
+
+
+@pytest.mark.parametrize(("cache", "own"), [("/sys/llmtuner", True), ("cache", False)])  # nobody may write in /sys
+def test_who_may_only_read_the_cache_prepares_in_the_own_one(
+    cache: str, own: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(catalog, "cache_folder", lambda: tmp_path / cache)
+    monkeypatch.setattr(catalog, "own_cache_folder", lambda: tmp_path / "own")
+    assert preparation._top() == tmp_path / ("own" if own else cache) / "prepare"
 
 
 def test_what_training_would_refuse_is_not_sent_there(run) -> None:  # type: ignore[no-untyped-def]

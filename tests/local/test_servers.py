@@ -31,6 +31,13 @@ def test_a_cache_that_is_only_read_serves_what_it_has_and_is_named_where_it_must
         base_models.build("tiny-t5")
 
 
+def test_files_of_a_base_model_are_all_read_by_whoever_reads_one(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.touch(mode=0o600)  # as safetensors writes it
+    base_models._finish(tmp_path, "tiny-llama", {"revision": "1"})
+    assert weights.stat().st_mode == (tmp_path / "base.json").stat().st_mode
+
+
 def test_logs_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "_LARGE_LOG_BYTES", 5)
     log = tmp_path / "emulator.log"
