@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from data import Row, passes_of
+from data import Row
 from encoding import Encoder
 from group import Group
 from metrics import perplexity
 from model import TunedModel
+from sampler import passes_of
 from stopping import Stop
 
 ANSWER_TOKENS = 96

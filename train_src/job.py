@@ -79,7 +79,7 @@ class Job:
         with contextlib.suppress(Interrupted):
             base_result = self._base_result(model, tokenizer, test, trainer) if test else None
         if group.leads:
-            print(f"training for {trainer.total_steps} steps", flush=True)
+            print(f"training for {trainer.schedule.total_steps} steps", flush=True)
         finished = trainer.run()
         if not trainer.progress.step:
             print("stopped before the first step: there is nothing to save", flush=True)

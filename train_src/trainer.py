@@ -18,21 +18,20 @@ from torch import Tensor
 
 import checkpoints
 import evaluation
-from data import Channel, Row, fingerprint, iterate_steps, passes_of
+from data import Channel, Row, fingerprint
 from failures import TrainingError
 from folders import Folders
 from group import Group
 from hyperparameters import Hyperparameters
 from metrics import Window, peak_memory_gb, report
 from model import TunedModel
+from sampler import iterate_steps, passes_of
+from schedule import Schedule
 from sharding import like, whole
 from stopping import Stop
 
 SAVE_SECONDS = 300
 SAVE_SHARE = 0.05  # of the training time, at most: a checkpoint of all weights of 7B takes minutes to write
-LOG_LINES = 200
-EVALUATIONS = 10
-EVALUATION_SHARE = 0.1  # of the training time, at most
 LEAST_EFFECT = 1e-6  # share of the loss that an update must move it by
 EXPLODED = 3.0  # times the best loss, and 2 nats more
 EXPLODED_STEPS = 5
@@ -75,8 +74,7 @@ class Trainer:
         self.data = fingerprint(train.rows)
         self.group = group or Group()
         self.micro_batch_tokens = micro_batch_tokens
-        self.total_steps = count_steps(train.rows, settings)
-        self.warmup_steps = math.ceil(self.total_steps * settings.warmup_ratio)
+        self.schedule = Schedule(train.rows, self.validation_rows, settings)
         self.progress = Progress()
         self.saved_step, self.saving_seconds = 0, 0.0
         self.stop = stop or Stop(folders)
@@ -99,15 +97,15 @@ class Trainer:
             epochs=None if settings.max_steps else settings.epochs,
         )
         saved_at = progress.window.started = time.monotonic()
-        while progress.step < self.total_steps and not self._has_run_out_of_patience():
+        while progress.step < self.schedule.total_steps and not self._has_run_out_of_patience():
             if not self._step(next(steps)):
                 self._save()
                 return False
-            is_last = progress.step == self.total_steps
-            if progress.step == 1 or is_last or progress.step % self._log_steps() == 0:
+            is_last = progress.step == self.schedule.total_steps
+            if progress.step == 1 or is_last or progress.step % self.schedule.log_steps == 0:
                 self._log()
             paused = time.monotonic()
-            if self.validation_rows and (is_last or progress.step % self._evaluation_steps() == 0):
+            if self.validation_rows and (is_last or progress.step % self.schedule.evaluation_steps == 0):
                 self._evaluate()
             if is_last or self._has_run_out_of_patience() or self._is_save_step(saved_at):
                 began = time.monotonic()
@@ -154,8 +152,8 @@ class Trainer:
         limit = settings.max_grad_norm or math.inf
         self.grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         for each in self.optimizer.param_groups:
-            each["lr"] = self.learning_rate(progress.step)
-        is_first_full_size = progress.step == max(self.warmup_steps - 1, 0)
+            each["lr"] = self.schedule.learning_rate(progress.step)
+        is_first_full_size = progress.step == max(self.schedule.warmup_steps - 1, 0)
         sample = [rows[number] for number in passes[-1][0]] if is_first_full_size and passes else []
         before = self._loss_of(sample)
         self.optimizer.step()
@@ -170,18 +168,6 @@ class Trainer:
         progress.last_loss = loss_sum / labels
         progress.window.add(loss_sum, int(hits), labels, tokens)
         return True
-
-    def learning_rate(self, step: int) -> float:
-        """The rate of a step (counted from 0): linear warm-up, then the chosen curve down to zero."""
-        settings = self.settings
-        if step < self.warmup_steps:
-            return settings.learning_rate * (step + 1) / self.warmup_steps
-        if settings.lr_scheduler == "constant":
-            return settings.learning_rate
-        done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
-        if settings.lr_scheduler == "linear":
-            return settings.learning_rate * (1 - done)
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _check_loss(self, loss: float) -> None:
         """Stop a job whose loss is no number or keeps far above what it was; every later step would be wasted."""
@@ -221,26 +207,18 @@ class Trainer:
         if self.group.leads:
             report(
                 step=progress.step,
-                total_steps=self.total_steps,
+                total_steps=self.schedule.total_steps,
                 epoch=progress.rows / len(self.train_rows),
                 train_loss=summary["train_loss"],
                 token_accuracy=summary["token_accuracy"],
-                learning_rate=self.learning_rate(progress.step - 1),
+                learning_rate=self.schedule.learning_rate(progress.step - 1),
                 grad_norm=self.grad_norm,
                 tokens_per_second=summary["tokens_per_second"],
                 tokens=progress.tokens,
-                eta_seconds=round((self.total_steps - progress.step) * progress.seconds / progress.step),
+                eta_seconds=round((self.schedule.total_steps - progress.step) * progress.seconds / progress.step),
                 memory_gb=peak_memory_gb(),
             )
         progress.window = Window()
-
-    def _log_steps(self) -> int:
-        return self.settings.log_steps or max(1, self.total_steps // LOG_LINES)
-
-    def _evaluation_steps(self) -> int:
-        return self.settings.eval_steps or evaluation_steps(
-            self.train_rows, self.validation_rows, self.total_steps, self.settings
-        )
 
     def _evaluate(self) -> None:
         progress = self.progress
@@ -335,20 +313,3 @@ class Trainer:
                 f"the checkpoints in {self.folders.checkpoints} belong to another job ({differences}): use a new "
                 "checkpoint location, or the same settings"
             )
-
-
-def count_steps(rows: list[Row], settings: Hyperparameters) -> int:
-    """Optimizer steps of the whole job."""
-    if settings.max_steps:
-        return settings.max_steps
-    steps = iterate_steps(rows, batch_tokens=settings.batch_tokens, seed=settings.seed, epochs=settings.epochs)
-    return sum(1 for _ in steps)
-
-
-def evaluation_steps(train: list[Row], validation: list[Row], total_steps: int, settings: Hyperparameters) -> int:
-    """Steps between evaluations: about ten in a job, fewer where they would take more than a tenth of its time."""
-    # A forward pass costs a third of a training pass.
-    pass_cost = sum(map(len, validation)) / 3
-    train_cost = total_steps * min(settings.batch_tokens, sum(map(len, train)))
-    affordable = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * train_cost / max(pass_cost, 1))))
-    return max(1, total_steps // affordable)

@@ -49,8 +49,9 @@ def write_channel(base: Path, model: Path, **hyperparameters: Any) -> None:
 
 def planned_steps(model: Path, family: str, steps: int, tokens: int, folder: Path) -> list[list[Any]]:
     """The encoded rows of each step, exactly as train.py takes them."""
-    from data import iterate_steps, load_channel
+    from data import load_channel
     from encoding import Encoder
+    from sampler import iterate_steps
 
     rows = load_channel(folder, Encoder(model, family), max_length=LONGEST, long_rows="cut").rows
     plan = iterate_steps(rows, batch_tokens=tokens, seed=SEED)

@@ -15,9 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import memory
 from base import Base
-from data import passes_of
 from hyperparameters import Hyperparameters
 from model import load_model
+from sampler import passes_of
 
 LLAMA_7B = {
     "hidden_size": 4096,

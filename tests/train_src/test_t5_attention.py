@@ -11,8 +11,8 @@ from torch import Tensor
 
 import attention
 from batches import Batch, packed_seq2seq_batch, seq2seq_batch
-from data import split_micro
 from model import TunedModel
+from sampler import split_micro
 
 KINDS = {
     "t5": (transformers.T5Config, transformers.T5ForConditionalGeneration),
