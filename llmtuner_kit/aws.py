@@ -1,4 +1,4 @@
-"""Targets, sessions and clients: the only importer of boto3.
+"""Targets, sessions and clients: the only importer of boto3, and with aws_errors.py of botocore.
 
     aws = connect("local")
     aws.client("sagemaker").list_training_jobs()
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -19,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,30 +25,10 @@ import boto3
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConfigParseError,
-    ConnectionClosedError,
-    CredentialRetrievalError,
-    IncompleteReadError,
-    InvalidConfigError,
-    InvalidRegionError,
-    LoginError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    NoRegionError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    ReadTimeoutError,
-    ResponseStreamingError,
-    SSLError,
-    SSOError,
-    TokenRetrievalError,
-)
-from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.exceptions import BotoCoreError, ClientError, ConfigParseError, ProfileNotFound
 
-from llmtuner_kit.errors import AccessError, KitError, LocalCloudError, NotReadyError, QuotaError, SettingsError
+from llmtuner_kit.aws_errors import BROKEN_BODY, error_code, error_message, is_error, translate
+from llmtuner_kit.errors import LocalCloudError, SettingsError
 
 __all__ = [
     "BROKEN_BODY", "Aws", "ClientError", "connect", "described", "error_code", "error_message", "is_error",
@@ -71,27 +49,6 @@ _S3_CONFIG = _CONFIG.merge(Config(signature_version="s3v4"))
 # Who am I, the first thing that is asked of a target: where nothing answers, that is known after seconds, not minutes.
 _FIRST_CONTACT = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=5, read_timeout=20)
 _CONFIGS = {"s3": _S3_CONFIG, "sts": _FIRST_CONTACT}
-_NO_CREDENTIALS = (
-    CredentialRetrievalError, InvalidConfigError, LoginError, NoAuthTokenError, NoCredentialsError,
-    PartialCredentialsError, SSOError, TokenRetrievalError,
-)  # fmt: skip
-_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden"}
-_BAD_CREDENTIALS = {
-    "UnrecognizedClientException",
-    "InvalidClientTokenId",
-    "InvalidAccessKeyId",
-    "InvalidSignatureException",
-    "OptInRequired",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "RequestExpired",
-    "SignatureDoesNotMatch",
-}
-# What a request is answered with whose time is not AWS's; the last two are also said of wrong keys.
-_WRONG_CLOCK = ("RequestTimeTooSkewed", "Signature expired", "Signature not yet current")
-# What reading an answer's body raises when the connection breaks; boto3 repeats requests, but not that.
-BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
-_THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "SlowDown", "RequestLimitExceeded"}
 
 
 @dataclass(frozen=True)
@@ -251,101 +208,11 @@ def _plainly(operation: str = "") -> Iterator[None]:
         raise plain from error
 
 
-def translate(error: Exception, operation: str = "") -> KitError | None:
-    """The KitError for a failure every user can meet at any call; None for all others."""
-    if isinstance(error, _NO_CREDENTIALS):
-        return AccessError(
-            f"No AWS credentials: {error}", fix="run `aws configure` or `aws sso login`, or use target local"
-        )
-    if isinstance(error, NoRegionError | InvalidRegionError):
-        return SettingsError(str(error), valid="such as us-east-1", fix="set region, or AWS_DEFAULT_REGION")
-    if isinstance(error, SSLError):
-        return NotReadyError(
-            f"{operation}: {error}",
-            fix="where a proxy opens TLS, set AWS_CA_BUNDLE to the file with your organization's certificates",
-        )
-    if isinstance(error, NoConnectionError | ConnectionClosedError):
-        aws = ".amazonaws.com" in str(error)
-        return NotReadyError(
-            f"{operation}: nothing answers: {error}",
-            fix="check the network, a proxy if you need one, and the region's name in the address"
-            if aws
-            else "check the network; for target local run `llmtuner local status` and `llmtuner local up`",
-        )
-    if isinstance(error, ReadTimeoutError):
-        return NotReadyError(
-            f"{operation}: no answer in time: {error}", fix="try again; ask for fewer tokens when a model was answering"
-        )
-    if not isinstance(error, ClientError):
-        return None
-    code, message = error_code(error), error_message(error)
-    if code in _DENIED:
-        if operation == "HeadBucket":
-            return None  # who may not see the whole bucket may still see the own prefix: the caller knows
-        return AccessError(f"{operation} was denied: {message}", fix=_denied_fix(message))
-    if any(words in (code, *message.split(":")) for words in _WRONG_CLOCK):
-        return AccessError(
-            f"AWS does not accept the time of this machine ({code}): {message}",
-            fix="set its clock right, then run again",
-        )
-    if code in _BAD_CREDENTIALS:
-        return AccessError(
-            f"AWS does not accept the credentials ({code}): {message}",
-            fix="sign in again, or check the profile; a region that is not switched on in the account answers so too",
-        )
-    if code in ("ResourceLimitExceeded", "ServiceQuotaExceededException"):
-        return QuotaError(message, fix=_quota_fix(message))
-    if code in _THROTTLED:
-        return NotReadyError(
-            f"{operation}: AWS asks to slow down ({code}): {message}", fix="wait a minute and run the cell again"
-        )
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not operation.startswith("InvokeEndpoint"):
-        return NotReadyError(
-            f"{operation}: the service has a failure of its own ({code}): {message}",
-            fix=("make room on that disk" if re.search("No space left|disk is full", message) else "wait a minute")
-            + " and run the cell again",
-        )
-    return None
-
-
-def _denied_fix(message: str) -> str:
-    if "explicit deny" in message:
-        return (
-            "a policy that forbids it stands above all permissions: ask who looks after the account or the organization, "
-            "or choose what it allows, such as another region or instance_type"
-        )
-    return "ask the account's owner for this permission; `llmtuner access show` prints the policy a user needs"
-
-
-def _quota_fix(message: str) -> str:
-    limit = re.search(r"service limit '([^']+)'", message)
-    name = f"'{limit.group(1)}'" if limit else "this limit"
-    return f"ask for more of {name} in the Service Quotas console (Amazon SageMaker), or choose another instance_type"
-
-
 def _misconfigured(error: Exception) -> SettingsError:
     return SettingsError(
         f"AWS configuration: {error}",
         fix="repair the file it names, or set AWS_PROFILE to a profile of `aws configure list-profiles`",
     )
-
-
-def error_code(error: BaseException) -> str:
-    """AWS's error code of a ClientError (or of the one behind a KitError); empty for anything else."""
-    found = error if isinstance(error, ClientError) else error.__cause__
-    return str(found.response.get("Error", {}).get("Code", "")) if isinstance(found, ClientError) else ""
-
-
-def error_message(error: BaseException) -> str:
-    """AWS's message of a ClientError (or of the one behind a KitError), else the text of the error."""
-    found = error if isinstance(error, ClientError) else error.__cause__
-    return str(found.response.get("Error", {}).get("Message", "")) if isinstance(found, ClientError) else str(error)
-
-
-def is_error(error: BaseException, *codes: str) -> bool:
-    """Whether an error is AWS's answer with one of these codes."""
-    return error_code(error) in codes
 
 
 def described(describe: Callable[..., dict[str, Any]], **names: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 KIT = ROOT / "llmtuner_kit"
 DOORWAYS = {
     "boto3": {"aws.py"},
-    "botocore": {"aws.py"},
+    "botocore": {"aws.py", "aws_errors.py"},
     "ipywidgets": {"faces/forms.py"},
     "IPython": {"faces/show.py"},
     "matplotlib": {"faces/charts.py"},

@@ -13,7 +13,7 @@ from llmtuner_kit.workspace import Workspace
 
 
 def translated(kind: type[KitError], text: str) -> KitError:
-    """As `aws.translate` makes them: with AWS's own error behind."""
+    """As `aws_errors.translate` makes them: with AWS's own error behind."""
     error = kind(text, fix="do something")
     error.__cause__ = OSError(text)
     return error
