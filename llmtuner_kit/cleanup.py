@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from llmtuner_kit import artifacts, costs, deployments, endpoints, paths, runs, training, uploads
@@ -75,11 +75,11 @@ def _endpoints(workspace: Workspace, run: runs.Run, removed: list[str], kept: li
         if deployed.get("deleted_at"):
             continue  # the name may serve again since; then it was noted again
         if kept is None:
-            _await_settled(workspace, name)
+            found = _settled(workspace, name)
             gone = endpoints.delete(workspace, name).removed
             removed += gone
-            if gone:
-                _remember_end(run, key, deployed)
+            if gone and found:
+                _remember_end(run, key, deployed, endpoints.until(found))
         elif endpoints.described(workspace, name):
             kept.append(f"endpoint {name}, which costs {costs.usd(deployed['quote']['usd_per_hour'])} an hour")
 
@@ -134,18 +134,18 @@ def _running(workspace: Workspace, name: str, kind: str) -> bool:
     return found is not None and found["ProcessingJobStatus"] == "InProgress"
 
 
-def _remember_end(run: runs.Run, key: str, deployed: dict[str, Any]) -> None:
+def _remember_end(run: runs.Run, key: str, deployed: dict[str, Any], moment: datetime) -> None:
     """Write down when the endpoint ended: AWS forgets an endpoint with its deletion."""
-    run.note("endpoints", key, deployed | {"deleted_at": datetime.now(UTC).isoformat(timespec="seconds")})
+    run.note("endpoints", key, deployed | {"deleted_at": moment.isoformat(timespec="seconds")})
 
 
-def _await_settled(workspace: Workspace, name: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
-    """An endpoint that is being created cannot be deleted; AWS asks to wait."""
+def _settled(workspace: Workspace, name: str, *, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any] | None:
+    """The endpoint as described when it can be deleted, or None: while it is being created AWS asks to wait."""
     said = False
     while True:
         found = endpoints.described(workspace, name)
         if found is None or found["EndpointStatus"] not in endpoints.BUSY - {"Deleting"}:
-            return
+            return found
         if not said:
             status = found["EndpointStatus"]
             sys.stderr.write(f"Endpoint {name} is {status}, and AWS deletes it only after that: this is waited for.\n")

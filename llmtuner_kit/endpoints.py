@@ -74,7 +74,7 @@ def status_of(workspace: Workspace, found: dict[str, Any], tags: dict[str, str])
     variants = found.get("ProductionVariants", [])
     instance_type = _instance_type(workspace, found["EndpointConfigName"])
     count = sum(item.get("CurrentInstanceCount", 0) for item in variants)
-    seconds = max(0.0, (datetime.now(UTC) - found["CreationTime"]).total_seconds())  # the clocks may differ
+    seconds = max(0.0, (until(found) - found["CreationTime"]).total_seconds())  # the clocks may differ
     region = workspace.aws.region
     return EndpointStatus(
         endpoint_name=found["EndpointName"],
@@ -91,6 +91,12 @@ def status_of(workspace: Workspace, found: dict[str, Any], tags: dict[str, str])
         owner=tags.get(access.OWNER_TAG, ""),
         job_name=tags.get(JOB_TAG, ""),
     )
+
+
+def until(found: dict[str, Any]) -> datetime:
+    """Until when a described endpoint has cost money: one that has failed has no instances any more."""
+    failed_at: datetime | None = found.get("LastModifiedTime") if found["EndpointStatus"] == "Failed" else None
+    return (failed_at or datetime.now(UTC)).astimezone(UTC)
 
 
 def _expiry(tags: dict[str, str]) -> datetime | None:

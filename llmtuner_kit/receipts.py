@@ -83,12 +83,15 @@ def _endpoint_line(workspace: Workspace, deployed: dict[str, Any]) -> costs.Line
     living = found is not None and found["EndpointStatus"] != "Deleting" and found["CreationTime"] == begun
     # Deleted by the guard or by hand: its time to live is the latest it can have run.
     end = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
-    if not living and not ended:
+    if found and living:
+        end = endpoints.until(found)
+    elif not ended:
         end = min(end, datetime.fromisoformat(deployed["expires_at"]))
     seconds = max(0.0, (end - begun).total_seconds())
     billed, counted = _instance_seconds(workspace, deployed, begun, max(begun, end))
     amount = costs.running_cost(deployed["instance_type"], workspace.aws.region, billed)
-    what = f"endpoint {name}" + counted + (" (still running)" if living else "")
+    state = "failed" if found and found["EndpointStatus"] == "Failed" else "still running"
+    what = f"endpoint {name}" + counted + (f" ({state})" if living else "")
     quoted = costs.Money(0.0, deployed["quote"]["usd_until_expiry"])
     return _line(what, deployed["instance_type"], seconds, amount, quoted)
 

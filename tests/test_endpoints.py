@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_account import Clients, account, endpoint, refused
 
-from llmtuner_kit import access, autoscaling, endpoints
+from llmtuner_kit import access, autoscaling, endpoints, receipts
 from llmtuner_kit.errors import AccessError, DataError, NotReadyError
 from llmtuner_kit.settings import DeploySettings
 
@@ -70,6 +70,22 @@ def test_a_clock_that_is_behind_costs_no_negative_money() -> None:
     early = endpoint("lamp") | {"CreationTime": datetime.now(UTC) + timedelta(minutes=4)}
     (seen,) = endpoints.list_own(account(early).workspace)
     assert seen.cost_usd == 0
+
+
+def test_an_endpoint_that_failed_costs_nothing_from_then_on() -> None:
+    begun = datetime.now(UTC) - timedelta(hours=10)
+    failed = endpoint("lamp", "Failed", instances=0)
+    failed |= {"CreationTime": begun, "LastModifiedTime": begun + timedelta(minutes=6)}
+    clients = account(failed)
+    (seen,) = endpoints.list_own(clients.workspace)
+    assert seen.usd_per_hour is not None
+    assert seen.cost_usd == pytest.approx(seen.usd_per_hour / 10)
+    noted = {
+        "endpoint_name": "lamp", "created_at": begun.isoformat(), "expires_at": datetime.now(UTC).isoformat(),
+        "instance_type": "ml.g5.xlarge", "quote": {"usd_until_expiry": 2.0},
+    }  # fmt: skip
+    line = receipts._endpoint_line(clients.workspace, noted)
+    assert (line.what, line.seconds) == ("endpoint lamp (failed)", 360.0)
 
 
 def test_an_endpoint_that_ends_while_the_account_is_listed_is_no_error() -> None:
