@@ -20,15 +20,17 @@ import parity
 from base import Base, fetch_weights
 from conversations import prompt_messages, row_messages
 from data import Channel, fingerprint, read_rows
+from device import plan_memory
 from encoding import Encoder
 from evaluation import ANSWER_TOKENS, Interrupted, Score, answers, score
 from failures import TrainingError
 from folders import Folders
 from group import Group
 from hyperparameters import Hyperparameters
+from loading import load_model, load_sharded, load_tokenizer
 from memory import GB, Plan, Shape
 from metrics import perplexity, report
-from model import TunedModel, load_model, load_sharded, load_tokenizer, plan_memory
+from model import TunedModel
 from sharding import whole
 from stopping import Stop
 from structure import check_structure

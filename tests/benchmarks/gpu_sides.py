@@ -138,9 +138,10 @@ def trainer_of(
     """train.py's engine, loaded, and the row numbers of each step."""
     from base import Base
     from data import Channel
+    from device import plan_memory
     from folders import Folders
     from hyperparameters import Hyperparameters
-    from model import load_model, plan_memory
+    from loading import load_model
     from trainer import Trainer
 
     channel = Channel([row for rows in steps for row in rows])

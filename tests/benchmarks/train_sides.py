@@ -89,10 +89,11 @@ def train_py(model: Path, tokens: list[int], batch_tokens: int, **settings: Any)
     """What train.py does between its checks and its archive: plan, load, train; in this process, each step timed."""
     from base import locate_base
     from data import load_channel
+    from device import plan_memory
     from encoding import Encoder
     from folders import Folders
     from hyperparameters import Hyperparameters
-    from model import load_model, plan_memory
+    from loading import load_model
     from trainer import Trainer
 
     clock, losses = Clock(), []

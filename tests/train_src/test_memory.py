@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 import memory
 from base import Base
 from hyperparameters import Hyperparameters
-from model import load_model
+from loading import load_model
 from sampler import passes_of
 
 LLAMA_7B = {

@@ -216,9 +216,9 @@ def test_rows_without_a_token_to_train_on_are_named(make_job: JobMaker) -> None:
 def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
     make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import model
+    import device
 
-    monkeypatch.setattr(model, "_device_bytes", lambda _: 0.3e9)
+    monkeypatch.setattr(device, "device_bytes", lambda _: 0.3e9)
     base = make_job()
     assert run_job(base) == 1
     assert "does not fit: lora with rows of" in (base / "output" / "failure").read_text()

@@ -30,8 +30,9 @@ from encoding import Encoder
 from failures import TrainingError, write_failure
 from folders import Folders
 from hyperparameters import Hyperparameters
+from loading import load_model
 from metrics import line
-from model import TunedModel, load_model
+from model import TunedModel
 from sampler import iterate_steps, plan_epoch, share_of, split_micro
 from schedule import count_steps
 
