@@ -88,9 +88,13 @@ def require_room(target: Path, size: int, otherwise: str = "") -> None:
     free = shutil.disk_usage(target.parent).free
     if size > free:
         raise DataError(
-            f"{target.name} takes {size / 1e9:.1f} GB more; the disk of {target.parent.resolve()} has {free / 1e9:.1f} GB.",
+            f"{target.name} takes {_amount(size)} more; the disk of {target.parent.resolve()} has {_amount(free)}.",
             fix=", or ".join(filter(None, ["make room", "choose a folder on another disk", otherwise])),
         )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def fetch_folder(client: Any, uri: str, folder: Path, moved: Callable[[int, int], None] | None = None) -> list[Fetched]:

@@ -175,7 +175,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
 ) -> None:
     key = put(workspace, prefix, tmp_path / "source", 1000)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
-    with pytest.raises(DataError, match=r"takes 0\.0 GB more; the disk of .* has 0\.0 GB"):
+    with pytest.raises(DataError, match=r"takes 0\.0 MB more; the disk of .* has 0\.0 MB"):
         downloads.fetch(client, workspace.bucket, key, tmp_path / "copy")
     assert not list(tmp_path.glob("copy*"))
 

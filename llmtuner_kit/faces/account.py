@@ -76,7 +76,7 @@ def guard(target: str, region: str, user_id: str, bucket: str, *, delete: bool) 
     if delete:  # first: what cannot be shown, as the price book is damaged, is deleted all the same
         gone = endpoints.delete_expired(found)
         click.echo(f"Deleted: {', '.join(gone)}." if gone else "Nothing has outlived its time.")
-    living = endpoints.list_own(found)
+    living = [item for item in endpoints.list_own(found) if not delete or item.status != "Deleting"]
     for item in living:
         until = item.expires_at.isoformat(timespec="minutes") if item.expires_at else "no end set"
         over = "  OVER" if item.expired else ""
