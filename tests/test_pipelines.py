@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import nbformat
 import pytest
@@ -13,6 +13,7 @@ from ipywidgets import Widget
 
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.faces import notebooks, pipelines, report
+from llmtuner_kit.faces.charts import Chart
 from llmtuner_kit.faces.forms import Form
 from llmtuner_kit.faces.notebooks import Executed, NotebookError
 from llmtuner_kit.faces.parts import Table
@@ -152,6 +153,27 @@ def test_a_report_of_what_was_deleted_since_says_how_to_make_it_anew(
     pipeline = run_once(tmp_path, text)
     with pytest.raises(NotFoundError, match="--fresh"):
         report.cards(pipeline)
+
+
+def test_a_report_says_what_was_learnt_from_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"rows_in": 1200, "accepted": 1150, "rejected": 40, "duplicates": 10}
+    splits = {"train": {"rows": 1000}, "validation": {"rows": 150}, "test": {"rows": 0}}
+    data = report._data({"dataset": "lamps", "version": "b8f", "counts": counts, "splits": splits})
+    assert dict(data.facts)["rows that came in"] == "1,200: 1,150 accepted, 40 rejected, 10 duplicates"
+    assert dict(data.facts)["rows as divided"] == "train 1,000, validation 150, test 0"
+    metrics = {"train_loss": [(1, 4.0), (2, 2.5)], "eval_loss": [(2, 2.75)]}
+    seen = SimpleNamespace(
+        job_name="j", status="Completed", elapsed_seconds=62.0, metrics=metrics, first=lambda _: 4.0, last=lambda _: 2.5
+    )
+    monkeypatch.setattr(report.monitoring, "snapshot", lambda *_: seen)
+    asked = {"method": "lora", "epochs": "2.0", "max_steps": "0", "learning_rate": "0.0002"}
+    trained = {"job_name": "j", "model_id": "tiny-llama", "hyperparameters": asked}
+    made = report._training(cast(Workspace, None), trained)
+    assert dict(made.facts)["base model"] == "tiny-llama, tuned with lora"
+    assert dict(made.facts)["for"] == "2 epochs at learning rate 0.0002"
+    assert [part.title for part in made.parts if isinstance(part, Chart)] == ["Loss"]
+    trained["hyperparameters"] = asked | {"max_steps": "80"}
+    assert dict(report._training(cast(Workspace, None), trained).facts)["for"].startswith("80 steps")
 
 
 def test_the_runs_of_a_sweep_are_shown_beside_each_other_with_what_they_differ_in(

@@ -78,9 +78,10 @@ def guard(target: str, region: str, user_id: str, bucket: str, *, delete: bool) 
         click.echo(f"Deleted: {', '.join(gone)}." if gone else "Nothing has outlived its time.")
     living = [item for item in endpoints.list_own(found) if not delete or item.status != "Deleting"]
     for item in living:
-        until = item.expires_at.isoformat(timespec="minutes") if item.expires_at else "no end set"
+        until = f"{item.expires_at:%Y-%m-%d %H:%M} UTC" if item.expires_at else "no end set"
         over = "  OVER" if item.expired else ""
-        hourly = f"{costs.usd(item.usd_per_hour)} an hour, {costs.usd(item.cost_usd)} so far"
+        free = "" if found.aws.charged else " on AWS, here it costs nothing"
+        hourly = f"{costs.usd(item.usd_per_hour)} an hour, {costs.usd(item.cost_usd)} so far{free}"
         click.echo(
             f"{item.endpoint_name}  {item.status}  {item.instance_type} x{item.instances}  {hourly}  until {until}{over}"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmtuner_kit import evaluation, monitoring, receipts, runs
 from llmtuner_kit.errors import KitError, NotFoundError
-from llmtuner_kit.faces import endings, pipelines, reading
+from llmtuner_kit.faces import endings, pipelines, reading, views
 from llmtuner_kit.faces.cards import Card
 from llmtuner_kit.faces.parts import Table
 from llmtuner_kit.faces.pipelines import Pipeline
@@ -23,7 +23,7 @@ _CONTROLS = "application/vnd.jupyter.widget-view+json"
 
 
 def cards(pipeline: Pipeline) -> list[Card]:
-    """Stages, training, held-out rows, side-by-side answers, receipt: those that there are."""
+    """Stages, data, training, held-out rows, side-by-side answers, receipt: those that there are."""
     done = pipelines.state_of(pipeline)
     rows = [(item.step, duration(item.seconds), item.output) for item in done]
     total = duration(sum(item.seconds for item in done))
@@ -32,8 +32,9 @@ def cards(pipeline: Pipeline) -> list[Card]:
         return made
     run = _run_of(pipeline)
     workspace = run.workspace
-    trained = (run.section("train") or {}).get("result")
-    if trained:
+    if prepared := (run.section("prepare") or {}).get("result"):
+        made.append(_data(prepared))
+    if trained := (run.section("train") or {}).get("result"):
         made += [_training(workspace, trained), *_held_out(workspace, trained["job_name"])]
     if answers := (run.section("invoke") or {}).get("result", {}).get("samples"):
         samples = tuple(evaluation.Sample(**item) for item in answers)
@@ -94,13 +95,34 @@ def _stages(rows: list[tuple[str, str, str]]) -> Table | str:
     return Table("Stages", ("step", "time", "executed notebook"), rows)
 
 
+def _data(prepared: dict[str, Any]) -> Card:
+    """What was learnt from: what became of the rows that came in, and how they were divided."""
+    counts, splits = prepared["counts"], prepared["splits"]
+    became = ("accepted", "rejected", "duplicates")
+    facts = [
+        ("dataset", f"{prepared['dataset']}, version {prepared['version']}"),
+        ("rows that came in", f"{counts['rows_in']:,}: " + ", ".join(f"{counts[what]:,} {what}" for what in became)),
+        ("rows as divided", ", ".join(f"{name} {part['rows']:,}" for name, part in splits.items())),
+    ]
+    return Card("Data", facts)
+
+
 def _training(workspace: Workspace, trained: dict[str, Any]) -> Card:
     seen = monitoring.snapshot(workspace, trained["job_name"])
-    facts = [("job", seen.job_name), ("status", seen.status), ("time", duration(seen.elapsed_seconds))]
+    asked = trained["hyperparameters"]
+    many, unit = (asked["max_steps"], "step") if int(asked["max_steps"]) else (f"{float(asked['epochs']):g}", "epoch")
+    length = f"{many} {unit}{'' if many == '1' else 's'}"
+    facts = [
+        ("base model", f"{trained['model_id']}, tuned with {asked['method']}"),
+        ("for", f"{length} at learning rate {float(asked['learning_rate']):g}"),
+        ("job", seen.job_name),
+        ("status", seen.status),
+        ("time", duration(seen.elapsed_seconds)),
+    ]
     first, last = seen.first("train_loss"), seen.last("train_loss")
     if first is not None and last is not None:
         facts.append(("loss", f"first {first:.3f}, last {last:.3f}"))
-    return Card("Training", facts)
+    return Card("Training", facts, views.curves(seen))
 
 
 def _held_out(workspace: Workspace, job_name: str) -> list[Card]:
@@ -121,7 +143,7 @@ def text(pipeline: Pipeline) -> str:
 _STYLE = (
     "<meta name='viewport' content='width=device-width'><style>:root{color-scheme:light dark}"
     "body{max-width:70em;margin:2em auto;padding:0 1em;font-family:system-ui,sans-serif}.lt,pre{overflow-x:auto}"
-    "summary{font-size:1.2em;cursor:pointer}table{border-collapse:collapse}"
+    "summary{cursor:pointer}table{border-collapse:collapse}"
     "@media(prefers-color-scheme:dark){.lt img{filter:invert(.9) hue-rotate(180deg)}}</style>"
 )
 
@@ -132,6 +154,8 @@ def write(pipeline: Pipeline) -> Path:
     for item in pipelines.state_of(pipeline):
         body = _notebook(Path(item.output))
         sections.append(f"<details><summary>{html.escape(item.step)}</summary>{body}</details>")
+    if sections:
+        sections.insert(0, "<h4>Executed notebooks</h4>")
     shown = "".join(card._repr_html_() for card in cards(pipeline))
     page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(pipeline.name)}</title>{_STYLE}"

@@ -13,7 +13,7 @@ from llmtuner_kit.dataset import Prepared
 from llmtuner_kit.faces import endings, preparation, standing
 from llmtuner_kit.faces.cards import Card
 from llmtuner_kit.faces.charts import Chart
-from llmtuner_kit.faces.parts import Folded, Link, Table, listed
+from llmtuner_kit.faces.parts import Folded, Link, Part, Table, listed
 from llmtuner_kit.faces.texts import duration, shortened, size
 from llmtuner_kit.monitoring import Snapshot
 from llmtuner_kit.quotes import Quote
@@ -144,7 +144,7 @@ def snapshot(seen: Snapshot, log_lines: int = 15) -> Card:
     ]
     if seen.failure_reason:
         facts.append(("reason", seen.failure_reason))
-    parts: list[Any] = _curves(seen)
+    parts: list[Any] = curves(seen)
     # The numbers of metric lines are in the curves.
     log = [line for line in seen.log if not line.startswith("metric ")]
     if log_lines and log:
@@ -226,8 +226,9 @@ def finished(workspace: Workspace, seen: Snapshot) -> Card:
     return Card(card.title, card.facts, parts, following)
 
 
-def _curves(seen: Snapshot) -> list[Chart]:
-    charts = []
+def curves(seen: Snapshot) -> list[Part]:
+    """Loss and token accuracy by step, where there is more than one."""
+    charts: list[Part] = []
     for title, names in (
         ("Loss", {"training": "train_loss", "validation": "eval_loss"}),
         ("Token accuracy", {"training": "token_accuracy", "validation": "eval_token_accuracy"}),
