@@ -7,6 +7,7 @@ status of jobs and endpoints; the record is how the next notebook, or a restarte
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -165,10 +166,12 @@ def open_run(workspace: Workspace, run_name: str = "", *, create: bool = False) 
     if not run.document:
         if not create:
             names = [item.name for item in list_runs(workspace)]
+            meant = difflib.get_close_matches(run_name, names, 1)
+            new = f"run 00_start with run_name {run_name!r}"
             raise NotFoundError(
                 f"There is no run {run_name!r} of user {workspace.user_id!r}.",
                 valid=", ".join(names) if names else "",
-                fix=f"run 00_start with run_name {run_name!r}",
+                fix=f"set run_name to {meant[0]!r}, or, to begin a new run, {new}" if meant else new,
             )
         run.save("start")
     return run

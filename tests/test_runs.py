@@ -53,6 +53,16 @@ def test_missing_run_lists_the_runs_there_are(workspace: Workspace) -> None:
         open_run(workspace, "gone")
 
 
+def test_a_misspelt_name_is_answered_with_the_run_that_is_likely_meant(workspace: Workspace) -> None:
+    open_run(workspace, "support-tickets", create=True)
+    with pytest.raises(NotFoundError) as caught:
+        open_run(workspace, "suport-tickets")
+    assert caught.value.fix.startswith("set run_name to 'support-tickets', or, to begin a new run, run 00_start")
+    with pytest.raises(NotFoundError) as caught:
+        open_run(workspace, "another")
+    assert caught.value.fix == "run 00_start with run_name 'another'"
+
+
 def test_missing_result_names_the_notebook(workspace: Workspace) -> None:
     with pytest.raises(NotFoundError, match="02_prepare"):
         open_run(workspace, "empty", create=True).result("prepare")

@@ -83,7 +83,7 @@ def _as_html(part: Part) -> str:
             f"</span>{'<br>' if piece.endswith(chr(10)) else ''}"
             for piece, trained in zip(part.pieces, part.trained, strict=True)
         )
-        return f"<p>{_e(part.title)}</p><div class='m'>{tokens}</div>"
+        return f"<p><b>{_e(part.title)}</b></p><div class='m'>{tokens}</div>"
     if isinstance(part, Chart | Bars):
         image = base64.b64encode(charts.png(part)).decode()
         return f"<img width='{charts.WIDTH:.0f}' alt='{_e(part.title)}: {_e(part.alt)}' src='data:image/png;base64,{image}'>"
