@@ -17,32 +17,48 @@ from replacements import tried_out
 
 ROTATION = "apply_rotary_pos_emb"
 SAME = 0.02  # relative difference, as bf16 rounds
+OFFSETS = (0.0, 1.0)  # what a norm's weights lack: Gemma's are kept as their distance from one
 
 
 def use_cpu_layers(network: nn.Module) -> tuple[int, int]:
     """Give a loaded model this arithmetic where it is found to be the same: (norms, modules whose rotation it is)."""
-    replaced = tried_out([module for module in network.modules() if _is_norm(module)], _is_same_norm)
-    for norm in replaced:
-        setattr(norm, "forward", functools.partial(_norm, norm))  # noqa: B010 (mypy: a method)
+    norms = [module for module in network.modules() if _is_norm(module)]
+    replaced = [
+        functools.partial(_norm, norm, offset)
+        for offset in OFFSETS
+        for norm in tried_out(norms, functools.partial(_is_same_norm, offset=offset))
+    ]
+    for own in replaced:
+        setattr(own.args[0], "forward", own)  # noqa: B010 (mypy: a method)
     sources = {sys.modules[type(module).__module__] for module in network.modules()}
     return len(replaced), sum(_replace_rotation(source) for source in sources if hasattr(source, ROTATION))
 
 
 def _is_norm(module: Any) -> bool:
     weight = getattr(module, "weight", None)
-    return hasattr(module, "variance_epsilon") and weight is not None and not weight.requires_grad
+    return _epsilon(module) is not None and weight is not None and weight.dim() == 1 and not weight.requires_grad
+
+
+def _epsilon(module: Any) -> float | None:
+    """What keeps a root mean square from zero; None of any other module."""
+    if "RMSNorm" in type(module).__name__:
+        return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return getattr(module, "variance_epsilon", None)
 
 
 @torch.no_grad()
-def _is_same_norm(norm: Any) -> bool:
+def _is_same_norm(norm: Any, offset: float) -> bool:
     x = torch.randn(2, len(norm.weight), generator=torch.Generator().manual_seed(0)).mul_(3).to(norm.weight.dtype)
-    plain, own = norm(x), _norm(norm, x)
+    plain, own = norm(x), _norm(norm, offset, x)
     return plain.dtype == own.dtype and bool((plain - own).float().norm() <= SAME * plain.float().norm())
 
 
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    result: Tensor = _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
-    return result
+def _norm(norm: Any, offset: float, x: Tensor) -> Tensor:
+    if not offset:
+        result: Tensor = _RmsNorm.apply(x, norm.weight, _epsilon(norm))
+        return result
+    # The sum is rounded in no type but fp32, and so is what it multiplies.
+    return _RmsNorm.apply(x, norm.weight.float() + offset, _epsilon(norm)).to(x.dtype)
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -21,9 +21,9 @@ T5_SIZES = {"vocab_size": 100, "d_model": 64, "d_kv": 16, "d_ff": 64, "num_layer
 @pytest.fixture(autouse=True)
 def _own_rotations(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test replaces in transformers' modules is put back after it."""
-    for name in ("llama", "qwen3", "cohere"):
-        transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(name, **SIZES))
-        source = sys.modules[f"transformers.models.{name}.modeling_{name}"]
+    for name in ("llama", "qwen3", "gemma", "gemma3_text", "cohere"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(name, **SIZES))
+        source = sys.modules[type(model).__module__]
         plain = getattr(source, cpu_layers.ROTATION)
         monkeypatch.setattr(source, cpu_layers.ROTATION, getattr(plain, "args", [plain])[0])
 
@@ -51,7 +51,10 @@ def passed(model: Any) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "expected"), [("llama", (5, 1)), ("qwen3", (9, 1)), ("t5", (12, 0))])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("llama", (5, 1)), ("qwen3", (9, 1)), ("gemma", (5, 1)), ("gemma3_text", (13, 1)), ("t5", (12, 0))],
+)
 def test_a_model_with_them_computes_what_it_did(name: str, expected: tuple[int, int], dtype: torch.dtype) -> None:
     model = make(name, dtype)
     plain = passed(copy.deepcopy(model))
