@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
 from importlib import resources
@@ -127,6 +128,11 @@ def hourly(instance_type: str, region: str, count: int = 1, use: Use = "hosting"
     """USD per hour for a number of instances, or None."""
     found = price(instance_type, region, use)
     return found.usd_per_hour * count if found else None
+
+
+def elapsed_seconds(begin: datetime, end: datetime | None = None) -> float:
+    """What has passed until the end, or until now; never below zero, as this machine's clock may differ from AWS's."""
+    return max(0.0, ((end or datetime.now(UTC)) - begin).total_seconds())
 
 
 def running_cost(

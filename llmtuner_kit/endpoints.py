@@ -74,7 +74,7 @@ def status_of(workspace: Workspace, found: dict[str, Any], tags: dict[str, str])
     variants = found.get("ProductionVariants", [])
     instance_type = _instance_type(workspace, found["EndpointConfigName"])
     count = sum(item.get("CurrentInstanceCount", 0) for item in variants)
-    seconds = max(0.0, (until(found) - found["CreationTime"]).total_seconds())  # the clocks may differ
+    seconds = costs.elapsed_seconds(found["CreationTime"], until(found))
     region = workspace.aws.region
     return EndpointStatus(
         endpoint_name=found["EndpointName"],
@@ -192,8 +192,8 @@ def delete_expired(workspace: Workspace) -> list[str]:
     """
     gone, kept = [], []
     for found, tags in list(_own(workspace)):
-        name, until = found["EndpointName"], _expiry(tags)
-        if until is None or until > datetime.now(UTC) or found["EndpointStatus"] == "Deleting":
+        name, expires_at = found["EndpointName"], _expiry(tags)
+        if expires_at is None or expires_at > datetime.now(UTC) or found["EndpointStatus"] == "Deleting":
             continue
         try:
             if f"endpoint {name}" in delete(workspace, name).removed:

@@ -66,6 +66,11 @@ class Fit:
     least_gb: float = 0.0
 
     @property
+    def verdict(self) -> str:
+        """`why`, with the answer before it."""
+        return f"{'yes' if self.fits else 'NO'}: {self.why}"
+
+    @property
     def headroom(self) -> float:
         """Share of the usable memory that the most frugal way leaves free; below zero when it does not fit."""
         return 1 - (self.least_gb or self.needed_gb) / self.available_gb
@@ -104,8 +109,7 @@ def job(model: BaseModel, instance: Instance, *, method: str, rank: int, dropout
 
 def plan(model: BaseModel, instance: Instance, *, count: int = 1, **sizes: Unpack[Sizes]) -> memory.Plan:
     """The fastest way that fits one GPU of the instance, else the most frugal one, whose estimate is then too much."""
-    ways = _ways(model, instance, count=count, **sizes)
-    return memory.fitting(ways, instance.gpu_memory_gb * memory.GB) or _most_frugal(ways)
+    return _fastest(_ways(model, instance, count=count, **sizes), instance)
 
 
 def _ways(model: BaseModel, instance: Instance, *, count: int, **sizes: Unpack[Sizes]) -> list[memory.Plan]:
@@ -115,19 +119,23 @@ def _ways(model: BaseModel, instance: Instance, *, count: int, **sizes: Unpack[S
     return list(planned.plans(longest_row=sizes["max_length"], batch_tokens=batch_tokens, processes=gpus))
 
 
+def _fastest(ways: list[memory.Plan], instance: Instance) -> memory.Plan:
+    return memory.fitting(ways, instance.gpu_memory_gb * memory.GB) or _most_frugal(ways)
+
+
 def _most_frugal(ways: list[memory.Plan]) -> memory.Plan:
     return min(ways, key=lambda way: way.estimate.total)
 
 
 def check(model: BaseModel, instance: Instance, *, count: int = 1, **sizes: Unpack[Sizes]) -> Fit:
     """Does the job fit a GPU of this instance with a tenth to spare, and the machine's own memory, and how would it run?"""
-    found = plan(model, instance, count=count, **sizes)
+    ways = _ways(model, instance, count=count, **sizes)
+    found, least = _fastest(ways, instance), _most_frugal(ways).estimate.total / memory.GB
     usable = memory.SAFE_SHARE * instance.gpu_memory_gb
     needed = found.estimate.total / memory.GB
     possible = instance.bf16_tflops > 0 or sizes["method"] != "qlora"
     host = least_host_memory_gb(model, instance, sizes["method"])
     fits = needed <= usable and possible and host <= instance.memory_gb
-    least = _most_frugal(_ways(model, instance, count=count, **sizes)).estimate.total / memory.GB
     if not possible:
         why = f"4-bit training needs bf16, which the {instance.gpu} does not have"
     elif needed <= usable and not fits:

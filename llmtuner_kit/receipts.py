@@ -39,7 +39,7 @@ def _training_line(workspace: Workspace, name: str, facts: dict[str, Any]) -> co
     except NotFoundError:
         return _forgotten(f"training job {name}", facts)
     begin, end = job.get("TrainingStartTime"), job.get("TrainingEndTime")
-    running = max(0.0, (datetime.now(UTC) - begin).total_seconds()) if begin and not end else 0.0
+    running = costs.elapsed_seconds(begin) if begin and not end else 0.0
     seconds = float(job.get("BillableTimeInSeconds") or running)
     what = f"training job {name}" + _standing(job["TrainingJobStatus"])
     return _job_line(workspace, what, facts, job["ResourceConfig"], seconds, "training")
@@ -87,7 +87,7 @@ def _endpoint_line(workspace: Workspace, deployed: dict[str, Any]) -> costs.Line
         end = endpoints.until(found)
     elif not ended:
         end = min(end, datetime.fromisoformat(deployed["expires_at"]))
-    seconds = max(0.0, (end - begun).total_seconds())
+    seconds = costs.elapsed_seconds(begun, end)
     billed, counted = _instance_seconds(workspace, deployed, begun, max(begun, end))
     amount = costs.running_cost(deployed["instance_type"], workspace.aws.region, billed)
     state = "failed" if found and found["EndpointStatus"] == "Failed" else "still running"

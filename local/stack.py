@@ -18,9 +18,9 @@ from llmtuner_local.home import ACCOUNT_ID, REGION, disk_errors_in_words, home_f
 from llmtuner_local.processes import PID_FILE, PidFile, Process, kill, marked, stop_together
 
 _SUPERVISED = {
-    "jobs/*": "training job(s)",
-    "processing/*": "processing job(s)",
-    "endpoints/*/*/*": "endpoint instance(s)",
+    "jobs/*": "training job",
+    "processing/*": "processing job",
+    "endpoints/*/*/*": "endpoint instance",
 }
 
 
@@ -99,16 +99,15 @@ def _stop_supervisors(home: Path, what: str, pattern: str) -> list[str]:
     stop_together(list(running.values()), 8 if pattern.startswith("endpoints") else 0)
     for folder in running:
         trees.remove(folder / "opt-ml")
-    return [f"{len(running)} {what}"] if running else []
+    return [f"{len(running)} {what}(s)"] if running else []
 
 
 def running() -> list[str]:
     """What would be cut off now, in words: `training job demo-1`, `endpoint demo-1`."""
     home = home_folder()
-    kinds = {"jobs/*": "training job", "processing/*": "processing job", "endpoints/*/*/*": "endpoint"}
-    found = [
-        f"{what} {path.relative_to(home).parts[1]}"
-        for pattern, what in kinds.items()
+    found = [  # an endpoint once, whatever its instances
+        f"{what.removesuffix(' instance')} {path.relative_to(home).parts[1]}"
+        for pattern, what in _SUPERVISED.items()
         for path in sorted(home.glob(f"{pattern}/{PID_FILE}"))
         if PidFile(path).held
     ]

@@ -54,11 +54,10 @@ def _is_same_norm(norm: Any, offset: float) -> bool:
 
 
 def _norm(norm: Any, offset: float, x: Tensor) -> Tensor:
-    if not offset:
-        result: Tensor = _RmsNorm.apply(x, norm.weight, _epsilon(norm))
-        return result
-    # The sum is rounded in no type but fp32, and so is what it multiplies.
-    return _RmsNorm.apply(x, norm.weight.float() + offset, _epsilon(norm)).to(x.dtype)
+    # With an offset the sum, and what it multiplies, are rounded in no type but fp32.
+    weight = norm.weight.float() + offset if offset else norm.weight
+    result: Tensor = _RmsNorm.apply(x, weight, _epsilon(norm))
+    return result.to(x.dtype) if offset else result
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -19,7 +19,7 @@ from heap import keep_freed_memory
 from hyperparameters import Hyperparameters
 from lora_linear import speed_up
 from lora_mlp import fuse
-from memory import Shape
+from memory import Shape, sees_all
 from model import TunedModel
 from replacements import apply_liger, use_native_gelu
 from sharding import shard, turns
@@ -135,10 +135,8 @@ def _load_network(base: Base, settings: Hyperparameters, dtype: torch.dtype, com
 
 def _is_plain_attention(config: Any) -> bool:
     """Whether each layer's attention is causal attention and nothing more; others get transformers' own block masks."""
-    if config._attn_implementation != "sdpa":  # transformers chooses it for all but those with caps or sinks
-        return False
-    has_window = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    return not has_window and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    # transformers chooses sdpa for all but those with caps or sinks.
+    return config._attn_implementation == "sdpa" and sees_all(config.to_dict())
 
 
 def _lora_config(network: Any, family: str, settings: Hyperparameters) -> peft.LoraConfig:

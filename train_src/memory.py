@@ -129,9 +129,13 @@ class Shape:
 def _attention(config: dict[str, Any]) -> str:
     if config.get("model_type") in EAGER:
         return "eager"
+    return "packed" if sees_all(config) else "masked"
+
+
+def sees_all(config: dict[str, Any]) -> bool:
+    """Whether each layer of a decoder looks at all tokens before, and none at a window of them only."""
     has_window = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
-    is_packed = not has_window and set(config.get("layer_types") or ()) <= {"full_attention"}
-    return "packed" if is_packed else "masked"
+    return not has_window and set(config.get("layer_types") or ()) <= {"full_attention"}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -221,7 +220,7 @@ def described(workspace: Workspace, job_name: str) -> dict[str, Any] | None:
 def billable_seconds(job: dict[str, Any]) -> float:
     """From the start of a described job until its end, or until now; 0 before it has started."""
     begun = job.get("ProcessingStartTime")
-    return max(0.0, ((job.get("ProcessingEndTime") or datetime.now(UTC)) - begun).total_seconds()) if begun else 0.0
+    return costs.elapsed_seconds(begun, job.get("ProcessingEndTime")) if begun else 0.0
 
 
 def _meter(workspace: Workspace, job: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def quote(made: EndpointQuote) -> Card:
     facts = [
         ("model of", made.job_name),
         ("runs on", f"{count} x {made.instance_type}"),
-        ("does it fit", f"{'yes' if made.fit.fits else 'NO'}: {made.fit.why}"),
+        ("does it fit", made.fit.verdict),
         ("price", costs.priced(made.price) + (" for each" if most > 1 else "")),
         ("serves after", " to ".join(map(duration, made.starting_seconds)) + ", which counts"),
         ("time to live", f"{duration(made.time_to_live_minutes * 60)}, {costs.usd(made.usd_until_expiry)} at most"),

@@ -75,7 +75,7 @@ def quote(made: Quote) -> Card:
     facts = [
         ("model", f"{made.model_id} with {made.method}"),
         ("runs on", f"{made.instance_count} x {made.instance_type}"),
-        ("does it fit", f"{'yes' if made.fit.fits else 'NO'}: {made.fit.why}"),
+        ("does it fit", made.fit.verdict),
         ("work", f"{made.tokens:,} tokens of {made.rows:,} {'row' if made.rows == 1 else 'rows'}"),
         ("time on AWS", _range(made.seconds)),
         ("of that", "; ".join(f"{part} {_range(seconds)}" for part, seconds in made.parts.items())),
