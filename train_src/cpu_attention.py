@@ -1,12 +1,14 @@
-"""Causal attention over documents that lie end to end, on CPU: plain batched matrix products, block by block.
+"""Causal attention over documents that lie end to end, on CPU: compiled, or plain batched matrix products.
 
-Each block of queries meets only the keys it may see, with all query heads of one key head in one product. The weights of
-short documents are kept for the way back; those of longer ones, which would take more memory than all else in a layer,
-are computed again there, as with flash attention. Documents may begin with a prefix that they share: its keys and values
-are computed once and seen by all.
+Documents may begin with a prefix that they share: its keys and values are computed once and seen by all.
+
+Where nothing is compiled (cpu_kernels.py says when), each block of queries meets only the keys it may see, with all query
+heads of one key head in one product. In fp32 the weights of short documents are kept for the way back; others, which
+would take more memory than all else in a layer, are computed again there, as with flash attention.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import cpu_kernels
 from memory import BLOCK, MOST_KEPT
 
 # Smaller weights are nothing beside the largest, and MKL's products with denormals take 200 times as long. The
@@ -51,7 +54,30 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, lengths: Seq
 
     query is (1, heads, tokens, size), key and value are (1, key heads, tokens, size); returns (1, tokens, heads, size).
     """
+    if cpu_kernels.suits(query, key, value) and query.shape[-1] == value.shape[-1]:
+        documents = [shared, *lengths] if shared else lengths
+        ends = tuple(itertools.accumulate(documents))
+        return _CompiledAttention.apply(query, key, value, scale, ends, shared)
     return _BlockAttention.apply(query, key, value, scale, tuple(blocks(lengths, shared)))
+
+
+class _CompiledAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, ends: tuple[int, ...], shared: int
+    ) -> Tensor:
+        output, logs = cpu_kernels.attend(query, key, value, scale, ends, shared)
+        ctx.save_for_backward(query, key, value, output, logs)
+        ctx.scale, ctx.ends, ctx.shared = scale, ends, shared
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, logs = ctx.saved_tensors
+        made = cpu_kernels.attend_backward(
+            gradients[0], query, key, value, output, logs, ctx.scale, ctx.ends, ctx.shared
+        )
+        return *made, None, None, None
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -60,7 +86,8 @@ class _BlockAttention(torch.autograd.Function):
         _, heads, tokens, _ = query.shape
         key_heads, size = key.shape[1], value.shape[-1]
         output = query.new_empty(tokens, heads, size)
-        keeps = any(ctx.needs_input_grad) and heads * sum(part.pairs for part in parts) <= MOST_KEPT * query.numel()
+        pairs = heads * sum(part.pairs for part in parts)
+        keeps = any(ctx.needs_input_grad) and query.dtype == torch.float32 and pairs <= MOST_KEPT * query.numel()
         kept = []
         for part in parts:
             q, k = _grouped(query[0, :, part.queries], key_heads), _seen(key, part)

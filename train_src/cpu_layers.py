@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import cpu_kernels
 from replacements import tried_out
 
 ROTATION = "apply_rotary_pos_emb"
@@ -65,6 +66,11 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.is_compiled = cpu_kernels.suits(x, weight)
+        if ctx.is_compiled:
+            y, factor = cpu_kernels.rms_norm(x, weight, eps)
+            ctx.save_for_backward(x, weight, factor)
+            return y
         wide = x.float()
         squares = torch.linalg.vector_norm(wide, 2.0, -1, True).square_()
         factor = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -74,6 +80,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         x, weight, factor = ctx.saved_tensors
+        if ctx.is_compiled:
+            return cpu_kernels.rms_norm_backward(gradients[0], x, weight, factor), None, None
         wide, change = x.float(), (gradients[0] * weight).float()
         common = torch.linalg.vecdot(change, wide)[..., None].mul_(factor**3).div_(-x.shape[-1])
         return change.mul_(factor).addcmul_(wide, common).to(x.dtype), None, None
@@ -124,6 +132,8 @@ class _Rotation(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    if cpu_kernels.suits(x[..., : x.shape[-1] // 2], cos, sin) and cos.shape == (1, 1, *x.shape[2:]) and len(x) == 1:
+        return cpu_kernels.rotate(x, cos, sin, direction)
     result = x * cos
     (own_low, own_high), (low, high), (sin_low, sin_high) = (each.chunk(2, -1) for each in (result, x, sin))
     own_low.addcmul_(high, sin_low, value=-direction)

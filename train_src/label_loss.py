@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 
+import cpu_kernels
 from memory import HEAD_CHUNK
 
 TILE_LABELS, TILE_TOKENS = 1024, 1024  # on CPU: a tile's logits and its part of the head are 1 to 4 MB each
@@ -113,16 +114,16 @@ def _in_tiles(hidden: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bo
     own = (hidden.float() * weight[labels]).sum(-1)
     base = own.to(hidden.dtype)
     x, start_from = hidden.t().contiguous(), -base
-    largest, sums = torch.full_like(base, float("-inf")), torch.zeros_like(own)
+    largest, sums = torch.full_like(own, float("-inf")), torch.zeros_like(own)
+    exponentiate = cpu_kernels.exponentiate if cpu_kernels.suits(weight) else _exponentiate
     d_x = torch.zeros(x.shape)
     for tile in weight.split(TILE_TOKENS):
         weights = torch.addmm(start_from, tile, x)
-        largest = torch.maximum(largest, _largest(weights))
-        sums += weights.exp_().sum(0, dtype=torch.float32)
+        exponentiate(weights, largest, sums)
         if wants_gradient:
             _add_product(d_x, tile.t(), weights)
     own -= base
-    losses, correct = sums.log() - own, largest.float() < own + TIE
+    losses, correct = sums.log() - own, largest < own + TIE
     d_hidden = (d_x.div_(sums).t() - weight[labels]).to(hidden.dtype) if wants_gradient else None
     far_labels = (largest > FAR).nonzero()[:, 0]
     for far in far_labels.split(FAR_LABELS) if len(far_labels) else ():
@@ -131,6 +132,12 @@ def _in_tiles(hidden: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bo
         if d_hidden is not None and part.d_hidden is not None:
             d_hidden[far] = part.d_hidden
     return _Part(losses, correct, d_hidden)
+
+
+def _exponentiate(tile: Tensor, largest: Tensor, sums: Tensor) -> None:
+    """As cpu_kernels.exponentiate."""
+    torch.maximum(largest, _largest(tile).float(), out=largest)
+    sums += tile.exp_().sum(0, dtype=torch.float32)
 
 
 def _largest(tile: Tensor) -> Tensor:

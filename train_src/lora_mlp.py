@@ -13,6 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+import cpu_kernels
 from lora_linear import adapters, dense, is_plain, shaped
 from replacements import tried_out
 
@@ -71,7 +72,7 @@ class _LoraSwiGlu(torch.autograd.Function):
         gate, up, down = bases
         lows = rows @ a.t()
         g, u = rows @ dense(gate).t(), rows @ dense(up).t()
-        inner = _swiglu(rows)(g, u, lows, b_gate, b_up)
+        inner = _arithmetic(g, lows).swiglu(g, u, lows, b_gate, b_up)
         low_down = inner @ a_down.t()
         y = (inner @ dense(down).t()).addmm_(low_down, b_down.t())
         ctx.save_for_backward(rows, a, a_down, b_gate, b_up, b_down, lows, low_down, g, u)
@@ -85,7 +86,7 @@ class _LoraSwiGlu(torch.autograd.Function):
         shape = gradients[0].shape
         dy = gradients[0].reshape(-1, shape[-1])
         d_low = dy @ b_down
-        inner, dg, du = _swiglu_backward(rows)(dy @ dense(down), g, u, lows, b_gate, b_up, d_low, a_down)
+        inner, dg, du = _arithmetic(g, lows).swiglu_backward(dy @ dense(down), g, u, lows, b_gate, b_up, d_low, a_down)
         da_down = (d_low.t() @ inner).float().mul_(ctx.scale)
         d_lows = torch.cat([dg @ b_gate, du @ b_up], 1)
         dx = None
@@ -99,35 +100,40 @@ class _LoraSwiGlu(torch.autograd.Function):
         return dx, None, None, da_gate, db_gate, da_up, db_up, da_down, db_down
 
 
-def _swiglu(tensor: Tensor) -> Any:
-    return _kernels().swiglu if tensor.is_cuda else _swiglu_in_steps
+def _arithmetic(g: Tensor, lows: Tensor) -> Any:
+    """What has swiglu and swiglu_backward for these tensors."""
+    if g.is_cuda:
+        import swiglu_kernels  # needs Triton, which PyTorch brings for NVIDIA GPUs only
+
+        return swiglu_kernels
+    is_paired = lows.shape[1] % 4 == 0  # the rank is even
+    return cpu_kernels if is_paired and cpu_kernels.suits(g) else InSteps
 
 
-def _swiglu_backward(tensor: Tensor) -> Any:
-    return _kernels().swiglu_backward if tensor.is_cuda else _swiglu_backward_in_steps
+class InSteps:
+    """PyTorch's own steps; on the way there `g` and `u` are given their adapters' part in place."""
 
+    @staticmethod
+    def swiglu(g: Tensor, u: Tensor, lows: Tensor, b_gate: Tensor, b_up: Tensor) -> Tensor:
+        low_gate, low_up = lows.chunk(2, 1)
+        g.addmm_(low_gate, b_gate.t())
+        u.addmm_(low_up, b_up.t())
+        return torch.nn.functional.silu(g).mul_(u)
 
-def _kernels() -> Any:
-    import swiglu_kernels  # needs Triton, which PyTorch brings for NVIDIA GPUs only
-
-    return swiglu_kernels
-
-
-def _swiglu_in_steps(g: Tensor, u: Tensor, lows: Tensor, b_gate: Tensor, b_up: Tensor) -> Tensor:
-    """swiglu_kernels.swiglu in PyTorch's own steps. Here `g` and `u` are given their adapters' part in place."""
-    low_gate, low_up = lows.chunk(2, 1)
-    g.addmm_(low_gate, b_gate.t())
-    u.addmm_(low_up, b_up.t())
-    return torch.nn.functional.silu(g).mul_(u)
-
-
-def _swiglu_backward_in_steps(
-    d_inner: Tensor, g: Tensor, u: Tensor, _lows: Tensor, _b_gate: Tensor, _b_up: Tensor, d_low: Tensor, a_down: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """swiglu_kernels.swiglu_backward in PyTorch's own steps, for what `_swiglu_in_steps` left."""
-    d_inner.addmm_(d_low, a_down)
-    activated = torch.nn.functional.silu(g)
-    inner = activated * u
-    du = activated.mul_(d_inner)
-    dg = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
-    return inner, dg, du
+    @staticmethod
+    def swiglu_backward(
+        d_inner: Tensor,
+        g: Tensor,
+        u: Tensor,
+        _lows: Tensor,
+        _b_gate: Tensor,
+        _b_up: Tensor,
+        d_low: Tensor,
+        a_down: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_inner.addmm_(d_low, a_down)
+        activated = torch.nn.functional.silu(g)
+        inner = activated * u
+        du = activated.mul_(d_inner)
+        dg = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
+        return inner, dg, du

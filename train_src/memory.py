@@ -238,7 +238,7 @@ class Job:
             adapter += (2 * value + 1) * inputs
         weights: float = 0
         # As cpu_attention.py keeps them.
-        if self.device == "cpu" and not shape.cross_layers and shape.attention == "packed":
+        if self.device == "cpu" and value == 4 and not shape.cross_layers and shape.attention == "packed":
             weights = shape.heads * min(self.mean_row, (self.mean_row + BLOCK) / 2)
             weights = weights if weights <= MOST_KEPT * shape.query else 0
         return norms + attention + value * weights + feed_forward + dropped + adapter

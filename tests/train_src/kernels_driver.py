@@ -27,8 +27,8 @@ def differences(tokens: int, width: int, rank: int) -> list[float]:
     down = random(tokens, rank), random(rank, width)
     kept = [each.clone() for each in (g, u)]
     found = [kernels.swiglu(g, u, *adapters)]
-    expected = [lora_mlp._swiglu_in_steps(*kept, *adapters)]
-    expected += lora_mlp._swiglu_backward_in_steps(d_inner.clone(), *kept, *adapters, *down)
+    expected = [lora_mlp.InSteps.swiglu(*kept, *adapters)]
+    expected += lora_mlp.InSteps.swiglu_backward(d_inner.clone(), *kept, *adapters, *down)
     found += kernels.swiglu_backward(d_inner, g, u, *adapters, *down)
     return [float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, expected, strict=True)]
 
