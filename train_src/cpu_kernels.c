@@ -69,7 +69,12 @@ INLINE __m512 sigmoid(__m512 x) {
 
 static long up_to_lanes(long count) { return (count + LANES - 1) / LANES * LANES; }
 
-static void *reserve(long bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
+static void *reserve(long bytes) {
+    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!memory)
+        abort(); /* as a Python process ends where the system has no memory left */
+    return memory;
+}
 
 /* ---- norms ---- */
 

@@ -77,7 +77,7 @@ def matrix_limit(model: Path, label_share: float, tokens: int, precision: str) -
         rows, outputs, inputs, times = shape
         x, w = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
         y = x @ w.t()
-        best = min(_seconds(lambda x=x, w=w, y=y: (x @ w.t(), y @ w)) for _ in range(3))
+        best = min(_seconds(lambda x=x, w=w, y=y: (x @ w.t(), y @ w)) for _ in range(12))
         seconds += best * times * products.count(shape)
     return tokens / seconds
 
