@@ -17,7 +17,7 @@ import pytest
 from emulator.conftest import BUCKET, Cloud
 from emulator.hosting import ask, create, remove, settled
 from llmtuner_local.emulator.containers import process as containers
-from local.test_stack import Local
+from local_commands import Local
 from ways import need
 
 MODES = ("bwrap", "unshare", "mapped")
