@@ -5,6 +5,8 @@ as the products. All that happens here is computed in fp32 and rounded once. Wit
 callers go on with PyTorch's operations; `suits` says which way a tensor goes.
 """
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -94,14 +96,14 @@ def _compiled(compiler: str, processor: str) -> Path:
 def _folder() -> Path:
     """Where compiled kernels are kept: only this user may write there, for what lies there is run."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmtuner" / "kernels"
-    try:
+    with contextlib.suppress(OSError):  # a home that is full, missing or only read
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = cache.stat()
         if state.st_uid == os.getuid() and not state.st_mode & 0o022 and os.access(cache, os.W_OK):
             return cache
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="llmtuner-kernels-"))
+    own = tempfile.mkdtemp(prefix="llmtuner-kernels-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return Path(own)
 
 
 def _loaded(path: Path) -> ctypes.CDLL:
@@ -114,7 +116,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _call(name: str, *values: Tensor | float | None) -> None:
+def _call(name: str, *values: Tensor | float) -> None:
     function = getattr(_library(), name)
     function(*[value.data_ptr() if isinstance(value, Tensor) else value for value in values], torch.get_num_threads())
 

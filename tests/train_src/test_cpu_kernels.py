@@ -271,7 +271,6 @@ def test_a_cache_where_others_may_write_or_we_may_not_is_not_used(
     folder = cpu_kernels._folder()
     assert folder != cache
     assert folder.stat().st_mode & 0o777 == 0o700
-    folder.rmdir()
 
 
 def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
