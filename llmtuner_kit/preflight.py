@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from llmtuner_kit import access, base_models, catalog, costs
+from llmtuner_kit import access, base_models, catalog, costs, rehearsals
 from llmtuner_kit.aws import ClientError, error_message
 from llmtuner_kit.errors import KitError
 from llmtuner_kit.settings import PrepareSettings
@@ -15,7 +15,6 @@ from llmtuner_kit.workspace import Workspace
 # The users of SageMaker Studio, Jupyter's images, EC2's, and of containers.
 _EVERYBODY = {"admin", "ec2-user", "jovyan", "me", "root", "sagemaker-user", "ubuntu", "user"}
 _LARGE = 1e9  # weights
-_GPUS = ("/dev/nvidia0", "/dev/dxg")
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -141,12 +140,18 @@ def _model(model: catalog.BaseModel) -> Finding:
 
 def _machine(workspace: Workspace, model: catalog.BaseModel) -> list[Finding]:
     """A model for GPUs on a machine without one trains for days, if it fits: most who choose it mean another target."""
-    if workspace.aws.charged or model.parameters < _LARGE or any(map(os.path.exists, _GPUS)):
+    target = workspace.aws.target
+    where = rehearsals.without_gpu(target)
+    if not where:
         return []
+    if model.parameters < _LARGE:
+        text = f"target {target} trains {where}: all methods but qlora can be rehearsed"
+        return [Finding("this machine", "ok", text, "for method qlora, set target to 'aws'")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     text = (
-        f"target {workspace.aws.target} trains {model.title} on this machine, which has no NVIDIA GPU: its weights alone "
-        f"take {2 * model.parameters / 1e9:.1f} of {memory:.1f} GB of memory, and a step takes minutes"
+        f"target {target} trains {model.title} {where}: its weights alone "
+        f"take {2 * model.parameters / 1e9:.1f} of {memory:.1f} GB of memory, as method qlora needs a GPU, and a step takes "
+        "minutes"
     )
     fix = f"to rehearse, set model_id to {base_models.DEFAULT!r}; to train this model, set target to 'aws'"
     return [Finding("this machine", "warning", text, fix)]

@@ -51,6 +51,7 @@ class Quote:
         tokens_per_second: of all instances together.
         seconds: billable seconds per instance (low, high).
         parts: what they are made of: start, training, evaluation and archive, each (low, high).
+        target: where the job would run.
         stop_after_seconds: when the job ends its training by itself, as it could not write its model in the time that a
             stopped job is given; 0: SageMaker stops it at its limit.
         save_seconds: what is taken off the budget, so that a job stopped by it can still pack and upload its work.
@@ -77,6 +78,7 @@ class Quote:
     max_runtime_seconds: int
     stop_after_seconds: int
     endpoint_per_hour: float | None
+    target: str
     charged: bool
     options: tuple[Option, ...]
     notes: tuple[str, ...]
@@ -174,6 +176,7 @@ def make_quote(
         max_runtime_seconds=limit,
         stop_after_seconds=job_times.stop_after(model, limit),
         endpoint_per_hour=costs.hourly(instance.instance_type, region),
+        target=settings.target,
         charged=charged,
         options=tuple(_options(model, work, settings, region)),
         notes=tuple(_notes(model, work, settings, fits)),

@@ -15,7 +15,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import llmtuner_kit
-from llmtuner_kit import access, base_models, catalog, creation, images, job_inputs, job_names, paths, runs, staging
+from llmtuner_kit import (
+    access,
+    base_models,
+    catalog,
+    creation,
+    images,
+    job_inputs,
+    job_names,
+    paths,
+    rehearsals,
+    runs,
+    staging,
+)
 from llmtuner_kit.aws import ClientError, described, error_message, is_error
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.quotes import LONGEST_SECONDS, Quote, quote, require_budget
@@ -124,7 +136,10 @@ def _found_again(run: Run, settings: TrainSettings, plan: Plan, made: Quote, bef
 
 
 def require_startable(made: Quote) -> None:
-    """Raises SettingsError when the model does not fit the instance, BudgetError as `require_budget` does."""
+    """Raises SettingsError where the method needs a GPU that a rehearsal does not have or the model does not fit the
+    instance, BudgetError as `require_budget` does.
+    """
+    rehearsals.require_possible(made.target, made.method)
     if not made.fit.fits:
         raise SettingsError(
             f"{made.model_id} with {made.method} does not fit {made.instance_type}: {made.fit.why}.",

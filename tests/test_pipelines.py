@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from ipywidgets import Widget
 
+from llmtuner_kit import rehearsals
 from llmtuner_kit.errors import ConflictError, NotFoundError, SettingsError
 from llmtuner_kit.faces import notebooks, pipelines, report
 from llmtuner_kit.faces.charts import Chart
@@ -93,6 +94,16 @@ def test_every_problem_is_named_before_anything_runs(
         pipelines.load(write(tmp_path, text), NOTEBOOKS)
     assert all(word in str(caught.value) for word in said)
     assert ran == []
+
+
+def test_a_method_that_cannot_be_rehearsed_is_named_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsals, "_GPUS", ())
+    text = "parameters: {target: %s}\nsteps:\n  - upload\n  - train: {method: qlora}\n"
+    with pytest.raises(SettingsError, match=r"train: method 'qlora' needs an NVIDIA GPU.* set method to 'lora'"):
+        pipelines.load(write(tmp_path, text % "local"), NOTEBOOKS)
+    assert pipelines.load(write(tmp_path, text % "aws"), NOTEBOOKS)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

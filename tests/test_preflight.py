@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from llmtuner_kit import catalog, preflight
+from llmtuner_kit import catalog, preflight, rehearsals
 from llmtuner_kit.aws import ClientError
-from llmtuner_kit.errors import AccessError
+from llmtuner_kit.errors import AccessError, SettingsError
 from llmtuner_kit.workspace import Workspace
 
 TRAINING, ENDPOINT = "ml.g5.xlarge for training job usage", "ml.g5.xlarge for endpoint usage"
@@ -75,21 +75,30 @@ def test_the_users_own_role_is_as_good_as_the_shared_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_id", "charged", "gpu", "warned"),
+    ("model_id", "target", "gpu", "levels"),
     [
-        ("llama-2-7b", False, False, 1),
-        ("llama-2-7b", True, False, 0),
-        ("llama-2-7b", False, True, 0),
-        ("smollm2-135m-instruct", False, False, 0),
+        ("llama-2-7b", "local", False, ["warning"]),
+        ("llama-2-7b", "local-docker", True, ["warning"]),
+        ("llama-2-7b", "aws", False, []),
+        ("llama-2-7b", "local", True, []),
+        ("smollm2-135m-instruct", "local", False, ["ok"]),
     ],
 )
-def test_a_model_for_gpus_is_not_rehearsed_without_one_unawares(
-    model_id: str, charged: bool, gpu: bool, warned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_needs_a_gpu_is_not_rehearsed_without_one_unawares(
+    model_id: str, target: str, gpu: bool, levels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "_GPUS", (str(tmp_path if gpu else tmp_path / "none"),))
-    where = SimpleNamespace(aws=SimpleNamespace(charged=charged, target="local"))
+    monkeypatch.setattr(rehearsals, "_GPUS", (str(tmp_path if gpu else tmp_path / "none"),))
+    where = SimpleNamespace(aws=SimpleNamespace(target=target))
     found = preflight._machine(cast(Workspace, where), catalog.base_model(model_id))
-    assert [item.level for item in found] == ["warning"] * warned
-    for item in found:
+    assert [item.level for item in found] == levels
+    assert all("qlora" in item.text for item in found)
+    for item in found if levels == ["warning"] else ():
         assert "weights alone take 13.5 of" in item.text
         assert "smollm2-135m-instruct" in item.fix
+    if levels:
+        with pytest.raises(SettingsError, match="'qlora' needs an NVIDIA GPU") as caught:
+            rehearsals.require_possible(target, "qlora")
+        assert "set method to 'lora'" in caught.value.fix
+    else:
+        rehearsals.require_possible(target, "qlora")
+    rehearsals.require_possible(target, "lora")

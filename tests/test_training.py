@@ -29,6 +29,7 @@ from llmtuner_kit import (
     inference,
     monitoring,
     receipts,
+    rehearsals,
     runs,
     settings,
     start,
@@ -262,10 +263,22 @@ def test_model_that_does_not_fit_names_the_instance_that_does(ready: Workspace) 
     assert caught.value.fix
 
 
+def test_a_method_that_needs_a_gpu_is_refused_before_a_job_is_made(
+    ready: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsals, "_GPUS", ())
+    asked = wanted(ready, method="qlora")
+    with pytest.raises(SettingsError, match="'qlora' needs an NVIDIA GPU, and target 'local'"):
+        training.start(ready, asked)
+    assert runs.open_run(ready, "sums").noted("jobs") == {}
+    card = views.quote(training.quote(ready, asked))  # what it would cost on AWS is told all the same
+    assert "set method to 'lora'" in card.blocked
+
+
 def test_gated_model_asks_for_a_secret_before_anything_is_spent(
     ready: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = wanted(ready, model_id="llama-2-7b", method="qlora", instance_type="ml.g5.2xlarge")
+    asked = wanted(ready, model_id="llama-2-7b", instance_type="ml.g5.2xlarge")
     with pytest.raises(SettingsError, match="gated on the Hub") as caught:
         training.start(ready, asked)
     name = f"llmtuner/{ready.user_id}/hf-token"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit import errors
+from llmtuner_kit import errors, rehearsals
 from llmtuner_kit import settings as kit_settings
 from llmtuner_kit.errors import JobFailedError, KitError, NotFoundError, SettingsError
 
@@ -89,9 +89,14 @@ def described(notebook: Path) -> str:
 
 
 def check(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters, when the notebook knows all of them and they hold; raises SettingsError with every problem."""
+    """The parameters, when the notebook knows all of them and they hold; raises SettingsError with every problem.
+
+    So does a method that the target cannot rehearse: a pipeline then knows it before its first step.
+    """
     known = parameters_of(notebook)
-    kit_settings.load(step_of(notebook), known | dict(parameters))
+    settings = kit_settings.load(step_of(notebook), known | dict(parameters))
+    if isinstance(settings, kit_settings.TrainSettings):
+        rehearsals.require_possible(settings.target, settings.method)
     return dict(parameters)
 
 

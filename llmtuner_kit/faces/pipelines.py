@@ -213,7 +213,8 @@ def _steps(
         try:
             steps.append(Step(step, notebook, notebooks.check(notebook, given)))
         except SettingsError as error:
-            problems += [f"{step}: {line.lstrip('- ')}" for line in error.problem.split("\n")[1:] or [error.problem]]
+            lines = error.problem.split("\n")[1:] or [f"{error.problem} {error.fix}"]
+            problems += [f"{step}: {line.lstrip('- ').rstrip()}" for line in lines]
     problems += [f"parameters: no step has {name!r}" for name in shared if name not in used]
     problems += [
         f"sweep: {name} has no effect, as step {step} sets it itself; take it out there"
