@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Chunk:
         number: position among all chunks, from 0.
         source: position of its file among the sources.
         told: the mapping from the settings, as they name it.
+        lacks: columns that templates name and the file does not have -> the setting that names it.
         ranges: where the pages of a long PDF lie, once they are read.
     """
 
@@ -59,6 +61,7 @@ class Chunk:
     first_row: int = 1
     records: tuple[Record, ...] = ()
     told: ColumnMapping | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
     ranges: tuple[str, ...] = ()
 
 
@@ -70,6 +73,8 @@ class Plan:
         sample: of files of rows only the first ones, those that the mapping is looked for in.
         ranges: where the pages of long PDFs will lie, by the position of the source.
         named: whether a file has the columns that the settings name; what another lacks is then no mistake.
+        placed: those columns that templates name and a file has; rows of another that lacks them are rejected.
+        lacks: of each file, by its position, what it lacks of these.
     """
 
     sources: Sequence[Source]
@@ -79,6 +84,8 @@ class Plan:
     bytes_planned: int = 0
     named: bool = False
     ranges: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    placed: set[str] = field(default_factory=set)
+    lacks: dict[int, dict[str, str]] = field(default_factory=dict)
     _lacking: NoColumnError | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -89,7 +96,7 @@ class Plan:
                 # The size of records is only near to what they are in the file: a table's text may be compressed.
                 size = chunk.end - chunk.start or sum(len(record.raw) for record in chunk.records)
                 self.bytes_planned = min(self.bytes_planned + size, before + source.size)
-                yield _numbered(chunk, next(number))
+                yield dataclasses.replace(chunk, number=next(number), lacks=self.lacks.get(index, {}))
             self.bytes_planned = before + source.size
         if self._lacking and not self.named:
             raise self._lacking
@@ -113,14 +120,14 @@ class Plan:
             return
         encoding = self.encoding_of(index, source)
         if source.kind in kinds.DOCUMENTS:
-            templates.check(source.name, OF_DOCUMENTS, Templates.of(self.settings))
+            self.note_columns(index, OF_DOCUMENTS)
             if source.kind == "text" and source.size > CHUNK_BYTES:
                 yield from _ranges(index, source, encoding, None, at_blank=True)
             else:
                 ranges = self.ranges.get(index, ())
                 yield Chunk(0, index, source.name, source.kind, encoding, str(source.path), ranges=ranges)
             return
-        records, told = self._probed(source, encoding)
+        records, told = self._probed(index, source, encoding)
         if source.kind == "jsonl":
             yield from _ranges(index, source, encoding, told, at_blank=False)
             return
@@ -133,29 +140,64 @@ class Plan:
             self.encodings[index] = characters.detect(source.path, json=source.kind in ("jsonl", "json"))
         return self.encodings.get(index, characters.TextEncoding("")).name
 
-    def _probed(self, source: Source, encoding: str) -> tuple[Iterator[Record], ColumnMapping | None]:
+    def note_columns(self, index: int, columns: Sequence[str]) -> None:
+        """Note what templates name and a file lacks. Raises DataError where no later file has it either."""
+        wording = Templates.of(self.settings)
+        lacks = templates.missing(columns, wording)
+        if not lacks:
+            self.placed |= wording.names()
+            return
+        self.lacks[index] = lacks
+        self.placed |= wording.names() - lacks.keys()
+        later = range(index + 1, len(self.sources))
+        for name, setting in lacks.items():
+            if name not in self.placed and not any(name in self._columns(number) for number in later):
+                raise templates.unknown(self.sources[index].name, columns, name, setting)
+            self.placed.add(name)
+
+    def _columns(self, index: int) -> Collection[str]:
+        """The columns in the first rows of a file, before it is its turn."""
+        source = self.sources[index]
+        if source.broken or source.kind in kinds.DOCUMENTS:
+            return () if source.broken else OF_DOCUMENTS
+        encoding = self.encoding_of(index, source)
+        records = tables.open_records(source.path, source.name, source.kind, encoding, rows_of_sheet=PROBE)
+        return _keys(_rows(list(records if source.kind == "xlsx" else itertools.islice(records, PROBE))))
+
+    def _probed(self, index: int, source: Source, encoding: str) -> tuple[Iterator[Record], ColumnMapping | None]:
         """The records of a file, and the mapping the settings tell, after a look at the first rows.
 
         Raises DataError when not one of them says what is the question and what the answer.
         """
         where = source.path, source.name, source.kind, encoding
         records = tables.open_records(*where)
-        head = list(itertools.islice(records, PROBE))
-        try:
-            told = self._mapped(source, head)
-        except DataError:
-            if source.kind != "xlsx":
-                raise
+        head = probed = list(itertools.islice(records, PROBE))
+        if source.kind == "xlsx" and not self._says_all(source, head):
             # Later sheets have columns of their own.
-            told = self._mapped(source, list(tables.open_records(*where, rows_of_sheet=PROBE)))
+            probed = list(tables.open_records(*where, rows_of_sheet=PROBE))
+        told = self._mapped(index, source, probed)
         return iter(head) if self.sample else itertools.chain(head, records), told
 
-    def _mapped(self, source: Source, head: Sequence[Record]) -> ColumnMapping | None:
+    def _says_all(self, source: Source, head: Sequence[Record]) -> bool:
+        """Whether these rows have all that settings name, and say what is the question and what the answer."""
+        try:
+            _mapping(source, head, self.settings)
+        except DataError:
+            return False
+        return not templates.missing(_keys(_rows(head)), Templates.of(self.settings))
+
+    def _mapped(self, index: int, source: Source, head: Sequence[Record]) -> ColumnMapping | None:
         """The mapping of a file. One that lacks the named columns may say by itself what it is, beside one that has them."""
+        if rows := _rows(head):
+            self.note_columns(index, _keys(rows))
         try:
             told = _mapping(source, head, self.settings)
-        except NoColumnError as lacking:
-            if not any(shapes.recognise(tuple(row), self.settings.shape) for row in _rows(head)):
+        except DataError as lacking:
+            if index in self.lacks:
+                return None  # whatever its other columns say
+            if not isinstance(lacking, NoColumnError) or not any(
+                shapes.recognise(tuple(row), self.settings.shape) for row in rows
+            ):
                 raise
             self._lacking = self._lacking or lacking
             return None
@@ -163,15 +205,27 @@ class Plan:
         return told
 
 
-def of_records(source: Source, records: Sequence[Record], settings: PrepareSettings) -> Chunk:
-    """The first records of a file that were read already, as a chunk. Raises DataError as reading the file would."""
-    return Chunk(0, 0, source.name, source.kind, records=tuple(records), told=_mapping(source, records, settings))
+def of_records(
+    source: Source, records: Sequence[Record], settings: PrepareSettings, placed: Collection[str] = ()
+) -> Chunk:
+    """The first records of a file that were read already, as a chunk. Raises DataError as reading the file would.
+
+    `placed`: columns that templates name and other files have.
+    """
+    plan = Plan([source], settings, placed=set(placed))
+    if rows := _rows(records):
+        plan.note_columns(0, _keys(rows))
+    told = None if plan.lacks else _mapping(source, records, settings)
+    return Chunk(0, 0, source.name, source.kind, records=tuple(records), told=told, lacks=plan.lacks.get(0, {}))
 
 
 def _mapping(source: Source, head: Sequence[Record], settings: PrepareSettings) -> ColumnMapping | None:
     rows = _rows(head)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return _told(source, rows, keys, settings) if rows else None
+    return _told(source, rows, _keys(rows), settings) if rows else None
+
+
+def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def _rows(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -183,7 +237,6 @@ def _told(
 ) -> ColumnMapping | None:
     """The mapping to use for all rows of a file, or None when each row says by its keys what it is."""
     wording = Templates.of(settings)
-    templates.check(source.name, keys, wording)
     if (told := shapes.told(settings)) is not None:
         shapes.check_columns(source.name, keys, told)
         return told
@@ -200,10 +253,6 @@ def _told(
         # The answer is made by the template; what is asked by a template or by a column that is named.
         return ColumnMapping("columns", settings.instruction_column, settings.input_column, told=True)
     raise shapes.unknown(source.name, rows, settings)
-
-
-def _numbered(chunk: Chunk, number: int) -> Chunk:
-    return Chunk(**(chunk.__dict__ | {"number": number}))
 
 
 def _batches(records: Iterator[Record]) -> Iterator[tuple[Record, ...]]:

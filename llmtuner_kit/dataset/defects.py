@@ -36,6 +36,7 @@ _ALL = (
     # Found while converting.
     Defect("not_an_object", "row is not an object", "rejected", "file", "every row must be an object with named fields"),
     Defect("unknown_fields", "fields of no known shape", "rejected", "setting", "name the columns in the settings"),
+    Defect("missing_column", "row without a column that a template names", "rejected", "setting", "put the file into leave_out, or name columns that all files have"),
     Defect("missing_field", "a field is missing", "rejected", "file", "add the field, or take the row out"),
     Defect("not_text", "a field is not text", "rejected", "file", "write numbers, lists and objects as text"),
     Defect("empty_prompt", "nothing is asked", "rejected", "file", "fill the question in, or take the row out"),

@@ -53,11 +53,24 @@ def drafts_of(
     `control_tokens` matches the model's own special tokens.
     """
     for record, row in _converted(chunk, settings, measure, mappings):
+        if not record.problem and (lacking := _lacking(chunk, record)):
+            yield Draft(record, problem=("missing_column", lacking))
+            continue
         if isinstance(row, RowError):
             yield Draft(record, problem=(row.kind, row.reason))
             continue
         kept, personal = checks.personal(row, masked=settings.mask_personal_data)
         yield Draft(record, kept, findings=(*checks.examine(kept, control_tokens), *personal))
+
+
+def _lacking(chunk: Chunk, record: Record) -> str:
+    """What templates name and neither the file nor this row has; a file is judged by its first rows."""
+    there = record.value if isinstance(record.value, dict) else ()
+    lacks = {name: setting for name, setting in chunk.lacks.items() if name not in there}
+    if not lacks:
+        return ""
+    columns, settings = (", ".join(dict.fromkeys(part)) for part in (map("{{{}}}".format, lacks), lacks.values()))
+    return f"{chunk.name} has no {columns} (named in {settings})"
 
 
 def _converted(

@@ -12,19 +12,20 @@ import dataclasses
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llmtuner_kit import runs
-from llmtuner_kit.dataset import chunks, expand, kinds, quotes, shapes, sources, tables
+from llmtuner_kit.dataset import chunks, expand, kinds, quotes, shapes, sources, tables, templates
 from llmtuner_kit.dataset.chunks import Chunk, Plan, Source
 from llmtuner_kit.dataset.drafts import drafts_of
 from llmtuner_kit.dataset.records import Record
 from llmtuner_kit.dataset.shapes import ColumnMapping, NoColumnError
 from llmtuner_kit.dataset.sources import Listing, Stored
+from llmtuner_kit.dataset.templates import Templates
 from llmtuner_kit.errors import KitError
 from llmtuner_kit.runs import Run
 from llmtuner_kit.settings import PrepareSettings
@@ -98,7 +99,7 @@ class Preview:
     workspace: Workspace
     _listings: dict[tuple[str, ...], Listing] = field(default_factory=dict)
     _heads: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
-    _shown: dict[tuple[str, str, PrepareSettings], PreviewedFile] = field(default_factory=dict)
+    _shown: dict[tuple[str, str, PrepareSettings, frozenset[str]], PreviewedFile] = field(default_factory=dict)
 
     def look(self, settings: PrepareSettings, run: Run | None = None) -> Previewed:
         """How the files would be read; raises KitError when there are none. `run`: the settings' run, if it is open."""
@@ -115,19 +116,27 @@ class Preview:
                 own if file.problem and not (own := self._file(listing, item, unnamed)).problem else file
                 for file, item in zip(shown, listing.files, strict=False)
             )
+        if elsewhere := _placed(settings, shown):
+            # A file that lacks what a template names is no obstacle beside one that has it.
+            shown = tuple(
+                self._file(listing, item, settings, elsewhere) if file.problem else file
+                for file, item in zip(shown, listing.files, strict=False)
+            )
         job = quotes.quote(self.workspace, settings, listing) if settings.compute == "processing-job" else None
         more = max(0, len(listing.files) - FILES)
         return Previewed(listing.dataset, shown, more, listing.left_out, job, offer(settings, shown))
 
-    def _file(self, listing: Listing, item: Stored, settings: PrepareSettings) -> PreviewedFile:
+    def _file(
+        self, listing: Listing, item: Stored, settings: PrepareSettings, elsewhere: frozenset[str] = frozenset()
+    ) -> PreviewedFile:
         kind = kinds.kind_of(item.name)
         if item.size > WHOLE_BYTES and not _by_lines(item.name):
             return PreviewedFile(item.name, kind, item.size, problem="too large to be shown before it is prepared")
         if kind in kinds.DOCUMENTS:
             settings = PrepareSettings(**settings.model_dump(include=_OF_DOCUMENTS))
-        key = (item.key, item.etag, settings)
+        key = (item.key, item.etag, settings, elsewhere)
         if key not in self._shown:
-            self._shown[key] = read(item.name, self._head(listing.bucket, item), item.size, settings)
+            self._shown[key] = read(item.name, self._head(listing.bucket, item), item.size, settings, elsewhere)
         return self._shown[key]
 
     def _head(self, bucket: str, item: Stored) -> bytes:
@@ -153,8 +162,23 @@ def _by_lines(name: str) -> bool:
     return kinds.kind_of(name) in _LINE_BASED and not kinds.compression_of(name)
 
 
-def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> PreviewedFile:
-    """One file, or the whole lines of its beginning, as the settings read it; a few rows of each sheet or member."""
+def _placed(settings: PrepareSettings, files: Iterable[PreviewedFile]) -> frozenset[str]:
+    """The columns that templates name and one of the files has."""
+    there = {
+        column
+        for file in files
+        for column in (templates.OF_DOCUMENTS if file.kind in kinds.DOCUMENTS else file.columns)
+    }
+    return frozenset(Templates.of(settings).names() & there)
+
+
+def read(
+    name: str, data: bytes, size: int, settings: PrepareSettings, elsewhere: Collection[str] = ()
+) -> PreviewedFile:
+    """One file, or the whole lines of its beginning, as the settings read it; a few rows of each sheet or member.
+
+    `elsewhere`: columns that templates name and other files have; of a file that lacks them the rows are then rejected.
+    """
     if len(data) < size and b"\n" in data:
         data = data[: data.rindex(b"\n") + 1]
     kind = kinds.kind_of(name)
@@ -171,7 +195,11 @@ def read(name: str, data: bytes, size: int, settings: PrepareSettings) -> Previe
         try:
             head = head if is_book else _head(plain[0], settings)
             columns = _names(head)
-            found = [chunks.of_records(plain[0], head, settings)] if is_book else Plan(plain, settings, sample=True)
+            found = (
+                [chunks.of_records(plain[0], head, settings, elsewhere)]
+                if is_book
+                else Plan(plain, settings, sample=True, placed=set(elsewhere))
+            )
             for chunk in found:
                 for draft in drafts_of(_beginning(chunk), settings, _measure, None, mappings):
                     shown = rows.setdefault(draft.record.source, [])

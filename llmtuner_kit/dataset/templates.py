@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,10 @@ class Templates:
         """The templates that are set, by their part."""
         return {part: text for part in PARTS if (text := getattr(self, part))}
 
+    def names(self) -> set[str]:
+        """The columns that any of them names."""
+        return {name for text in self.given().values() for name in names(text)}
+
 
 def names(template: str) -> tuple[str, ...]:
     """The columns a template names, in order, each once."""
@@ -50,13 +54,20 @@ def fill(template: str, row: Mapping[str, Any], text_of: Callable[[Mapping[str, 
     return _PLACE.sub(lambda match: found[match[1].strip()] if match[1] else match[0][0], template)
 
 
-def check(source: str, columns: Sequence[str], templates: Templates) -> None:
-    """Raises DataError when a template names a column that no row of the file has."""
+def missing(columns: Collection[str], templates: Templates) -> dict[str, str]:
+    """The columns that templates name and are not among these -> the setting that names it, the first one."""
+    found: dict[str, str] = {}
     for part, template in templates.given().items():
         for name in names(template):
             if name not in columns:
-                raise DataError(
-                    f"{part}_template names {{{name}}}, and {source} has no such column.",
-                    valid=", ".join(f"{{{column}}}" for column in columns) or "text without {…}",
-                    fix=f"change {part}_template; for braces that are meant as they are write {{{{ and }}}}",
-                )
+                found.setdefault(name, f"{part}_template")
+    return found
+
+
+def unknown(source: str, columns: Sequence[str], name: str, setting: str) -> DataError:
+    """The error for a column that a template names and no row of any file has."""
+    return DataError(
+        f"{setting} names {{{name}}}, and {source} has no such column.",
+        valid=", ".join(f"{{{column}}}" for column in columns) or "text without {…}",
+        fix=f"change {setting}; for braces that are meant as they are write {{{{ and }}}}",
+    )

@@ -103,6 +103,26 @@ def test_a_template_that_names_no_column_is_refused_with_the_columns_there_are(p
     assert unnamed.all_rows == [{"instruction": "It blinks", "input": "", "output": "Press it!"}]
 
 
+def test_rows_of_a_file_without_a_column_of_a_template_are_rejected_beside_one_that_has_it(prepare: Prepare) -> None:
+    late = [{"ticket": f"Lamp {n} blinks", "reply": f"Press button {n} for long"} for n in range(201)]
+    late.append({"ticket": "It hums", "reply": "Turn it off and on", "product": "Fan"})  # past the first rows
+    files = {
+        "a.csv": "product,ticket,reply\nHub,It blinks,Please press it for long\n",
+        "b.csv": "ticket,reply\nIt is dark,Please plug it in\n",
+        "late.jsonl": late,
+        "p.md": "# Guide\n\n## Lamps\nThey shine.\n\n## Cables\nThey carry.\n",
+        "q.csv": "name,price\nHub,9\n",
+    }
+    built = prepare(files, instruction_template="About the {product}: {ticket}")
+    assert [row["instruction"] for row in built.all_rows] == ["About the Hub: It blinks", "About the Fan: It hums"]
+    (finding,) = built.report.findings
+    assert (finding.kind, finding.count, finding.effect) == ("missing_column", 1 + 201 + 2 + 1, "rejected")
+    assert "b.csv has no {product} (named in instruction_template)" in {item.detail for item in finding.examples}
+    assert built.rejected[-1]["reason"] == "q.csv has no {product}, {ticket} (named in instruction_template)"
+    with pytest.raises(DataError, match=r"instruction_template names \{prodct\}, and b.csv has no such column"):
+        prepare({"b.csv": files["b.csv"], "c.csv": files["a.csv"]}, instruction_template="{prodct}")
+
+
 @given(st.text(min_size=101, max_size=400).filter(lambda text: text == text.strip() and text[100:].strip() != ""))
 def test_plain_text_is_cut_after_a_hundred_characters_and_nothing_is_lost(text: str) -> None:
     row = conversion.continuation(text)

@@ -268,6 +268,21 @@ def test_files_that_name_their_columns_differently_are_read_together(workspace: 
     assert "Hier ist es." in form._beside.value
 
 
+def test_a_file_that_lacks_what_a_template_names_is_shown_as_it_would_be_rejected(
+    workspace: Workspace, uploaded: PrepareSettings
+) -> None:
+    asked = {"instruction_template": "{customer wrote}?", "output_template": "{we said}."}
+    rows, table = preview.Preview(workspace).look(uploaded.model_copy(update=asked)).files
+    assert table.rows[0].row == {"instruction": "Where is my parcel?", "input": "", "output": "It is on its way."}
+    assert (rows.problem, rows.rows[0].row) == ("", None)
+    assert (
+        "rows.jsonl has no {customer wrote}, {we said} (named in instruction_template, output_template)"
+        in rows.rows[0].reason
+    )
+    nowhere = preview.Preview(workspace).look(uploaded.model_copy(update={"instruction_template": "{wrote}"}))
+    assert all("{wrote}" in file.problem for file in nowhere.files)
+
+
 def test_an_s3_prefix_is_a_source_of_its_own(workspace: Workspace, uploaded: PrepareSettings) -> None:
     prefix = workspace.paths.uri(workspace.paths.uploads("lamps"))
     seen = preview.Preview(workspace).look(uploaded.model_copy(update={"source": prefix}))
