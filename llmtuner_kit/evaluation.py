@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -226,8 +226,10 @@ def _answers(
     target: inference.Deployed,
     prompts: list[list[dict[str, str]]],
     settings: InvokeSettings,
+    progress: artifacts.Progress | None,
 ) -> dict[tuple[int, str], str]:
     """Base's and tuned's answer to each prompt, asked in an order drawn by lot, several at once."""
+    tell = progress or (lambda *_: None)
     asked = list(itertools.product(range(len(prompts)), ("base", "tuned")))
     random.Random(0).shuffle(asked)  # noqa: S311 - an order, not a secret
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
@@ -236,21 +238,26 @@ def _answers(
             for number, who in asked
         }
         try:
+            tell("base and tuned model", 0, len(waiting))
+            for done, answer in enumerate(as_completed(waiting.values()), 1):
+                answer.result()  # raises at once what went wrong
+                tell("base and tuned model", done, len(waiting))
             return {each: answer.result() for each, answer in waiting.items()}
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def compare(workspace: Workspace, settings: InvokeSettings) -> Comparison:
+def compare(workspace: Workspace, settings: InvokeSettings, progress: artifacts.Progress | None = None) -> Comparison:
     """Held-out prompts answered by base and tuned at the endpoint, greedy.
 
     Where the server holds the tuned weights only, the base's answers are those of the job's own evaluation.
+    `progress`: called with what, answers done and answers asked for.
     """
     target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
     inference.require_serving(workspace, target.endpoint_name)
     rows = [prompt_of(row) for row in test_rows(workspace, settings.run_name, settings.compare)]
     try:
-        answers = _answers(workspace, target, [messages for messages, _ in rows], settings)
+        answers = _answers(workspace, target, [messages for messages, _ in rows], settings, progress)
     except KitError as error:
         job = runs.open_run(workspace, settings.run_name).result("deploy")["job_name"]
         note = f"This endpoint serves the tuned model only ({error.problem}); these are the job's own held-out answers."

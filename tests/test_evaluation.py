@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
-from llmtuner_kit import evaluation
+from llmtuner_kit import evaluation, inference
+from llmtuner_kit.settings import InvokeSettings
 
 
 def rows(draw: random.Random, count: int, shift: float) -> list[dict[str, float]]:
@@ -96,6 +98,17 @@ def test_a_few_questions_decide_nothing() -> None:
     made = evaluation.judged("e", asked(("no idea", "the lamp is blue")))
     assert (made.base, made.tuned, made.verdict) == (0, 1, "no clear difference")
     assert evaluation.judged("e", ()).verdict == "no clear difference"
+
+
+def test_every_answer_to_compare_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "stream", lambda *_, model, **__: iter([model]))
+    told: list[tuple[str, int, int]] = []
+    prompts = [[{"role": "user", "content": "Why?"}]] * 2
+    workspace: Any = None
+    target = inference.Deployed("e", "causal")
+    found = evaluation._answers(workspace, target, prompts, InvokeSettings(), lambda *each: told.append(each))
+    assert found == {(number, who): who for number in range(2) for who in ("base", "tuned")}
+    assert [(done, total) for _, done, total in told] == [(done, 4) for done in range(5)]
 
 
 def test_agreement_counts_words_once_for_each_time_they_are_there() -> None:

@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmtuner_kit import inference
+from llmtuner_kit import evaluation, inference
 from llmtuner_kit.aws import ClientError
 from llmtuner_kit.errors import KitError, NotReadyError, SettingsError
+from llmtuner_kit.faces import endings
+from llmtuner_kit.inference import Deployed
+from llmtuner_kit.settings import InvokeSettings
 from llmtuner_kit.workspace import Workspace
 
 TEXT = "Grüße, 世界! 🙂\nZweite Zeile: data: [DONE]?"
@@ -111,6 +114,20 @@ def test_decoder_models_get_messages_and_encoder_decoders_get_inputs() -> None:
 def test_request_over_the_limit_is_refused_before_it_is_sent() -> None:
     with pytest.raises(SettingsError, match="bytes"):
         inference._encoded(inference.body("x" * inference.BODY_LIMIT, "causal"))
+
+
+def test_a_held_out_question_is_asked_with_all_that_stood_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluation, "test_rows", lambda *_: [{"messages": talk}])
+    monkeypatch.setattr(inference, "deployed", lambda *_: Deployed("e", "causal"))
+    monkeypatch.setattr(inference, "require_serving", lambda *_: None)
+    monkeypatch.setattr(inference, "stream", lambda _, __, prompt, **___: seen.append(prompt) or iter("ab"))
+    workspace: Any = None
+    for settings in (InvokeSettings(), InvokeSettings(prompt="Why?")):
+        pieces, asked = endings.answer(workspace, settings)
+        assert [*pieces, asked] == ["a", "b", settings.prompt or "user"]
+    assert seen == [talk[:2], "Why?"]
 
 
 def test_answers_of_both_styles_are_read() -> None:

@@ -82,6 +82,10 @@ def test_shared_parameters_go_to_the_steps_that_have_them(tmp_path: Path) -> Non
         ("parameters:\n  epochs: 1\n  epochs: 3\nsteps: [train]\n", ["'epochs' is there twice", "line 3"]),
         ("steps: [start]\nsteps: [train]\n", ["'steps' is there twice"]),
         ("steps:\n  - train: {seed: 1}\nsweep: {seed: [1, 2]}\n", ["sweep: seed has no effect, as step train"]),
+        (
+            "steps: [train]\nsweep: {learning_rates: [1]}\n",
+            ["sweep: no step has 'learning_rates'; did you mean learning_rate?"],
+        ),
         ("name: ../x\nsteps: [train]\n", ["name: is '../x'"]),
         ("name: /tmp/x\nsteps: [train]\n", ["name: is '/tmp/x'"]),
         (f"name: {'x' * 300}\nsteps: [train]\n", ["at most 100 characters"]),

@@ -12,10 +12,11 @@ import dataclasses
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmtuner_kit import runs
@@ -79,7 +80,7 @@ class PreviewedFile:
 
 @dataclass(frozen=True)
 class Previewed:
-    """The first files, how many there are besides them, what would be left out, and the quote where a job is asked for.
+    """Some files, how many there are besides them, what would be left out, and the quote where a job is asked for.
 
     `offer`: settings with which the files that name no question and answer would be read as it is proposed for each.
     """
@@ -108,22 +109,23 @@ class Preview:
         if key not in self._listings:
             self._listings[key] = sources.find(self.workspace, run, settings)
         listing = self._listings[key]
-        shown = tuple(self._file(listing, item, settings) for item in listing.files[:FILES])
+        chosen = first_of_each(listing.files)
+        shown = tuple(self._file(listing, item, settings) for item in chosen)
         if any(shapes.columns_of(settings.output_column, file.columns) and not file.problem for file in shown):
             # Beside a file that has the columns which the settings name, others may say by themselves what they are.
             unnamed = settings.model_copy(update=_UNNAMED)
             shown = tuple(
                 own if file.problem and not (own := self._file(listing, item, unnamed)).problem else file
-                for file, item in zip(shown, listing.files, strict=False)
+                for file, item in zip(shown, chosen, strict=True)
             )
         if elsewhere := _placed(settings, shown):
             # A file that lacks what a template names is no obstacle beside one that has it.
             shown = tuple(
                 self._file(listing, item, settings, elsewhere) if file.problem else file
-                for file, item in zip(shown, listing.files, strict=False)
+                for file, item in zip(shown, chosen, strict=True)
             )
         job = quotes.quote(self.workspace, settings, listing) if settings.compute == "processing-job" else None
-        more = max(0, len(listing.files) - FILES)
+        more = len(listing.files) - len(chosen)
         return Previewed(listing.dataset, shown, more, listing.left_out, job, offer(settings, shown))
 
     def _file(
@@ -146,6 +148,21 @@ class Preview:
             client = self.workspace.aws.client("s3")
             self._heads[key] = client.get_object(Bucket=bucket, Key=item.key, **part)["Body"].read()
         return self._heads[key]
+
+
+def first_of_each(files: Sequence[Stored]) -> list[Stored]:
+    """So many files as are shown, in their order: one of each kind in each folder before a second one of any.
+
+    A folder of pages would hide the table behind it, which may be the one file that needs a setting.
+    """
+    seen: Counter[tuple[str, str]] = Counter()
+    places = []
+    for number, item in enumerate(files):
+        like = (str(PurePosixPath(item.name).parent), kinds.kind_of(item.name))
+        # Rows come before documents, which need no columns.
+        places.append((seen[like], like[1] in kinds.DOCUMENTS, number))
+        seen[like] += 1
+    return [files[number] for number in sorted(number for *_, number in sorted(places)[:FILES])]
 
 
 def offer(settings: PrepareSettings, files: Iterable[PreviewedFile]) -> dict[str, str]:

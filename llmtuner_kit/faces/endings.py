@@ -102,18 +102,22 @@ def held_out(made: HeldOut, *, named: bool = False) -> Card:
     return Card("Base against tuned on held-out rows", facts, answers)
 
 
-def question(workspace: Workspace, settings: InvokeSettings) -> str:
-    """The prompt of the settings, else the question of a held-out row. Raises SettingsError when there is neither."""
+def answer(workspace: Workspace, settings: InvokeSettings) -> tuple[Iterator[str], str]:
+    """(the answer in pieces, what is asked): the prompt of the settings, else a held-out row as it was trained on.
+
+    Raises SettingsError when there is neither.
+    """
     if settings.prompt:
-        return settings.prompt
+        return _pieces(workspace, settings, settings.prompt), settings.prompt
     rows = evaluation.test_rows(workspace, settings.run_name, 1)
     if not rows:
         raise SettingsError("prompt is empty, and the run's dataset has no held-out rows.", fix="set prompt")
-    return evaluation.prompt_of(rows[0])[0][-1]["content"]
+    messages, _ = evaluation.prompt_of(rows[0])
+    return _pieces(workspace, settings, messages), messages[-1]["content"]
 
 
-def answer(workspace: Workspace, settings: InvokeSettings, prompt: str) -> Iterator[str]:
-    """The answer to a prompt: piece by piece, or in one piece when stream is off."""
+def _pieces(workspace: Workspace, settings: InvokeSettings, prompt: str | list[dict[str, str]]) -> Iterator[str]:
+    """One after the other as they are written, or all in one when stream is off."""
     target = inference.deployed(workspace, settings.run_name, settings.endpoint_name)
     inference.require_serving(workspace, target.endpoint_name)
     options = settings.model_dump(include={"max_new_tokens", "temperature", "top_p"})

@@ -215,7 +215,11 @@ def _steps(
         except SettingsError as error:
             lines = error.problem.split("\n")[1:] or [f"{error.problem} {error.fix}"]
             problems += [f"{step}: {line.lstrip('- ').rstrip()}" for line in lines]
-    problems += [f"parameters: no step has {name!r}" for name in shared if name not in used]
+    for name in (name for name in shared if name not in used):
+        known = [field for step in steps for field in kit_settings.STEPS[step.step].model_fields]
+        meant = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        problems.append(f"{'sweep' if name in swept else 'parameters'}: no step has {name!r}{hint}")
     problems += [
         f"sweep: {name} has no effect, as step {step} sets it itself; take it out there"
         for step, name in sorted(overruled)

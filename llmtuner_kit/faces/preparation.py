@@ -37,7 +37,7 @@ def first_rows() -> standing.OnRun:
 def _first_rows(seen: preview.Previewed) -> Card:
     parts: list[Any] = [part for file in seen.files for part in _previewed(file, seen.offer)]
     if seen.more:
-        parts.append(f"and {seen.more} more files")
+        parts.append(f"and {seen.more:,} more {'file' if seen.more == 1 else 'files'}")
     if seen.left_out:
         parts.append(_left_out(seen.left_out))
     facts = _quote(seen.quote) if seen.quote else []

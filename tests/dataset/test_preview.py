@@ -13,6 +13,7 @@ from packed import zip_of
 from dataset.conftest import as_bytes, distinct
 from llmtuner_kit import runs, uploads
 from llmtuner_kit.dataset import preview
+from llmtuner_kit.dataset.sources import Stored
 from llmtuner_kit.errors import DataError, NotFoundError
 from llmtuner_kit.faces.forms import Form
 from llmtuner_kit.faces.preparation import _first_rows, first_rows
@@ -225,6 +226,20 @@ def test_the_preview_reads_the_upload_and_leaves_the_run_as_it_was(
     assert runs.open_run(workspace, "demo").document == before
     kept = preview.Preview(workspace).look(uploaded.model_copy(update={"leave_out": "t.csv"}))
     assert [file.name for file in kept.files] == ["README.md", "rows.jsonl"]
+
+
+def test_a_folder_of_pages_hides_no_table_behind_it() -> None:
+    def shown(*names: str) -> list[str]:
+        return [item.name for item in preview.first_of_each([Stored(name, name, 1, "") for name in names])]
+
+    pages = [f"faq/{number}.md" for number in range(9)]
+    assert shown("chat.jsonl", *pages, "z.xlsx") == ["chat.jsonl", *pages[:4], "z.xlsx"]
+    folders = [f"{number}/a.md" for number in range(9)]
+    assert shown(*folders, "z.csv") == [*folders[:5], "z.csv"]
+    assert shown(*pages) == pages[: preview.FILES]
+    one = preview.read("t.csv", TICKETS, len(TICKETS), PrepareSettings())
+    assert "and 1 more file" in (text := repr(_first_rows(preview.Previewed("t", (one,), 1, ()))))
+    assert "files" not in text
 
 
 def test_the_form_shows_the_preview_and_follows_it(workspace: Workspace, uploaded: PrepareSettings) -> None:
