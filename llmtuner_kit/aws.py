@@ -27,11 +27,11 @@ from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, ConfigParseError, ProfileNotFound
 
-from llmtuner_kit.aws_errors import BROKEN_BODY, error_code, error_message, is_error, translate
+from llmtuner_kit.aws_errors import BROKEN_BODY, THROTTLED, error_code, error_message, is_error, translate
 from llmtuner_kit.errors import LocalCloudError, SettingsError
 
 __all__ = [
-    "BROKEN_BODY", "Aws", "ClientError", "connect", "described", "error_code", "error_message", "is_error",
+    "BROKEN_BODY", "THROTTLED", "Aws", "ClientError", "connect", "described", "error_code", "error_message", "is_error",
     "object_head", "object_sizes",
 ]  # fmt: skip
 

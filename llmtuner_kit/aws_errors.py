@@ -41,16 +41,18 @@ _BAD_CREDENTIALS = {
     "InvalidAccessKeyId",
     "InvalidSignatureException",
     "OptInRequired",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "RequestExpired",
     "SignatureDoesNotMatch",
 }
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+_SIGN_IN_AGAIN = (
+    "run `aws sso login`, or put new keys where the old ones were (where those were environment variables, start this "
+    "again from a shell that has the new ones), then run the cell again"
+)
 # What a request is answered with whose time is not AWS's; the last two are also said of wrong keys.
 _WRONG_CLOCK = ("RequestTimeTooSkewed", "Signature expired", "Signature not yet current")
 # What reading an answer's body raises when the connection breaks; boto3 repeats requests, but not that.
 BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
-_THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "SlowDown", "RequestLimitExceeded"}
+THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "SlowDown", "RequestLimitExceeded"}
 
 
 def translate(error: Exception, operation: str = "") -> KitError | None:
@@ -90,6 +92,13 @@ def translate(error: Exception, operation: str = "") -> KitError | None:
             f"AWS does not accept the time of this machine ({code}): {message}",
             fix="set its clock right, then run again",
         )
+    if code in _EXPIRED:
+        return AccessError(f"The AWS credentials have expired ({code}): {message}", fix=_SIGN_IN_AGAIN)
+    if code == "400" and operation in ("HeadObject", "HeadBucket"):  # an answer to HEAD has no body to say why in
+        return AccessError(
+            f"{operation}: S3 answers {message} (400) and no reason; it does so where credentials have expired.",
+            fix=_SIGN_IN_AGAIN,
+        )
     if code in _BAD_CREDENTIALS:
         return AccessError(
             f"AWS does not accept the credentials ({code}): {message}",
@@ -97,7 +106,7 @@ def translate(error: Exception, operation: str = "") -> KitError | None:
         )
     if code in ("ResourceLimitExceeded", "ServiceQuotaExceededException"):
         return QuotaError(message, fix=_quota_fix(message))
-    if code in _THROTTLED:
+    if code in THROTTLED:
         return NotReadyError(
             f"{operation}: AWS asks to slow down ({code}): {message}", fix="wait a minute and run the cell again"
         )

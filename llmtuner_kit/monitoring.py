@@ -29,6 +29,9 @@ TERMINAL = frozenset({"Completed", "Failed", "Stopped"})
 _PAIR = re.compile(r"(\w+)=([-+0-9.eE]+|nan|inf|-inf)(?=\s|$)")
 _KEPT_LINES = 2000
 _LOGS_BEHIND_SECONDS = 5.0
+_STARTING = frozenset(
+    {"Pending", "Starting", "LaunchingMLInstances", "PreparingTrainingStack", "Downloading", "DownloadingTrainingImage"}
+)
 _LIMITS = {
     "MaxRuntimeExceeded": "its time limit is over",
     "MaxWaitTimeExceeded": "its spot instances did not come, or did not stay, in time",
@@ -55,7 +58,9 @@ class Snapshot:
         elapsed_seconds: since training started (0 before).
         eta_seconds: the job's own estimate, less what has passed since it was printed; None when unknown.
         billable_seconds: per instance, so far.
-        cost_usd: None when the price is unknown.
+        cost_usd: None when the price is unknown. Until a spot job has ended the price on demand, the most it can be.
+        spot_saving: share of the price on demand, 0 to 1; None before the end and for jobs not on spot.
+        resuming: its last step was made before it was interrupted; it has made none since.
     """
 
     job_name: str
@@ -75,7 +80,11 @@ class Snapshot:
     instance_count: int
     failure_reason: str
     model_uri: str
+    spot: bool = False
+    spot_saving: float | None = None
+    resuming: bool = False
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
+    step_stream: str = field(default="", repr=False)
     eta_at: float = field(default=0.0, repr=False)
 
     @property
@@ -87,6 +96,11 @@ class Snapshot:
         """How a job that is done has ended, with the limit that has stopped it."""
         limit = _LIMITS.get(self.secondary_status, "")
         return f"{self.status}: {limit}" if limit else self.status
+
+    @property
+    def interruptions(self) -> int:
+        """How often it has lost its spot instances."""
+        return sum(item.status == "Interrupted" for item in self.transitions)
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric, or None."""
@@ -112,9 +126,10 @@ class Snapshot:
         if self.done:
             return self.failure_reason or self.ended
         if self.secondary_status != "Training":
-            return self.message or self.secondary_status
+            again = self.interruptions and self.secondary_status in _STARTING
+            return (self.message or self.secondary_status) + (", again after a spot interruption" if again else "")
         step, total = self.last("step"), self.last("total_steps")
-        at = f"step {step:.0f} of {total:.0f}" if step is not None and total else ""
+        at = f"step {step:.0f} of {total:.0f}" if step is not None and total and not self.resuming else ""
         if at and self.progress != 1.0:
             return at
         # Before the first step and after the last one what the first host's log says since then tells it.
@@ -129,13 +144,15 @@ def snapshot(
     """Look at a job once. With the previous snapshot only new log lines are fetched."""
     job = training.require_own_job(workspace, job_name)  # status first: the log is complete when it is terminal
     tokens = dict(previous.tokens) if previous else {}
-    lines = [_told(line, job_name) for line in logs.new_lines(workspace, LOG_GROUP, f"{job_name}/", tokens)]
+    found_lines = logs.new_lines(workspace, LOG_GROUP, f"{job_name}/", tokens)
+    lines = [_told(line, job_name) for line in found_lines]
+    step_stream, resuming = _attempt(found_lines, tokens, previous.step_stream if previous else "", job_name)
     metrics = {name: list(points) for name, points in previous.metrics.items()} if previous else {}
     found = _points(lines, metrics)
     eta, eta_at = (found["eta_seconds"], now()) if "eta_seconds" in found else (None, 0.0)
     if eta is None and previous:
         eta, eta_at = (previous.metrics.get("eta_seconds", [(0, None)])[-1][1], previous.eta_at)
-    ending = job["TrainingJobStatus"] != "InProgress"
+    stepping = job["TrainingJobStatus"] == "InProgress" and job["SecondaryStatus"] == "Training" and not resuming
     started, billable, elapsed = _times(job, now())
     resources = job["ResourceConfig"]
     count = resources.get("InstanceCount", 1)
@@ -152,16 +169,28 @@ def snapshot(
         log=log,
         elapsed_seconds=elapsed,
         billable_seconds=billable,
-        eta_seconds=None if ending or eta is None or not started else _left(eta, now() - eta_at),
+        eta_seconds=None if not stepping or eta is None or not started else _left(eta, now() - eta_at),
         cost_usd=costs.running_cost(resources["InstanceType"], workspace.aws.region, billable, count),
         charged=workspace.aws.charged,
         instance_type=resources["InstanceType"],
         instance_count=count,
         failure_reason=job.get("FailureReason", ""),
         model_uri=job.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""),
+        spot=job.get("EnableManagedSpotTraining", False),
+        spot_saving=costs.spot_saving(job),
+        resuming=resuming,
         tokens=tokens,
+        step_stream=step_stream,
         eta_at=eta_at,
     )
+
+
+def _attempt(lines: list[tuple[str, str]], tokens: dict[str, str], before: str, job_name: str) -> tuple[str, bool]:
+    """(log stream of the last step, whether another one has begun since): an attempt has a stream of its own."""
+    first_host = f"{job_name}/algo-1-"
+    stepped = [stream for stream, text in lines if stream.startswith(first_host) and text.startswith("metric step=")]
+    stream = max([before, *stepped])
+    return stream, bool(stream) and any(other > stream for other in tokens if other.startswith(first_host))
 
 
 def _left(eta: float, passed: float) -> float:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from llmtuner_kit.aws import THROTTLED, is_error
 from llmtuner_kit.errors import AccessError, KitError, NotReadyError
 from llmtuner_kit.workspace import Workspace
 
@@ -24,13 +25,14 @@ def wait_out(
     A local cloud that does not answer has been stopped, and is not waited for. When AWS does not answer for longer, or
     does not take the credentials any more, the error says that `what` runs on.
     """
-    pauses = iter(_PAUSES if workspace.aws.charged else ())
+    pauses = iter(_PAUSES)
     said = False
     while True:
         try:
             return look()
         except KitError as error:
-            pause = next(pauses, None) if isinstance(error, NotReadyError) else None
+            passing = isinstance(error, NotReadyError) and (workspace.aws.charged or is_error(error, *THROTTLED))
+            pause = next(pauses, None) if passing else None
             if pause is None:
                 if workspace.aws.charged and error.__cause__ and isinstance(error, NotReadyError | AccessError):
                     raise _running_on(error, what) from error.__cause__

@@ -41,7 +41,7 @@ def _training_line(workspace: Workspace, name: str, facts: dict[str, Any]) -> co
     begin, end = job.get("TrainingStartTime"), job.get("TrainingEndTime")
     running = costs.elapsed_seconds(begin) if begin and not end else 0.0
     seconds = float(job.get("BillableTimeInSeconds") or running)
-    what = f"training job {name}" + _standing(job["TrainingJobStatus"])
+    what = f"training job {name}" + _standing(job["TrainingJobStatus"]) + _spot(job)
     return _job_line(workspace, what, facts, job["ResourceConfig"], seconds, "training")
 
 
@@ -62,6 +62,14 @@ def _forgotten(what: str, facts: dict[str, Any]) -> costs.Line:
 
 def _standing(status: str) -> str:
     return "" if status == "Completed" else f" ({'still running' if status == 'InProgress' else status.lower()})"
+
+
+def _spot(job: dict[str, Any]) -> str:
+    """What managed spot has saved; until the end the cost is the price on demand."""
+    saving = costs.spot_saving(job)
+    if saving is not None:
+        return f", {saving:.0%} saved by spot"
+    return ", at most, as spot is billed lower" if job.get("EnableManagedSpotTraining") else ""
 
 
 def _job_line(

@@ -100,6 +100,20 @@ def test_a_bare_refusal_of_an_object_is_said_and_of_a_bucket_left_to_the_caller(
     assert aws_errors.translate(failure("403"), "HeadBucket") is None
 
 
+@pytest.mark.parametrize(
+    ("code", "operation"),
+    [("ExpiredToken", "GetObject"), ("ExpiredTokenException", "DescribeTrainingJob"), ("400", "HeadObject")],
+)
+def test_credentials_that_have_expired_say_how_to_sign_in_also_where_s3_says_no_reason(
+    code: str, operation: str
+) -> None:
+    plain = aws_errors.translate(failure(code), operation)
+    assert isinstance(plain, AccessError)
+    assert "credentials have expired" in plain.problem
+    assert "aws sso login" in plain.fix
+    assert aws_errors.translate(failure("400"), "GetObject") is None
+
+
 def test_no_credentials_says_how_to_get_some() -> None:
     plain = aws_errors.translate(NoCredentialsError(), "PutObject")
     assert isinstance(plain, AccessError)

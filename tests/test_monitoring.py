@@ -147,6 +147,41 @@ def test_time_left_is_the_jobs_own_estimate_less_what_has_passed_since(monkeypat
     assert snapshot(workspace, "job", later, now=lambda: 1300.0).eta_seconds == 0.0
 
 
+def test_a_spot_interruption_is_told_and_what_was_known_before_it_is_not_told_as_news(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, states = datetime.fromtimestamp(1000, UTC), ["Training", "Interrupted", "Starting", "Training", "Training"]
+    job: dict[str, Any] = {
+        "TrainingJobStatus": "InProgress", "TrainingStartTime": begun, "EnableManagedSpotTraining": True,
+        "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1}, "SecondaryStatusTransitions": [],
+    }  # fmt: skip
+    said = ["metric step=21 total_steps=50 train_loss=6 eta_seconds=60", "", "", "resumed from step 23", "metric step=28 eta_seconds=50"]  # fmt: skip
+
+    def new_lines(_: object, __: object, ___: object, tokens: dict[str, str]) -> list[tuple[str, str]]:
+        stream, text = f"job/algo-1-{len(job['SecondaryStatusTransitions']) > 2:d}", said.pop(0)
+        return [(stream, text)] if text and not tokens.update({stream: "f/1"}) else []
+
+    monkeypatch.setattr(training, "require_own_job", lambda *_: job)
+    monkeypatch.setattr(logs, "new_lines", new_lines)
+    workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(region="us-east-1", charged=True)))
+    looks: list[Snapshot] = []
+    for state in states:
+        job["SecondaryStatus"] = state
+        job["SecondaryStatusTransitions"].append({"Status": state, "StatusMessage": state.upper(), "StartTime": begun})
+        looks.append(snapshot(workspace, "job", looks[-1] if looks else None, now=lambda: 1100.0))
+    doing = ["step 21 of 50", "INTERRUPTED", "STARTING, again after a spot interruption", "resumed from step 23", "step 28 of 50"]  # fmt: skip
+    assert [item.doing for item in looks] == doing
+    assert [item.eta_seconds for item in looks] == [60.0, None, None, None, 50.0]
+    facts = dict(views.snapshot(looks[2]).facts)
+    assert facts["spot"] == "1 interruption; goes on from its last checkpoint, if it has one"
+    assert facts["cost so far"].startswith("at most $0.0")
+    job |= {"TrainingJobStatus": "Completed", "TrainingTimeInSeconds": 100, "BillableTimeInSeconds": 40}
+    said.append("")
+    facts = dict(views.snapshot(snapshot(workspace, "job", looks[-1])).facts)
+    assert facts["spot"] == "1 interruption"
+    assert facts["cost"].endswith(", 60% saved by spot")
+
+
 @pytest.mark.parametrize(("step", "share"), [(2, 0.25), (8, 1.0), (9, 1.0)])
 def test_progress_is_a_share_of_the_steps(step: int, share: float) -> None:
     assert seen(metrics=stepped(step)).progress == share

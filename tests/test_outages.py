@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from llmtuner_kit import outages
+from llmtuner_kit.aws import ClientError
 from llmtuner_kit.errors import AccessError, KitError, NotFoundError, NotReadyError
 from llmtuner_kit.workspace import Workspace
 
@@ -61,6 +62,14 @@ def test_a_sign_in_that_ends_while_watching_is_said_at_once_with_what_runs_on() 
         watched.wait_out()
     assert watched.waited == 0
     assert "training job lamp runs on" in caught.value.fix
+
+
+def test_a_local_cloud_that_is_told_to_throttle_is_waited_for_as_aws_is() -> None:
+    error = NotReadyError("AWS asks to slow down")
+    error.__cause__ = ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "Describe")
+    watched = Watched(*[error] * 3, charged=False)
+    assert watched.wait_out() == "seen"
+    assert watched.waited == 35.0
 
 
 def test_what_is_not_there_does_not_run_on() -> None:

@@ -208,6 +208,24 @@ def test_an_endpoint_runs_on_only_where_it_is_the_one_that_was_deployed(
     assert (line.seconds == 2 * HOUR) == (not living)
 
 
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ({"TrainingTimeInSeconds": 100, "BillableTimeInSeconds": 40, "EnableManagedSpotTraining": True}, "lamp, 60% saved by spot"),
+        ({"EnableManagedSpotTraining": True, "TrainingJobStatus": "InProgress"}, "lamp (still running), at most, as spot is billed lower"),
+        ({"TrainingTimeInSeconds": 100, "BillableTimeInSeconds": 100}, "lamp"),
+    ],
+)  # fmt: skip
+def test_what_spot_has_saved_stands_on_the_receipt(
+    job: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resources = {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1}
+    described = {"TrainingJobStatus": "Completed", "ResourceConfig": resources} | job
+    monkeypatch.setattr(receipts.training, "require_own_job", lambda *_: described)
+    workspace = cast(Workspace, SimpleNamespace(aws=SimpleNamespace(region="us-east-1")))
+    assert receipts._training_line(workspace, "lamp", {"quote": QUOTE}).what == f"training job {told}"
+
+
 def test_the_service_itself_answers_for_an_endpoint_that_is_gone(workspace: Workspace) -> None:
     assert autoscaling.history(workspace, "gone", BEGUN, BEGUN + timedelta(hours=1), 2) == [
         autoscaling.Scaled(BEGUN, 2)

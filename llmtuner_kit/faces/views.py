@@ -140,6 +140,7 @@ def snapshot(seen: Snapshot, log_lines: int = 15) -> Card:
         ("status", _status(seen)),
         ("time", duration(seen.elapsed_seconds) + _left(seen)),
         ("cost" if seen.done else "cost so far", _cost(seen)),
+        *_interrupted(seen),
         *_numbers(seen),
     ]
     if seen.failure_reason:
@@ -169,7 +170,21 @@ def _left(seen: Snapshot) -> str:
 
 
 def _cost(seen: Snapshot) -> str:
-    return costs.usd(seen.cost_usd) + ("" if seen.charged else " on AWS; here it costs nothing")
+    saved = f", {seen.spot_saving:.0%} saved by spot" if seen.spot_saving is not None else ""
+    return f"{_amount(seen)}{saved}" + ("" if seen.charged else "; here it costs nothing")
+
+
+def _amount(seen: Snapshot) -> str:
+    at_most = "at most " if seen.spot and seen.spot_saving is None and seen.cost_usd is not None else ""
+    return at_most + costs.usd(seen.cost_usd) + ("" if seen.charged else " on AWS")
+
+
+def _interrupted(seen: Snapshot) -> list[tuple[str, str]]:
+    """How often spot instances were taken away, and what becomes of the job then."""
+    if not seen.interruptions:
+        return []
+    times = "1 interruption" if seen.interruptions == 1 else f"{seen.interruptions} interruptions"
+    return [("spot", times + ("" if seen.done else "; goes on from its last checkpoint, if it has one"))]
 
 
 def _numbers(seen: Snapshot) -> list[tuple[str, str]]:
@@ -204,7 +219,7 @@ def _said(seen: Snapshot) -> str:
     if left := _left(seen):
         parts.append(left.removeprefix(", "))
     if seen.cost_usd is not None and seen.elapsed_seconds:
-        parts.append(costs.usd(seen.cost_usd) + ("" if seen.charged else " on AWS"))
+        parts.append(_amount(seen))
     return " · ".join(parts)
 
 
