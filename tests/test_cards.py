@@ -62,6 +62,10 @@ def test_a_column_in_which_nothing_stands_is_not_shown() -> None:
 def test_a_long_list_folds_and_loses_no_row() -> None:
     first, more = listed("Files", ("file",), [(f"{n}.md",) for n in range(25)])
     assert [len(first.rows), more.title, len(more.parts[0].rows)] == [20, "and 5 more", 5]
+    card = Card("x", parts=[first, more])
+    assert "24.md" in card._repr_html_()
+    assert repr(card).splitlines()[-3:] == ["19.md", "", "and 5 more: open the executed notebook for the list"]
+    assert "24.md" not in repr(card)
     assert len(listed("Files", ("file",), [("a",)])) == 1
 
 

@@ -33,10 +33,11 @@ class Masked:
 
 @dataclass(frozen=True)
 class Folded:
-    """Parts behind a click on their title; in plain text they follow it."""
+    """Parts behind a click on their title; in plain text they follow it, or `told` stands in place of all."""
 
     title: str
     parts: Sequence[Table | str]
+    told: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ Part = Table | Chart | Bars | Masked | Folded | Link | str
 
 
 def listed(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], first: int = 20) -> list[Part]:
-    """A long table: its first rows, and the others behind a click."""
+    """A long table: its first rows, and the others behind a click; a log says where they are."""
     if len(rows) <= first:
         return [Table(caption, head, rows)]
     more = rows[first:_LISTED]
     left = f"; {len(rows) - _LISTED:,} are not listed" if len(rows) > _LISTED else ""
+    title = f"and {len(rows) - first:,} more{left}"
     return [
         Table(caption, head, rows[:first]),
-        Folded(f"and {len(rows) - first:,} more{left}", [Table("", head, more)]),
+        Folded(title, [Table("", head, more)], told=f"{title}: open the executed notebook for the list"),
     ]
 
 
@@ -75,7 +77,11 @@ def as_text(part: Part) -> list[str]:
     if isinstance(part, str):
         return part.splitlines()
     if isinstance(part, Folded):
-        return [part.title, *(f"  {line}" for inner in part.parts for line in as_text(inner))]
+        return (
+            [part.told]
+            if part.told
+            else [part.title, *(f"  {line}" for inner in part.parts for line in as_text(inner))]
+        )
     if isinstance(part, Masked):
         runs = itertools.groupby(zip(part.pieces, part.trained, strict=True), key=lambda item: item[1])
         texts = [("".join(piece for piece, _ in run), trained) for trained, run in runs]
