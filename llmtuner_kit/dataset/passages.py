@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n+")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-ÞΑ-ΩА-Я])|(?<=[。！？])")
 _HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t]*#*[ \t]*$")
 _FENCE = re.compile(r"^\s*(```|~~~)")
+_LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\([^()\s]*\)")
 _UNDERLINE = re.compile(r"^(=+|-+)[ \t]*$")
 _RST_UNDERLINE = re.compile(r"^([=\-`:'\"~^_*+#<>])\1{2,}[ \t]*$")
 
@@ -115,13 +117,13 @@ def markdown_sections(text: str) -> Iterator[Passage]:
             fenced = not fenced
         heading = None if fenced else _heading(line, lines[number + 1] if number + 1 < len(lines) else "")
         if heading:
-            yield from _section(path, body)
+            yield from _section(path, _without_menus(body))
             level, title = heading
             path = [*(item for item in path if item[0] < level), (level, title)]
             body = []
         elif not (not fenced and _UNDERLINE.match(line) and not body and path and lines[number - 1].strip()):
             body.append(line)
-    yield from _section(path, body)
+    yield from _section(path, _without_menus(body))
 
 
 def rst_sections(text: str) -> Iterator[Passage]:
@@ -167,6 +169,25 @@ def _section(path: list[tuple[int, str]], body: list[str]) -> Iterator[Passage]:
     text = "\n".join(body).strip()
     if text:
         yield Passage(text, tuple(title for _, title in path))
+
+
+def _without_menus(lines: list[str]) -> list[str]:
+    """All but the blocks that are hardly more than links: menus and tables of contents, as pages of a site have them."""
+    kept: list[str] = []
+    fenced = False
+    for blank, block in itertools.groupby(lines, key=lambda line: not line.strip()):
+        found = list(block)
+        fences = sum(1 for line in found if _FENCE.match(line))
+        if blank or fenced or fences or not _is_menu("\n".join(found)):
+            kept += found
+        fenced ^= fences % 2 == 1
+    return kept
+
+
+def _is_menu(block: str) -> bool:
+    links = _LINK.findall(block)
+    linked = sum(map(str.isalnum, "".join(links)))
+    return len(links) > 1 and linked > 0.75 * sum(map(str.isalnum, _LINK.sub(r"\1", block)))
 
 
 def _without_front_matter(text: str) -> str:

@@ -186,6 +186,18 @@ def test_markdown_headings_ask_and_code_is_not_searched_for_them() -> None:
     assert conversion.explanation(Passage(found[2][1], found[2][0]))["instruction"] == "Refunds? (Guide)"
 
 
+def test_menus_and_tables_of_contents_of_markdown_are_left_out_and_links_in_sentences_are_not() -> None:
+    menu = "[Home](index.md) | [Shop](shop.md)"
+    kept = "See [Pay](pay.md) or [Refunds](refunds.md) for what it costs."
+    listed = "- [Kettle](kettle.md): boils a litre in two minutes\n- [Lamp](lamp.md): seven colours of light"
+    code = f"```\n{menu}\n\n{menu}\n```"
+    text = (
+        f"# Lamp\n{menu}\n\n{kept}\n\n{listed}\n\n[Alone](a.md)\n\n{code}\n\n# FAQ\n- [Kettle](a.md)\n- [Lamp](b.md)\n"
+    )
+    found = [(item.headings, item.text) for item in passages.markdown_sections(text)]
+    assert found == [(("Lamp",), f"{kept}\n\n{listed}\n\n[Alone](a.md)\n\n{code}")]
+
+
 def test_near_duplicates_meet_in_a_band_and_strangers_hardly_ever() -> None:
     draw = random.Random(4)
     vocabulary = [f"word{number}" for number in range(3000)]
