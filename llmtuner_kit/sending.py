@@ -9,8 +9,9 @@ Every request carries the SHA-256 of its bytes, which S3 checks on arrival and k
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,8 @@ THREADS = 8
 _FILES_AHEAD = 4 * THREADS
 Moved = Callable[[int], None]
 """Called with bytes that are now in S3, in the caller's thread (a notebook's output belongs to the cell's own)."""
+_State = tuple[int, int]
+"""Size and time of change of a file: bytes of two states of it make a file that never was."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes done and the bytes there are; from one thread at a time."""
 
@@ -43,9 +46,13 @@ class _Large:
 
     key: str
     path: Path
-    size: int
+    state: _State
     upload_id: str
     parts: list[Future[tuple[dict[str, Any], int]]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return self.state[0]
 
 
 class Sender:
@@ -79,15 +86,16 @@ class Sender:
         return done + [self._finish(item) for item in waiting]
 
     def _begin(self, key: str, path: Path, size_there: int | None, upload_id: str) -> _Large | Future[Sent]:
-        size = path.stat().st_size
+        state = _state(path)
+        size = state[0]
         if size <= checksums.part_size(size):
-            return self._pool.submit(self._send_small, key, path, size, size_there)
-        if size_there == size and (checksum := checksums.checksum_of(path)) == self._checksum_there(key):
+            return self._pool.submit(self._send_small, key, path, state, size_there)
+        if size_there == size and (checksum := _summed(path)) == self._checksum_there(key):
             same: Future[Sent] = Future()
             same.set_result(Sent(key, size, checksum, 0))
             return same
         known = self._parts(key, upload_id) if upload_id else {}
-        large = _Large(key, path, size, upload_id or self._create(key))
+        large = _Large(key, path, state, upload_id or self._create(key))
         for number in range(1, -(-size // checksums.part_size(size)) + 1):
             large.parts.append(self._pool.submit(self._send_part, large, number, known.get(number)))
         return large
@@ -104,28 +112,26 @@ class Sender:
             parts.append(part)
             bytes_sent += count
             self._moved(min(part_size, item.size - number * part_size))
-        _check_size(item.path, item.size)
+        _require_unchanged(item.path, item.state)
         self._client.complete_multipart_upload(
             Bucket=self._bucket, Key=item.key, UploadId=item.upload_id, MultipartUpload={"Parts": parts}
         )
         checksum = checksums.composite([part["ChecksumSHA256"] for part in parts])
         return Sent(item.key, item.size, checksum, bytes_sent)
 
-    def _send_small(self, key: str, path: Path, size: int, size_there: int | None) -> Sent:
-        data = path.read_bytes()
+    def _send_small(self, key: str, path: Path, state: _State, size_there: int | None) -> Sent:
+        data = _read(path)
         checksum = checksums.sha256(data)
         is_there = size_there == len(data) and self._checksum_there(key) == checksum
         if not is_there:
             self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ChecksumSHA256=checksum)
-        _check_size(path, size)
+        _require_unchanged(path, state)
         return Sent(key, len(data), checksum, 0 if is_there else len(data))
 
     def _send_part(self, large: _Large, number: int, known: dict[str, Any] | None) -> tuple[dict[str, Any], int]:
         """One part: (what completing the upload needs to know of it, bytes sent)."""
         part = checksums.part_size(large.size)
-        with large.path.open("rb") as file:
-            file.seek((number - 1) * part)
-            data = file.read(part)
+        data = _read(large.path, (number - 1) * part, part)
         checksum = checksums.sha256(data)
         if known and known["ChecksumSHA256"] == checksum:
             return known, 0
@@ -168,6 +174,32 @@ class Sender:
         return str((head or {}).get("ChecksumSHA256", ""))
 
 
-def _check_size(path: Path, size: int) -> None:
-    if path.stat().st_size != size:
+def _state(path: Path) -> _State:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _require_unchanged(path: Path, state: _State) -> None:
+    if _state(path) != state:
         raise IntegrityError(f"{path} changed while it was being uploaded.", fix="run the cell again")
+
+
+def _read(path: Path, start: int = 0, count: int = -1) -> bytes:
+    with _named(path), path.open("rb") as file:
+        file.seek(start)
+        return file.read(count)
+
+
+def _summed(path: Path) -> str:
+    with _named(path):
+        return checksums.checksum_of(path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Inside, errors say which file they are about: those of reading, as of a failing disk, do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import signal
 import subprocess
 import sys
 from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -189,16 +191,37 @@ def test_an_upload_that_another_program_left_is_not_gone_on_with(
     assert stored(workspace, key) == file.read_bytes()
 
 
-def test_a_file_that_changes_on_the_way_is_refused(send, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def grow(file: Path) -> None:
+    with file.open("ab") as opened:
+        opened.write(b"{}\n")
+
+
+def rewrite(file: Path) -> None:
+    file.write_bytes(os.urandom(file.stat().st_size))
+
+
+@pytest.mark.parametrize("change", [grow, rewrite])
+def test_a_file_that_changes_on_the_way_is_refused(send, tmp_path: Path, change: Callable[[Path], None]) -> None:  # type: ignore[no-untyped-def]
+    """Also to another of the same size: part of the one and part of the other is a file that never was."""
     file = tmp_path / "rows.jsonl"
     file.write_bytes(os.urandom(checksums.PART + 1))
-
-    def grow(what: str, done: int, total: int) -> None:
-        with file.open("ab") as opened:
-            opened.write(b"{}\n")
-
     with pytest.raises(IntegrityError, match="changed"):
-        send(file, progress=grow)
+        send(file, progress=lambda *_: change(file))
+    send(file)
+
+
+def test_a_file_whose_disk_fails_is_named(send, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"x" * checksums.PART * 2)
+
+    class Failing(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")  # without a file's name, as Python's own
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *how: Failing() if path == file else opened(path, *how))
+    with pytest.raises(DataError, match=r"rows\.jsonl cannot be read: Input/output error"):
+        send(file)
 
 
 @pytest.mark.parametrize(
