@@ -67,6 +67,11 @@ def usd_up(amount: float | None) -> str:
     return usd(None if amount is None else math.ceil(amount * 100 - 1e-9) / 100)
 
 
+def at_most(amount: float | Decimal | None) -> str:
+    """`, $2.82 at most` for the end of a sentence; nothing for an unknown amount, as its price is said to be unknown."""
+    return "" if amount is None else f", {usd(amount)} at most"
+
+
 def priced(price: Price | None) -> str:
     """A price for people, with where it comes from; for an unknown one how to make it known."""
     if price is None:

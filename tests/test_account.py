@@ -61,7 +61,9 @@ def test_guard_says_when_nothing_runs(cloud: Path) -> None:
 
 
 def test_prices_show_names_source_and_unknown() -> None:
-    assert "ml.g5.xlarge       $1.41 an hour  (" in run("prices", "show")
+    shown = run("prices", "show")
+    assert shown.startswith("Prices in us-east-1")
+    assert "ml.g5.xlarge       $1.41 an hour  (" in shown
     assert "llmtuner prices refresh --region eu-central-9" in run("prices", "show", "--region", "eu-central-9")
 
 

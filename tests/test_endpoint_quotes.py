@@ -86,7 +86,10 @@ def test_what_is_said_to_be_enough_is_enough(quoted: EndpointQuote) -> None:
 
 def test_an_unknown_price_is_said_before_a_budget_is_asked_for(quoted: EndpointQuote) -> None:
     unknown = dataclasses.replace(quoted, price=None, usd_per_hour=None, usd_until_expiry=None)
-    assert "price unknown" in repr(endings.quote(unknown))
+    text = repr(endings.quote(unknown))
+    assert "price unknown" in text
+    assert "unknown at most" not in text
+    assert "unknown a month" not in text
     with pytest.raises(BudgetError, match="llmtuner prices refresh"):
         endpoint_quotes.require_budget(unknown)
 

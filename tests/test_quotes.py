@@ -9,6 +9,7 @@ import pytest
 
 from llmtuner_kit import catalog, costs, quotes
 from llmtuner_kit.errors import BudgetError
+from llmtuner_kit.faces import views
 from llmtuner_kit.settings import TrainSettings
 
 DAY = 86400
@@ -58,6 +59,17 @@ def amount(pattern: str, text: str) -> float:
     found = re.search(pattern, text)
     assert found, text
     return float(found[1].replace(",", ""))
+
+
+def test_an_unknown_price_makes_no_amounts_that_are_unknown() -> None:
+    text = repr(views.quote(made(instance_type="ml.g6.48xlarge", instance_count=1)))
+    assert "llmtuner prices refresh" in text
+    assert not re.search(r"unknown (at most|an hour|a month)", text)
+
+
+def test_a_part_of_a_quote_takes_no_time_only_where_it_says_how_much_at_most() -> None:
+    seconds = [(0.2, 0.9), (0.2, 1.1), (3.0, 3.2), (3.0, 70.0)]
+    assert [views._range(each) for each in seconds] == ["under 1 s", "up to 1 s", "3 s", "3 s to 1 min 10 s"]
 
 
 def test_a_budget_below_the_quote_is_quoted_all_the_same_and_refused_with_what_is_missing() -> None:

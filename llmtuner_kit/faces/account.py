@@ -117,6 +117,7 @@ def show_prices(region: str) -> None:
     if all(costs.price(name, region) is None for name in names):
         click.echo(f"The book has no price of region {region!r}: `llmtuner prices refresh --region {region}` asks AWS.")
         return
+    click.echo(f"Prices in {region}; `llmtuner prices refresh --region {region}` asks AWS for those of today.")
     for name in names:
         found = costs.price(name, region)
         text = f"{costs.usd(found.usd_per_hour)} an hour  ({found.source}, {found.date})" if found else "unknown"

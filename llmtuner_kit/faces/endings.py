@@ -64,12 +64,16 @@ def quote(made: EndpointQuote) -> Card:
         ("does it fit", made.fit.verdict),
         ("price", costs.priced(made.price) + (" for each" if most > 1 else "")),
         ("serves after", " to ".join(map(duration, made.starting_seconds)) + ", which counts"),
-        ("time to live", f"{duration(made.time_to_live_minutes * 60)}, {costs.usd(made.usd_until_expiry)} at most"),
-        ("after that", f"{costs.usd(made.usd_per_month)} a month, as it {_deleted_by(charged=made.charged)}"),
+        ("time to live", duration(made.time_to_live_minutes * 60) + costs.at_most(made.usd_until_expiry)),
+        ("after that", f"{_monthly(made.usd_per_month)}, as it {_deleted_by(charged=made.charged)}"),
         ("is it charged", f"yes, this is AWS{budget}" if made.charged else "no, this runs on your machine"),
     ]
     refused = standing.refusal(made, endpoint_quotes.require_fit, endpoint_quotes.require_budget)
     return Card("Quote", facts, blocked=refused, offer=standing.fitting(made.fit))
+
+
+def _monthly(amount: float | None) -> str:
+    return "it costs on" if amount is None else f"{costs.usd(amount)} a month"
 
 
 def _deleted_by(*, charged: bool) -> str:
@@ -90,7 +94,7 @@ def endpoint(made: Endpoint) -> Card:
 
 def held_out(made: HeldOut, *, named: bool = False) -> Card:
     facts = [
-        ("held-out rows", f"{made.rows}, {made.tokens} answer tokens"),
+        ("held-out rows", f"{made.rows:,}, {made.tokens:,} answer tokens"),
         ("perplexity", f"base {made.base.perplexity:.2f}, tuned {made.tuned.perplexity:.2f} ({made.change:+.0%})"),
         ("token accuracy", f"base {made.base.token_accuracy:.1%}, tuned {made.tuned.token_accuracy:.1%}"),
         (

@@ -60,7 +60,7 @@ def _quote(made: JobQuote) -> list[tuple[str, str]]:
         ("work", f"{made.files:,} {'file' if made.files == 1 else 'files'}, {size(made.bytes)}"),
         ("time on AWS", f"{duration(made.seconds[0])} to {duration(made.seconds[1])}, modelled"),
         ("money on AWS", str(made.money)),
-        ("stopped after", f"{duration(made.max_runtime_seconds)}, {costs.usd(made.most)} at most"),
+        ("stopped after", duration(made.max_runtime_seconds) + costs.at_most(made.most)),
         ("is it charged", f"yes, this is AWS{budget}" if made.charged else "no, this runs on your machine"),
     ]
 

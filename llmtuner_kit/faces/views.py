@@ -82,10 +82,7 @@ def quote(made: Quote) -> Card:
         ("money on AWS", str(made.money)),
         ("price", costs.priced(made.price)),
         _end(made),
-        (
-            "an endpoint of this type",
-            f"{costs.usd(made.endpoint_per_hour)} an hour, left on {costs.usd(made.endpoint_per_month)} a month",
-        ),
+        ("an endpoint of this type", _endpoint(made)),
         (
             "is it charged",
             f"yes, this is AWS{budget}"
@@ -106,11 +103,17 @@ def quote(made: Quote) -> Card:
     return Card("Quote", facts, parts, blocked=refused, offer=standing.fitting(made.fit))
 
 
+def _endpoint(made: Quote) -> str:
+    if made.endpoint_per_hour is None:
+        return "price unknown"
+    return f"{costs.usd(made.endpoint_per_hour)} an hour, left on {costs.usd(made.endpoint_per_month)} a month"
+
+
 def _end(made: Quote) -> tuple[str, str]:
     """Where the budget is too small for the job to be started, that it is; else when the job ends at the latest."""
     if made.short:
         return "budget", f"{costs.usd(made.budget_usd)}, {costs.usd_up(made.short)} too little for it to be started"
-    most = f"{duration(made.max_runtime_seconds)}, {costs.usd(made.usd_at_most)} at most"
+    most = duration(made.max_runtime_seconds) + costs.at_most(made.usd_at_most)
     partly = made.budget_usd and made.money.high is not None and made.money.high > made.budget_usd
     why = " (the budget is below the high end of the quote)" if partly else ""
     if not why and made.max_runtime_seconds < made.seconds[1]:
@@ -119,8 +122,12 @@ def _end(made: Quote) -> tuple[str, str]:
 
 
 def _range(seconds: tuple[float, float]) -> str:
+    if max(seconds) < 1:
+        return "under 1 s"
     low, high = map(duration, seconds)
-    return f"{low} to {high}" if low != high else low if max(seconds) >= 1 else "under 1 s"
+    if low == high:
+        return low
+    return f"up to {high}" if low == duration(0) else f"{low} to {high}"
 
 
 def training_job(made: TrainingJob) -> Card:
