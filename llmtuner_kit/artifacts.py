@@ -134,6 +134,7 @@ def download(workspace: Workspace, settings: DownloadSettings, progress: Progres
         folder = Path(settings.folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         if settings.unpack:
+            packing.remove_abandoned(folder / job_name)  # first: it may be the room that is needed
             _require_room(folder / link.file_name, link.bytes)
         archive = _fetch(workspace, job_name, folder / link.file_name, progress)
         made = _opened(made, archive, folder / job_name) if settings.unpack else _listed(made, archive)

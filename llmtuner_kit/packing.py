@@ -6,10 +6,13 @@ written: links, devices, names that leave the folder, pickles and bombs are refu
 
 from __future__ import annotations
 
+import fcntl
+import glob
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -29,6 +32,7 @@ MOST_MEMBERS = 2_000
 MOST_BYTES = 400 * 10**9
 BEST_RATIO = 30
 SMALL_BYTES = 100 * 10**6  # below, no ratio is looked at
+_UNPACKING = ".unpacking"
 PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib")
 
 
@@ -79,7 +83,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack into a fresh folder that takes its name at the end. Raises IntegrityError for what must not be unpacked."""
     most = _most_bytes(archive)
     free = shutil.disk_usage(folder.parent).free
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+    with tempfile.TemporaryDirectory(_UNPACKING, f".{folder.name}-", folder.parent) as work, _lock(Path(work)):
         with members(archive) as opened:
             size = 0
             for count, item in enumerate(opened, 1):
@@ -99,6 +103,31 @@ def unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         Path(work).rename(folder)
         Path(work).mkdir()  # TemporaryDirectory removes it again
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes have unpacked for a folder; what another one is unpacking now is left alone."""
+    for work in folder.parent.glob(f".{glob.escape(folder.name)}-*{_UNPACKING}"):
+        with _lock(work) as abandoned:
+            if abandoned:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Lock a folder until the end, that of the process at the latest; False where it cannot be locked.
+
+    Another one holds it, has just renamed it or is another user, or the file system has no locks.
+    """
+    with ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = True
+        except OSError:
+            is_locked = False
+        yield is_locked
 
 
 def _check(archive: Path, item: tarfile.TarInfo) -> None:

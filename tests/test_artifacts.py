@@ -6,6 +6,9 @@ import hashlib
 import io
 import json
 import random
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -145,6 +148,37 @@ def test_whole_archive_unpacks_and_verifies(tmp_path: Path) -> None:
     packing.unpack(archive, tmp_path / "model")
     assert artifacts.verify(tmp_path / "model")["files"]
     assert (tmp_path / "model" / "a" / "b.txt").read_bytes() == b"good"
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from llmtuner_kit import packing
+def extract(opened, item, work, filter):
+    if item.name == "b":
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path(work, item.name).write_bytes(opened.extractfile(item).read())
+    print("one", flush=True)
+packing._TarFile.extract = extract
+packing.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_what_a_killed_process_has_unpacked_is_removed_and_what_a_living_one_unpacks_is_not(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.tar.gz", ("a", b"good"), ("b", b"good"))
+    command = [sys.executable, "-c", _KILLED, str(archive), str(tmp_path / "model")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"one\n"
+        packing.remove_abandoned(tmp_path / "model")
+        assert list(tmp_path.glob(".model-*/a"))
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    packing.remove_abandoned(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == [archive]
+    packing.unpack(archive, tmp_path / "model")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar.gz", "model"}
 
 
 def test_the_empty_archive_of_a_stopped_job_is_nothing_to_download_or_deploy(
