@@ -74,7 +74,9 @@ class PrepareSettings(NetworkSettings):
         "", description="column or key with the question or task; where files differ, several with commas between"
     )
     input_column: str = Field("", description="column or key with the text that the question is about, or several")
-    output_column: str = Field("", description="column or key with the answer to learn, or several")
+    output_column: str = Field(
+        "", description="column or key with the answer to learn, or several; of a WhatsApp chat the name of who answers"
+    )
     instruction_template: Text = Field("", description="instruction of every row, {column} for what the row has there")
     input_template: Text = Field("", description="input of every row, made from columns in the same way")
     output_template: Text = Field("", description="answer of every row, made from columns in the same way")

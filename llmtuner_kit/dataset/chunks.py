@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtuner_kit.dataset import characters, kinds, lines, page_ranges, shapes, tables, templates
+from llmtuner_kit.dataset import characters, chats, kinds, lines, page_ranges, shapes, tables, templates
 from llmtuner_kit.dataset.page_ranges import PageRange
 from llmtuner_kit.dataset.records import Record, Stretch
 from llmtuner_kit.dataset.shapes import ColumnMapping, NoColumnError
@@ -119,6 +119,10 @@ class Plan:
             yield Chunk(0, index, source.name, "", records=(record,))
             return
         encoding = self.encoding_of(index, source)
+        may_be_chat = source.kind == "text" and self.settings.shape in ("auto", "chat-export")
+        if may_be_chat and (names := chats.names_in(source.path, encoding)):
+            yield from self._of_chat(index, source, encoding, names)
+            return
         if source.kind in kinds.DOCUMENTS:
             self.note_columns(index, OF_DOCUMENTS)
             if source.kind == "text" and source.size > CHUNK_BYTES:
@@ -133,6 +137,14 @@ class Plan:
             return
         for batch in _batches(records):
             yield Chunk(0, index, source.name, source.kind, encoding, records=batch, told=told)
+
+    def _of_chat(self, index: int, source: Source, encoding: str, names: Sequence[str]) -> Iterator[Chunk]:
+        answering = chats.answering(source.name, names, self.settings)
+        self.named = True
+        self.note_columns(index, ())
+        _require_no_templates(source, Templates.of(self.settings))
+        for batch in _batches(chats.read(source.path, source.name, encoding, answering)):
+            yield Chunk(0, index, source.name, "chat", encoding, records=batch, told=chats.MAPPING)
 
     def encoding_of(self, index: int, source: Source) -> str:
         """The encoding of a text file, empty for other kinds; noted in `encodings`."""
@@ -241,18 +253,24 @@ def _told(
         shapes.check_columns(source.name, keys, told)
         return told
     found = [mapping for row in rows if (mapping := shapes.recognise(tuple(row), settings.shape))]
-    if any(mapping.messages for mapping in found) and (used := wording.given().keys() - {"system"}):
-        raise DataError(
-            f"{source.name} holds conversations, which have no {' and '.join(sorted(used))} to be made by a template.",
-            valid="system_template, for the message before every conversation",
-            fix="leave the other templates empty",
-        )
+    if any(mapping.messages for mapping in found):
+        _require_no_templates(source, wording)
     if found:
         return None
     if wording.output:
         # The answer is made by the template; what is asked by a template or by a column that is named.
         return ColumnMapping("columns", settings.instruction_column, settings.input_column, told=True)
     raise shapes.unknown(source.name, rows, settings)
+
+
+def _require_no_templates(source: Source, wording: Templates) -> None:
+    """Raises DataError where templates would word what a conversation does not have."""
+    if used := wording.given().keys() - {"system"}:
+        raise DataError(
+            f"{source.name} holds conversations, which have no {' and '.join(sorted(used))} to be made by a template.",
+            valid="system_template, for the message before every conversation",
+            fix="leave the other templates empty",
+        )
 
 
 def _batches(records: Iterator[Record]) -> Iterator[tuple[Record, ...]]:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmtuner_kit import runs
-from llmtuner_kit.dataset import chunks, expand, kinds, quotes, shapes, sources, tables, templates
+from llmtuner_kit.dataset import chats, chunks, expand, kinds, quotes, shapes, sources, tables, templates
 from llmtuner_kit.dataset.chunks import Chunk, Plan, Source
 from llmtuner_kit.dataset.drafts import drafts_of
 from llmtuner_kit.dataset.records import Record
@@ -135,7 +135,8 @@ class Preview:
         if item.size > WHOLE_BYTES and not _by_lines(item.name):
             return PreviewedFile(item.name, kind, item.size, problem="too large to be shown before it is prepared")
         if kind in kinds.DOCUMENTS:
-            settings = PrepareSettings(**settings.model_dump(include=_OF_DOCUMENTS))
+            told = {"output_column"} if kind == "text" else set()  # who answers in a chat
+            settings = PrepareSettings(**settings.model_dump(include=_OF_DOCUMENTS | told))
         key = (item.key, item.etag, settings, elsewhere)
         if key not in self._shown:
             self._shown[key] = read(item.name, self._head(listing.bucket, item), item.size, settings, elsewhere)
@@ -212,6 +213,8 @@ def read(
         try:
             head = head if is_book else _head(plain[0], settings)
             columns = _names(head)
+            if kind == "text" and plain[0].kind == "text":
+                columns = tuple(chats.names_in(plain[0].path, Plan(plain, settings).encoding_of(0, plain[0])))
             found = (
                 [chunks.of_records(plain[0], head, settings, elsewhere)]
                 if is_book
