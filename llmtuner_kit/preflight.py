@@ -150,8 +150,8 @@ def _machine(workspace: Workspace, model: catalog.BaseModel) -> list[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     text = (
         f"target {target} trains {model.title} {where}: its weights alone "
-        f"take {2 * model.parameters / 1e9:.1f} of {memory:.1f} GB of memory, as method qlora needs a GPU, and a step takes "
-        "minutes"
+        f"take {2 * model.parameters / 1e9:.1f} of {memory:.1f} GB of memory, and a step takes minutes; method qlora is "
+        "refused"
     )
     fix = f"to rehearse, set model_id to {base_models.DEFAULT!r}; to train this model, set target to 'aws'"
     return [Finding("this machine", "warning", text, fix)]
