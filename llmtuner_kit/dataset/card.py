@@ -18,7 +18,7 @@ from llmtuner_kit.run_settings import RunSettings
 from llmtuner_kit.settings import PrepareSettings
 
 # Counted up whenever the same files and settings would give other bytes than before.
-FORMAT = 5
+FORMAT = 6
 FILES = (
     "train.jsonl", "validation.jsonl", "test.jsonl", "rejected.jsonl", "duplicates.jsonl", "findings.jsonl",
     "report.json",
