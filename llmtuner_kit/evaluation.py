@@ -25,6 +25,7 @@ RESAMPLES = 2000
 MOST_RESAMPLED = 1000  # rows; with more the mean is as good as normal, and resampling them takes minutes
 FEWEST_FOR_A_VERDICT = 6
 ASKED_AT_ONCE = 4
+_ALIKE = 50  # held-out rows that must agree on a system message
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,14 @@ def prompt_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
         return row["messages"][:last], row["messages"][last]["content"]
     asked = inference.user_message(row["instruction"], row.get("input", ""))
     return [{"role": "user", "content": asked}], row["output"]
+
+
+def system_message(workspace: Workspace, run_name: str) -> str:
+    """The system message that all held-out rows of the run's dataset begin with; empty where they differ or have none."""
+    rows = test_rows(workspace, run_name, _ALIKE)
+    first = {tuple(row["messages"][0].items()) if "messages" in row else () for row in rows}
+    message = dict(first.pop()) if len(first) == 1 else {}
+    return str(message["content"]) if message.get("role") == "system" else ""
 
 
 def keep_votes(workspace: Workspace, run_name: str, votes: list[str]) -> None:

@@ -80,7 +80,8 @@ def body(
     parameters: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if temperature > 0:
         parameters |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
-    made = {"inputs": messages[-1]["content"], "parameters": parameters}
+    # More than a question goes as messages: the server writes them out with their speakers, as training did.
+    made = {"inputs": messages[0]["content"] if len(messages) == 1 else messages, "parameters": parameters}
     if model:
         made["model"] = model
     return made | {"stream": True} if stream else made

@@ -109,6 +109,8 @@ def test_decoder_models_get_messages_and_encoder_decoders_get_inputs() -> None:
     assert (chat["max_tokens"], chat["model"], chat["stream"], chat["temperature"]) == (7, "base", True, 0.0)
     plain = inference.body("Hello", "seq2seq", max_new_tokens=7)
     assert plain == {"inputs": "Hello", "parameters": {"max_new_tokens": 7}}
+    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+    assert inference.body(talk, "seq2seq")["inputs"] == talk
 
 
 def test_request_over_the_limit_is_refused_before_it_is_sent() -> None:
@@ -124,10 +126,39 @@ def test_a_held_out_question_is_asked_with_all_that_stood_before_it(monkeypatch:
     monkeypatch.setattr(inference, "require_serving", lambda *_: None)
     monkeypatch.setattr(inference, "stream", lambda _, __, prompt, **___: seen.append(prompt) or iter("ab"))
     workspace: Any = None
-    for settings in (InvokeSettings(), InvokeSettings(prompt="Why?")):
+    own, foreign = InvokeSettings(prompt="Why?"), InvokeSettings(prompt="Why?", endpoint_name="another")
+    for settings, told in (
+        (InvokeSettings(), "user"),
+        (own, "Why? (after the dataset's system message)"),
+        (foreign, "Why?"),
+    ):
         pieces, asked = endings.answer(workspace, settings)
-        assert [*pieces, asked] == ["a", "b", settings.prompt or "user"]
-    assert seen == [talk[:2], "Why?"]
+        assert [*pieces, asked] == ["a", "b", told]
+    assert seen == [talk[:2], [talk[0], {"role": "user", "content": "Why?"}], "Why?"]
+
+
+@pytest.mark.parametrize(
+    ("firsts", "expected"),
+    [
+        ([("system", "Be kind."), ("system", "Be kind.")], "Be kind."),
+        ([("system", "Be kind."), ("system", "Be brief.")], ""),
+        ([("system", "Be kind."), ("user", "Hello")], ""),
+        ([("user", "Hello"), ("user", "Hello")], ""),
+        ([("system", "Be kind."), None], ""),
+        ([None, None], ""),
+        ([], ""),
+    ],
+)
+def test_a_system_message_is_the_datasets_where_all_rows_have_it(
+    monkeypatch: pytest.MonkeyPatch, firsts: list[tuple[str, str] | None], expected: str
+) -> None:
+    rows = [
+        {"messages": [{"role": first[0], "content": first[1]}]} if first else {"instruction": "a", "output": "b"}
+        for first in firsts
+    ]
+    monkeypatch.setattr(evaluation, "test_rows", lambda *_: rows)
+    workspace: Any = None
+    assert evaluation.system_message(workspace, "run") == expected
 
 
 def test_answers_of_both_styles_are_read() -> None:

@@ -109,10 +109,15 @@ def held_out(made: HeldOut, *, named: bool = False) -> Card:
 def answer(workspace: Workspace, settings: InvokeSettings) -> tuple[Iterator[str], str]:
     """(the answer in pieces, what is asked): the prompt of the settings, else a held-out row as it was trained on.
 
-    Raises SettingsError when there is neither.
+    Where all rows of the run's dataset have one system message, the prompt comes after it, as their questions did. Raises
+    SettingsError when there is neither.
     """
     if settings.prompt:
-        return _pieces(workspace, settings, settings.prompt), settings.prompt
+        system = "" if settings.endpoint_name else evaluation.system_message(workspace, settings.run_name)
+        if not system:
+            return _pieces(workspace, settings, settings.prompt), settings.prompt
+        asked = [{"role": "system", "content": system}, {"role": "user", "content": settings.prompt}]
+        return _pieces(workspace, settings, asked), f"{settings.prompt} (after the dataset's system message)"
     rows = evaluation.test_rows(workspace, settings.run_name, 1)
     if not rows:
         raise SettingsError("prompt is empty, and the run's dataset has no held-out rows.", fix="set prompt")
