@@ -12,6 +12,7 @@ import math
 import random
 import re
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -195,7 +196,7 @@ def spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return rows[:: max(1, len(rows) // max(1, count))][:count]
 
 
-def prompt_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
+def prompt_of(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str]:
     """(messages before the last answer, the last answer) of a dataset row."""
     if "messages" in row:
         last = max(n for n, item in enumerate(row["messages"]) if item["role"] == "assistant")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,18 @@ def test_the_preview_reads_the_record_once_too(workspace: Workspace, reads: list
     for change in ({}, {"leave_out": "*.md"}, {"output_template": "Answer: {answer}"}, {"shape": "question-answer"}):
         assert "It is." in repr(look(asked.model_copy(update=change)))
     assert reads == ["bare"]
+
+
+def test_a_conversation_is_previewed_in_the_order_it_was_held_in(workspace: Workspace, tmp_path: Path) -> None:
+    turns = [("user", "Is it on?"), ("assistant", "It is."), ("user", "And now?"), ("assistant", "Off.")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (tmp_path / "talk.jsonl").write_text(f"{json.dumps(row)}\n")
+    runs.open_run(workspace, "bare", create=True)
+    uploads.upload(workspace, settings.UploadSettings(user_id=workspace.user_id, source=str(tmp_path / "talk.jsonl")))
+    asked = settings.PrepareSettings(user_id=workspace.user_id, run_name="bare")
+    seen = repr(preparation.first_rows()(asked))
+    places = [seen.index(part) for part in ("user: Is it on?", "Off.", "assistant: It is.", "user: And now?")]
+    assert places == sorted(places)  # the last answer stands beside the first line
 
 
 def test_a_base_model_says_where_it_can_be_trained() -> None:

@@ -10,6 +10,7 @@ from llmtuner_kit.dataset import Prepared, Report, preview, quotes
 from llmtuner_kit.dataset.preview import PreviewedFile
 from llmtuner_kit.dataset.quotes import JobQuote
 from llmtuner_kit.dataset.report import FindingCount
+from llmtuner_kit.evaluation import prompt_of
 from llmtuner_kit.faces import standing
 from llmtuner_kit.faces.cards import Card
 from llmtuner_kit.faces.charts import Bars, Chart
@@ -105,8 +106,8 @@ def _place(file: PreviewedFile, row: preview.PreviewedRow) -> str:
 
 def _parts(row: Mapping[str, Any]) -> tuple[str, str, str]:
     if "messages" in row:
-        asked = "\n".join(f"{m['role']}: {m['content']}" for m in row["messages"] if m["role"] != "assistant")
-        answer = "\n".join(m["content"] for m in row["messages"] if m["role"] == "assistant")
+        before, answer = prompt_of(row)
+        asked = "\n".join(f"{message['role']}: {message['content']}" for message in before)
         return shortened(asked, _PREVIEW), "", shortened(answer, _PREVIEW)
     asked, context, answer = (shortened(row[part], _PREVIEW) for part in ("instruction", "input", "output"))
     return asked, context, answer
