@@ -206,7 +206,7 @@ def prompt_of(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str]:
 
 
 def system_message(workspace: Workspace, run_name: str) -> str:
-    """The system message that all held-out rows of the run's dataset begin with; empty where they differ or have none."""
+    """The system message that held-out rows from all over the run's dataset begin with; empty where they do not agree."""
     rows = test_rows(workspace, run_name, _ALIKE)
     first = {tuple(row["messages"][0].items()) if "messages" in row else () for row in rows}
     message = dict(first.pop()) if len(first) == 1 else {}

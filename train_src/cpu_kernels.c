@@ -278,29 +278,28 @@ typedef struct {
 } Heads;
 
 typedef struct {
-    long heads, key_heads, size, tokens, shared, documents;
-    const long *ends; /* of the documents; the first is the shared prefix, where there is one */
-    float scale;
-} Attention;
+    const long *ends; /* the first is that of the shared prefix, where there is one */
+    long count, shared;
+} Documents;
 
 typedef struct {
     long first, count, prefix, keys, width;
 } Document;
 
-static Document document_at(const Attention *attention, long number) {
+static Document document_at(const Documents *all, long number) {
     Document own;
-    own.first = number ? attention->ends[number - 1] : 0;
-    own.count = attention->ends[number] - own.first;
-    own.prefix = number ? attention->shared : 0;
+    own.first = number ? all->ends[number - 1] : 0;
+    own.count = all->ends[number] - own.first;
+    own.prefix = number ? all->shared : 0;
     own.keys = own.prefix + own.count;
     own.width = up_to_lanes(own.keys);
     return own;
 }
 
-static long longest(const Attention *attention) {
+static long longest(const Documents *all) {
     long most = 0;
-    for (long number = 0; number < attention->documents; number++) {
-        Document own = document_at(attention, number);
+    for (long number = 0; number < all->count; number++) {
+        Document own = document_at(all, number);
         most = own.width > most ? own.width : most;
     }
     return most;
@@ -336,16 +335,16 @@ void attend(
     long v_token, long v_head, bf16 *output, float *logs, const long *ends, long documents, long shared, long heads,
     long key_heads, long size, long tokens, float scale, int threads
 ) {
-    Attention attention = {heads, key_heads, size, tokens, shared, documents, ends, scale};
-    Heads queries = {query, q_token, q_head}, keys = {key, k_token, k_head}, values = {value, v_token, v_head};
-    long most = longest(&attention), group = heads / key_heads;
+    Documents packed = {ends, documents, shared};
+    Heads keys = {key, k_token, k_head}, values = {value, v_token, v_head};
+    long most = longest(&packed), group = heads / key_heads;
 #pragma omp parallel num_threads(threads)
     {
         bf16 *turned = reserve(2 * most * size), *rows = reserve(2 * most * size), *weights = reserve(2 * most * QUERIES);
         float *scores = reserve(4 * most * QUERIES), *found = reserve(4 * size * QUERIES);
 #pragma omp for schedule(dynamic, 1)
         for (long item = 0; item < documents * key_heads; item++) {
-            Document own = document_at(&attention, item / key_heads);
+            Document own = document_at(&packed, item / key_heads);
             Rows key_rows = keys_of(&keys, item % key_heads, &own), value_rows = keys_of(&values, item % key_heads, &own);
             pack_turned(turned, &key_rows, size, own.width);
             pack_paired(rows, &value_rows, size, own.width);
@@ -353,7 +352,7 @@ void attend(
                 for (long start = 0; start < own.count; start += QUERIES) {
                     long count = own.count - start < QUERIES ? own.count - start : QUERIES;
                     long width = up_to_lanes(own.prefix + start + count), first = own.first + start;
-                    const bf16 *from = queries.at + head * q_head + first * q_token;
+                    const bf16 *from = query + head * q_head + first * q_token;
                     float sums[QUERIES], largest;
                     product(from, q_token, 2, turned, own.width, size / 2, scores, most, count, width, 0);
                     for (long i = 0; i < count; i++) {
@@ -412,9 +411,9 @@ void attend_backward(
     bf16 *d_value, const long *ends, long documents, long shared, long heads, long key_heads, long size, long tokens,
     float scale, int threads
 ) {
-    Attention attention = {heads, key_heads, size, tokens, shared, documents, ends, scale};
+    Documents packed = {ends, documents, shared};
     Heads keys = {key, k_token, k_head}, values = {value, v_token, v_head};
-    long most = longest(&attention), group = heads / key_heads, all = heads * size, part = shared * size;
+    long most = longest(&packed), group = heads / key_heads, all = heads * size, part = shared * size;
     /* Of the prefix: what each document adds to the gradients of its keys and of its values. */
     float *prefixes = reserve(4 * (documents * key_heads * 2 * part + LANES));
 #pragma omp parallel num_threads(threads)
@@ -427,7 +426,7 @@ void attend_backward(
         float *found = reserve(4 * size * QUERIES), *d_keys = reserve(4 * most * size), *d_values = reserve(4 * most * size);
 #pragma omp for schedule(dynamic, 1)
         for (long item = 0; item < documents * key_heads; item++) {
-            Document own = document_at(&attention, item / key_heads);
+            Document own = document_at(&packed, item / key_heads);
             long key_head = item % key_heads;
             Rows key_rows = keys_of(&keys, key_head, &own), value_rows = keys_of(&values, key_head, &own);
             pack_turned(turned_keys, &key_rows, size, own.width);
@@ -500,7 +499,8 @@ void attend_backward(
 
 /* ---- the feed-forward block ---- */
 
-/* A gated block's matrices; lows is (rows, 2 rank), d_low (rows, rank), the paired ones (rank / 2, width). */
+/* A gated block's matrices; lows is (rows, 2 rank), b_gate and b_up (width, rank). On the way back also d_low (rows, rank)
+ * and a_down (rank, width). Once paired, the adapters' are (rank / 2, width). */
 typedef struct {
     const bf16 *gate, *up, *lows, *b_gate, *b_up, *d_low, *a_down;
     bf16 *inner, *d_gate, *d_up;
@@ -549,46 +549,48 @@ INLINE void swiglu_backward_rows(const int m, const Block *block, long row) {
     }
 }
 
+INLINE void block_rows(const int m, const Block *block, long row) {
+    if (block->a_down)
+        swiglu_backward_rows(m, block, row);
+    else
+        swiglu_rows(m, block, row);
+}
+
+/* Both ways; the adapters' matrices come as they are and are paired here. */
+static void run_block(Block block, long rows, int threads) {
+    long width = block.width, rank = block.rank, bytes = 2 * rank * width;
+    bf16 *gate = reserve(bytes), *up = reserve(bytes), *down = block.a_down ? reserve(bytes) : NULL;
+    Rows gates = {block.b_gate, block.b_gate, 0, width, rank}, ups = {block.b_up, block.b_up, 0, width, rank};
+    pack_turned(gate, &gates, rank, width);
+    pack_turned(up, &ups, rank, width);
+    if (down) {
+        Rows downs = {block.a_down, block.a_down, 0, rank, width};
+        pack_paired(down, &downs, width, rank);
+    }
+    block.b_gate = gate, block.b_up = up, block.a_down = down;
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < rows; row += ROWS) {
+        if (rows - row >= ROWS)
+            block_rows(ROWS, &block, row);
+        else
+            for (long own = row; own < rows; own++)
+                block_rows(1, &block, own);
+    }
+    free(gate), free(up), free(down);
+}
+
 void swiglu(
     const bf16 *gate, const bf16 *up, const bf16 *lows, const bf16 *b_gate, const bf16 *b_up, bf16 *inner, long rows,
     long width, long rank, int threads
 ) {
-    bf16 *packed_gate = reserve(2 * rank * width), *packed_up = reserve(2 * rank * width);
-    Rows gates = {b_gate, b_gate, 0, width, rank}, ups = {b_up, b_up, 0, width, rank};
-    pack_turned(packed_gate, &gates, rank, width);
-    pack_turned(packed_up, &ups, rank, width);
-    Block block = {gate, up, lows, packed_gate, packed_up, NULL, NULL, inner, NULL, NULL, width, rank};
-#pragma omp parallel for num_threads(threads)
-    for (long row = 0; row < rows; row += ROWS) {
-        if (rows - row >= ROWS)
-            swiglu_rows(ROWS, &block, row);
-        else
-            for (long own = row; own < rows; own++)
-                swiglu_rows(1, &block, own);
-    }
-    free(packed_gate), free(packed_up);
+    run_block((Block){gate, up, lows, b_gate, b_up, NULL, NULL, inner, NULL, NULL, width, rank}, rows, threads);
 }
 
 void swiglu_backward(
     const bf16 *gate, const bf16 *up, const bf16 *lows, const bf16 *b_gate, const bf16 *b_up, const bf16 *d_low,
     const bf16 *a_down, bf16 *inner, bf16 *d_gate, bf16 *d_up, long rows, long width, long rank, int threads
 ) {
-    bf16 *packed_gate = reserve(2 * rank * width), *packed_up = reserve(2 * rank * width);
-    bf16 *packed_down = reserve(2 * rank * width);
-    Rows gates = {b_gate, b_gate, 0, width, rank}, ups = {b_up, b_up, 0, width, rank}, down = {a_down, a_down, 0, rank, width};
-    pack_turned(packed_gate, &gates, rank, width);
-    pack_turned(packed_up, &ups, rank, width);
-    pack_paired(packed_down, &down, width, rank);
-    Block block = {gate, up, lows, packed_gate, packed_up, d_low, packed_down, inner, d_gate, d_up, width, rank};
-#pragma omp parallel for num_threads(threads)
-    for (long row = 0; row < rows; row += ROWS) {
-        if (rows - row >= ROWS)
-            swiglu_backward_rows(ROWS, &block, row);
-        else
-            for (long own = row; own < rows; own++)
-                swiglu_backward_rows(1, &block, own);
-    }
-    free(packed_gate), free(packed_up), free(packed_down);
+    run_block((Block){gate, up, lows, b_gate, b_up, d_low, a_down, inner, d_gate, d_up, width, rank}, rows, threads);
 }
 
 /* ---- the head ---- */
